@@ -1,0 +1,21 @@
+"""Feed-forward neural nets on MNIST with PyTorch Lightning."""
+
+from typing import TYPE_CHECKING, Any
+
+if TYPE_CHECKING:
+    from fnn_lightning.lit_module import FNNLitModule
+    from fnn_lightning.mnist import MNISTDataModule
+    from fnn_lightning.network import FNN
+
+__version__ = "0.1.0"
+__all__ = ["FNN", "FNNLitModule", "MNISTDataModule", "__version__"]
+
+
+def __getattr__(name: str) -> Any:
+    # Importing torch takes seconds, and `--version` needs none of it: classes load when first used.
+    modules = {"FNN": "network", "FNNLitModule": "lit_module", "MNISTDataModule": "mnist"}
+    if name not in modules:
+        raise AttributeError(f"module {__name__!r} has no attribute {name!r}")
+    from importlib import import_module
+
+    return getattr(import_module(f"{__name__}.{modules[name]}"), name)

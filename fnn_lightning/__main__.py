@@ -1,0 +1,4 @@
+from fnn_lightning.cli import main
+
+if __name__ == "__main__":  # a process started by "spawn" imports this file too
+    main()

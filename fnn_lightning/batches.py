@@ -1,0 +1,106 @@
+"""Serves batches straight from tensors in memory: one index, no Python per image."""
+
+from collections.abc import Iterator
+from typing import Any
+
+import numpy as np
+import torch
+from torch import Tensor
+from torch.utils.data import Sampler
+
+
+class EpochSampler(Sampler[int]):
+    """Every index once, in an order that is a function of (seed, epoch) alone.
+
+    Lightning calls `set_epoch` before every epoch, as it does for PyTorch's own samplers.
+
+    Args:
+        size: Number of indices.
+        seed: Seed of the order. Epoch 1 of seed 0 is unrelated to epoch 0 of seed 1.
+    """
+
+    def __init__(self, size: int, seed: int) -> None:
+        self.size = size
+        self.seed = seed
+        self.epoch = 0
+
+    def set_epoch(self, epoch: int) -> None:
+        """Choose the epoch whose order comes next, counted from 0."""
+        self.epoch = epoch
+
+    def order(self) -> Tensor:
+        """Return the epoch's permutation, `int64` of shape `(size,)`."""
+        seed = np.random.SeedSequence((self.seed, self.epoch)).generate_state(1, np.uint64)
+        return torch.randperm(self.size, generator=torch.Generator().manual_seed(int(seed[0])))
+
+    def __len__(self) -> int:
+        return self.size
+
+    def __iter__(self) -> Iterator[int]:
+        return iter(self.order().tolist())
+
+
+class BatchSource:
+    """An iterable of (images, labels), as the Trainer takes it in place of a `DataLoader`.
+
+    Every process holds all the images and walks through the same global batches; of each it
+    takes every `world_size`-th image from its `rank` on. An epoch's incomplete last batch is kept.
+
+    Args:
+        images: `uint8` of shape `(N, 28, 28)`.
+        labels: `int64` of shape `(N,)`.
+        indices: The images to serve, `int64` of shape `(M,)`.
+        batch_size: Size of the global batch, over all processes.
+        shuffle_seed: Seed of the order, new in every epoch; in order if not given.
+        rank: Number of this process.
+        world_size: Number of processes.
+    """
+
+    def __init__(
+        self,
+        images: Tensor,
+        labels: Tensor,
+        indices: Tensor,
+        *,
+        batch_size: int,
+        shuffle_seed: int | None = None,
+        rank: int = 0,
+        world_size: int = 1,
+    ) -> None:
+        self.images = images
+        self.labels = labels
+        self.batch_size = batch_size
+        self.indices = indices
+        self.rank = rank
+        self.world_size = world_size
+        if shuffle_seed is not None:
+            # Where the Trainer finds `set_epoch`. A source without a sampler is in order to it.
+            self.sampler = EpochSampler(len(indices), shuffle_seed)
+        self.position = 0
+        """Number of batches served in this epoch."""
+        self._start = 0
+
+    def __len__(self) -> int:
+        """Return the number of batches in an epoch."""
+        return -(-len(self.indices) // self.batch_size)
+
+    def __iter__(self) -> Iterator[tuple[Tensor, Tensor]]:
+        """Yield this process's share of every batch.
+
+        Yields:
+            Images, `uint8` of shape `(B, 28, 28)`, and labels, `int64` of shape `(B,)`.
+        """
+        self.position, self._start = self._start, 0
+        order = self.indices[self.sampler.order()] if hasattr(self, "sampler") else self.indices
+        for start in range(self.position * self.batch_size, len(order), self.batch_size):
+            batch = order[start : start + self.batch_size][self.rank :: self.world_size]
+            self.position += 1
+            yield self.images[batch], self.labels[batch]
+
+    def state_dict(self) -> dict[str, Any]:
+        """Return the position in the epoch, for the Trainer's checkpoints."""
+        return {"position": self.position % len(self)}
+
+    def load_state_dict(self, state: dict[str, Any]) -> None:
+        """Let the next iteration begin at a saved position."""
+        self._start = state["position"]

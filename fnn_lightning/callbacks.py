@@ -1,0 +1,215 @@
+"""What a run keeps and shows: checkpoints, early stopping, lines in the terminal."""
+
+import math
+import os
+from typing import Any, Literal
+
+from lightning.pytorch import LightningModule, Trainer, callbacks
+from torch import nn
+from tqdm import tqdm
+
+from fnn_lightning.errors import InputError
+from fnn_lightning.lit_module import CLASSES, FNNLitModule
+
+Metric = Literal["val/acc", "val/loss", "train/acc", "train/loss"]
+Mode = Literal["min", "max"]
+
+
+def better_when(metric: str) -> Mode:
+    """Tell whether a metric, by its name, is the better the lower (a loss) or the higher it is."""
+    return "min" if metric.endswith("loss") else "max"
+
+
+class Checkpoint(callbacks.Checkpoint):
+    """Keeps `last.ckpt`, always the newest step, and beside it `best.ckpt`, if a metric is monitored.
+
+    Both lie in `checkpoints/` of the run's folder. `last.ckpt` is written after every validation,
+    at the end of every epoch and at the end of training, whatever the monitored metric did;
+    Lightning's `ModelCheckpoint` writes it only together with a new best one (Lightning issue 5030).
+
+    Args:
+        monitor: Name of a logged metric. The checkpoint with its best value is kept as
+            `best.ckpt`.
+        mode: Whether the lowest or the highest value is the best; by default the lowest of a
+            metric whose name ends in `loss` and the highest of any other.
+        every_n_steps: Number of optimiser steps between further writes of `last.ckpt`.
+    """
+
+    def __init__(
+        self,
+        monitor: Metric | None = None,
+        mode: Mode | None = None,
+        every_n_steps: int | None = None,
+    ) -> None:
+        if every_n_steps is not None and every_n_steps < 1:
+            raise InputError(f"Expected `every_n_steps` to be 1 or more, but got {every_n_steps}")
+        self.monitor = monitor
+        self.mode = mode or better_when(monitor or "")
+        self.every_n_steps = every_n_steps
+        self.best_score: float | None = None
+        self.best_model_path = ""
+        self.last_model_path = ""
+        self._saved_step = 0
+
+    def setup(self, trainer: Trainer, pl_module: LightningModule, stage: str) -> None:
+        if stage == "fit":
+            self.folder = os.path.join(trainer.log_dir or trainer.default_root_dir, "checkpoints")
+
+    def on_train_batch_end(self, trainer: Trainer, *_: Any) -> None:
+        if self.every_n_steps and trainer.global_step % self.every_n_steps == 0:
+            self._save_last(trainer)
+
+    def on_validation_end(self, trainer: Trainer, pl_module: LightningModule) -> None:
+        if trainer.state.fn != "fit" or trainer.sanity_checking:
+            return
+        self._save_best(trainer)
+        # At the end of an epoch `on_train_epoch_end` follows at once and saves a state from which
+        # training goes on with the next epoch.
+        if not trainer.is_last_batch:
+            self._save_last(trainer)
+
+    def on_train_epoch_end(self, trainer: Trainer, pl_module: LightningModule) -> None:
+        if self.monitor is not None and not self.monitor.startswith("val/"):
+            self._save_best(trainer)
+        self._save_last(trainer)
+
+    def on_train_end(self, trainer: Trainer, pl_module: LightningModule) -> None:
+        self._save_last(trainer)
+
+    def state_dict(self) -> dict[str, Any]:
+        return {"best_score": self.best_score}
+
+    def load_state_dict(self, state_dict: dict[str, Any]) -> None:
+        self.best_score = state_dict["best_score"]
+
+    def _save_best(self, trainer: Trainer) -> None:
+        if self.monitor is None or trainer.fast_dev_run:
+            return
+        if self.monitor not in trainer.callback_metrics:
+            raise InputError(
+                f"Expected --checkpoint.monitor to be one of "
+                f"{', '.join(sorted(trainer.callback_metrics))}, but got {self.monitor}"
+            )
+        score = float(trainer.callback_metrics[self.monitor])
+        sign = 1 if self.mode == "max" else -1
+        best = -math.inf if self.best_score is None else sign * self.best_score
+        if sign * score > best:
+            self.best_score = score
+            self.best_model_path = self._save(trainer, "best.ckpt")
+
+    def _save_last(self, trainer: Trainer) -> None:
+        if trainer.global_step != self._saved_step and not trainer.fast_dev_run:
+            self.last_model_path = self._save(trainer, "last.ckpt")
+            self._saved_step = trainer.global_step
+
+    def _save(self, trainer: Trainer, name: str) -> str:
+        path = os.path.join(self.folder, name)
+        trainer.save_checkpoint(path, weights_only=False)  # the whole state, to go on from
+        return path
+
+
+class EarlyStopping(callbacks.EarlyStopping):
+    """Lightning's `EarlyStopping`, off unless it is given a patience.
+
+    Args:
+        patience: Number of validations in a row without an improvement after which training
+            stops; never, if not given.
+        monitor: Name of a logged metric.
+        mode: Whether lower or higher is better; by default lower for a metric whose name ends in
+            `loss` and higher for any other.
+        min_delta: The least change that counts as an improvement, in the metric's unit.
+    """
+
+    def __init__(
+        self,
+        patience: int | None = None,
+        monitor: Metric = "val/acc",
+        mode: Mode | None = None,
+        min_delta: float = 0.0,
+    ) -> None:
+        if patience is not None and patience < 0:
+            raise InputError(f"Expected `patience` to be 0 or more, but got {patience}")
+        super().__init__(
+            monitor, min_delta=min_delta, patience=patience or 0, mode=mode or better_when(monitor)
+        )
+        self.enabled = patience is not None
+
+
+class ProgressBar(callbacks.TQDMProgressBar):
+    """Lightning's progress bar, drawn every 20 batches, without the number of the run."""
+
+    def __init__(self) -> None:
+        super().__init__(refresh_rate=20)
+
+    def get_metrics(self, trainer: Trainer, pl_module: LightningModule) -> dict[str, Any]:
+        metrics = super().get_metrics(trainer, pl_module)
+        metrics.pop("v_num", None)
+        return metrics
+
+
+class TerminalReport(callbacks.Callback):
+    """Prints what is trained, a line after every validation, and what `test` and `validate` find."""
+
+    def on_train_start(self, trainer: Trainer, pl_module: LightningModule) -> None:
+        assert isinstance(pl_module, FNNLitModule)
+        linear = [layer for layer in pl_module.network.layers if isinstance(layer, nn.Linear)]
+        widths = [linear[0].in_features, *(layer.out_features for layer in linear)]
+        activation = f" {pl_module.hparams['activation']}" if len(linear) > 1 else ""
+        parameters = sum(parameter.numel() for parameter in pl_module.parameters())
+        optimizer = trainer.optimizers[0]
+        self._print(
+            trainer,
+            f"network    {'–'.join(map(str, widths))}{activation}, {parameters:,} parameters\n"
+            f"optimizer  {type(optimizer).__name__}, learning rate {optimizer.param_groups[0]['lr']:g}\n"
+            f"device     {trainer.world_size} × {pl_module.device.type}, "
+            f"{trainer.num_training_batches:,} batches an epoch",
+        )
+        if getattr(trainer.datamodule, "val_size", None) == 0:
+            self._print(trainer, "validation watches the test set, since val_size is 0; nothing is selected by it")
+
+    def on_validation_end(self, trainer: Trainer, pl_module: LightningModule) -> None:
+        assert isinstance(pl_module, FNNLitModule)
+        if trainer.state.fn == "validate":
+            self._print_counts(trainer, pl_module, "val")
+        elif not trainer.sanity_checking:
+            values = trainer.callback_metrics
+            self._print(
+                trainer,
+                f"step {trainer.global_step:>6,}   "
+                f"train loss {pl_module.loss_since_validation.compute():.4f}   "
+                f"val loss {values['val/loss']:.4f}   val acc {100 * values['val/acc']:.2f} %",
+            )
+
+    def on_test_end(self, trainer: Trainer, pl_module: LightningModule) -> None:
+        self._print_counts(trainer, pl_module, "test")
+
+    def _print_counts(self, trainer: Trainer, pl_module: LightningModule, stage: str) -> None:
+        assert isinstance(pl_module, FNNLitModule)
+        for prefix, (correct, total) in pl_module.counts.items():
+            if prefix.startswith(stage):
+                name = "training set" if prefix.endswith("train_set_") else f"{stage} set"
+                self._print(
+                    trainer,
+                    f"{name}: Got {correct:,} / {total:,} correct ({100 * correct / total:.2f} %)",
+                )
+
+    @staticmethod
+    def _print(trainer: Trainer, text: str) -> None:
+        if trainer.is_global_zero:
+            tqdm.write(text)  # `print` would run into a progress bar
+
+
+class PredictionWriter(callbacks.Callback):
+    """Prints the predictions as CSV: index of the image, digit, probability of each digit."""
+
+    def on_predict_start(self, trainer: Trainer, pl_module: LightningModule) -> None:
+        print("index,digit," + ",".join(f"p{digit}" for digit in range(CLASSES)))
+        self._index = 0
+
+    def on_predict_batch_end(
+        self, trainer: Trainer, pl_module: LightningModule, outputs: Any, *_: Any
+    ) -> None:
+        rows = zip(outputs["digit"].tolist(), outputs["probabilities"].tolist(), strict=True)
+        for digit, probabilities in rows:
+            print(self._index, digit, *(f"{p:.6f}" for p in probabilities), sep=",")
+            self._index += 1

@@ -1,0 +1,309 @@
+"""LightningCLI with this project's defaults, checkpoints and messages."""
+
+import difflib
+import logging
+import os
+import re
+import shlex
+import sys
+import warnings
+from argparse import ArgumentError
+from pathlib import Path
+from typing import Any, Literal
+
+import yaml
+from jsonargparse import Namespace
+from lightning.pytorch import Trainer
+from lightning.pytorch.cli import ArgsType, LightningArgumentParser, LightningCLI
+from lightning.pytorch.loggers import TensorBoardLogger
+
+from fnn_lightning import __version__
+from fnn_lightning.callbacks import (
+    Checkpoint,
+    EarlyStopping,
+    PredictionWriter,
+    ProgressBar,
+    TerminalReport,
+)
+from fnn_lightning.checkpoint import read_checkpoint
+from fnn_lightning.errors import DivergenceError, InputError
+from fnn_lightning.lit_module import SGD, FNNLitModule
+from fnn_lightning.mnist import MNISTDataModule
+
+TRAINER_DEFAULTS = {"max_epochs": 5, "num_sanity_val_steps": 0, "enable_model_summary": False}
+COMMAND = "python -m fnn_lightning"
+
+
+class FNNCLI(LightningCLI):
+    """The subcommands fit, validate, test and predict.
+
+    All but `fit` need a checkpoint and take from it what the network and the data set are; what
+    is said on the command line or in a config file wins over the checkpoint, and that over the
+    defaults.
+
+    Args:
+        words: The command line, without the program's name.
+    """
+
+    def __init__(self, words: list[str]) -> None:
+        quiet_lightning()
+        subcommands = self.subcommands()
+        if words and words[0] not in subcommands and any(word in subcommands for word in words):
+            raise InputError(
+                f"Expected the subcommand before its options, but got {words[0]} first: "
+                f"{COMMAND} {'|'.join(subcommands)} --config FILE"
+            )
+        self.words = words
+        ckpt_path = given(words, "ckpt_path")
+        self.checkpoint = None if ckpt_path is None else read_checkpoint(ckpt_path)
+        quiet = {"exit_on_error": False}  # an error is raised, and `main` prints it
+        super().__init__(
+            FNNLitModule,
+            MNISTDataModule,
+            trainer_defaults=TRAINER_DEFAULTS,
+            seed_everything_default=0,
+            parser_kwargs={
+                **dict.fromkeys(subcommands, quiet),
+                **quiet,
+                "description": "Trains feed-forward neural nets on MNIST.",
+                "version": f"fnn_lightning {__version__}",
+            },
+            args=words,
+            auto_configure_optimizers=False,  # FNNLitModule does it
+            load_from_checkpoint_support=False,  # its arguments are of plain types
+        )
+
+    @staticmethod
+    def subcommands() -> dict[str, set[str]]:
+        # the Trainer's arguments that the methods below set
+        fixed = {"model", "datamodule", "weights_only", "verbose", "return_predictions"}
+        loaders = {"train_dataloaders", "val_dataloaders", "dataloaders"}
+        return {name: fixed | loaders for name in ("fit", "validate", "test", "predict")}
+
+    def fit(self, **kwargs: Any) -> None:
+        try:
+            self.trainer.fit(weights_only=True, **kwargs)
+        except DivergenceError as error:
+            last = getattr(self.trainer.checkpoint_callback, "last_model_path", "")
+            kept = f"the last good checkpoint is {last}" if last else "no checkpoint was saved yet"
+            raise DivergenceError(f"{error}; {kept}. Try a lower learning rate") from None
+
+    def validate(self, **kwargs: Any) -> None:
+        self.trainer.validate(weights_only=True, verbose=False, **kwargs)
+
+    def test(self, **kwargs: Any) -> None:
+        self.trainer.test(weights_only=True, verbose=False, **kwargs)
+
+    def predict(self, **kwargs: Any) -> None:
+        self.trainer.predict(weights_only=True, return_predictions=False, **kwargs)
+
+    def add_default_arguments_to_parser(self, parser: LightningArgumentParser) -> None:
+        parser.add_argument(
+            "--seed_everything",
+            type=int,
+            default=0,
+            help="Seed of everything random: first weights, order of the batches.",
+        )
+
+    def add_arguments_to_parser(self, parser: LightningArgumentParser) -> None:
+        self.options = parser
+        parser.add_optimizer_args()
+        parser.add_lr_scheduler_args()
+        parser.add_class_arguments(Checkpoint, "checkpoint")
+        parser.add_class_arguments(EarlyStopping, "early_stopping")
+        parser.link_arguments("optimizer", "model.optimizer", compute_fn=plain)
+        parser.link_arguments("lr_scheduler", "model.lr_scheduler", compute_fn=plain)
+        parser.link_arguments("seed_everything", "data.seed")
+        if not names_a_class(given(self.words, "optimizer")):
+            # Not a default beside `--optimizer Adam`, which would inherit the learning rate.
+            parser.set_defaults({"optimizer": SGD})
+        if self.checkpoint is not None:
+            self._take_defaults_from_checkpoint(parser)
+
+    def _take_defaults_from_checkpoint(self, parser: LightningArgumentParser) -> None:
+        assert self.checkpoint is not None
+        model = dict(self.checkpoint["hyper_parameters"])
+        data = dict(self.checkpoint.get("datamodule_hyper_parameters", {}))
+        defaults = {"seed_everything": data.pop("seed", 0)}
+        for name in ("optimizer", "lr_scheduler"):
+            config = model.pop(name, None)
+            if config and not names_a_class(given(self.words, name)):
+                defaults[name] = config
+        defaults |= {f"model.{name}": value for name, value in model.items()}
+        defaults |= {f"data.{name}": value for name, value in data.items()}
+        try:
+            parser.set_defaults(defaults)
+        except Exception as error:
+            raise InputError(f"bad: {error}") from error
+
+    def parse_arguments(self, parser: LightningArgumentParser, args: ArgsType) -> None:
+        try:
+            self.config = parser.parse_args(args)
+        except ArgumentError as error:
+            raise InputError(self._explain(str(error))) from None
+        # Taken out of LightningCLI's sight, which would let what the checkpoint stores win over
+        # what the user says; `before_instantiate_classes` puts it back.
+        section = self.config[self.config.subcommand]
+        self._ckpt_path, section.ckpt_path = section.ckpt_path, None
+
+    def before_instantiate_classes(self) -> None:
+        section = self.config[self.subcommand]
+        section.ckpt_path = self._ckpt_path
+        if self.subcommand == "fit":
+            check_nothing_is_selected_by_the_test_set(section)
+        elif self._ckpt_path is None:
+            raise InputError(
+                f"Expected --ckpt_path with a checkpoint of a trained network, but got none: "
+                f"{COMMAND} {self.subcommand} --ckpt_path RUN_FOLDER/checkpoints/last.ckpt"
+            )
+        if self.subcommand != "fit":
+            # The state of what watched the training is of no use here.
+            warnings.filterwarnings("ignore", message="Be aware that when using `ckpt_path`")
+        # Only `fit` makes a run's folder; without a logger there is none.
+        if self.subcommand != "fit" or section.trainer.logger is False:
+            self.save_config_callback = None
+
+    def instantiate_classes(self) -> None:
+        try:
+            super().instantiate_classes()
+        except InputError:
+            raise
+        except (ValueError, TypeError) as error:  # from the Trainer and its plugins
+            raise InputError(str(error)) from error
+        if self.subcommand == "fit":
+            self.model.configure_optimizers()  # fails now, before anything is written
+        if self.checkpoint is not None:
+            try:
+                self.model.load_state_dict(self.checkpoint["state_dict"])
+            except RuntimeError as error:
+                raise InputError(
+                    f"The weights in {self._ckpt_path} do not fit the network: {error}"
+                ) from error
+
+    def instantiate_trainer(self, **kwargs: Any) -> Trainer:
+        section = self.config_init[self.subcommand]
+        config = section.trainer
+        callbacks = [TerminalReport()]
+        fitting = self.subcommand == "fit"
+        if config.enable_progress_bar is None:
+            # in a file, and between the lines of CSV, a progress bar is noise
+            config.enable_progress_bar = sys.stdout.isatty() and self.subcommand != "predict"
+        if config.enable_progress_bar:
+            callbacks.append(ProgressBar())
+        if self.subcommand == "predict":
+            callbacks.append(PredictionWriter())
+        if config.logger in (None, True):
+            config.logger = self._logger(config.default_root_dir)
+        if fitting and section.early_stopping.enabled:
+            callbacks.append(section.early_stopping)
+        if fitting and config.enable_checkpointing is not False and config.logger:
+            callbacks.append(section.checkpoint)
+        else:
+            config.enable_checkpointing = False
+        config.callbacks = [*(config.callbacks or []), *callbacks]
+        return super().instantiate_trainer(**kwargs)
+
+    def _logger(self, root_dir: str | None) -> TensorBoardLogger | Literal[False]:
+        """Open a new run's folder for `fit`, and the folder of the checkpoint's run for the others."""
+        if self.subcommand == "fit":
+            return TensorBoardLogger(root_dir or ".", "lightning_logs", default_hp_metric=False)
+        run = run_folder(self._ckpt_path)
+        return TensorBoardLogger(run.parent, "", run.name, default_hp_metric=False) if run else False
+
+    def after_fit(self) -> None:
+        keeper = self.trainer.checkpoint_callback
+        if not self.trainer.is_global_zero or not isinstance(keeper, Checkpoint):
+            return
+        if keeper.best_model_path:
+            metric, value, path = keeper.monitor, keeper.best_score, keeper.best_model_path
+        else:
+            metric, path = "val/acc", keeper.last_model_path
+            value = self.trainer.callback_metrics.get(metric)
+        path = os.path.relpath(path)
+        if value is not None:
+            best = "best " if keeper.best_model_path else ""
+            figure = f"{100 * value:.2f} %" if str(metric).endswith("acc") else f"{value:.4f}"
+            print(f"result     {best}{metric} {figure}, {self.trainer.global_step:,} steps in all")
+        print(f"checkpoint {path}")
+        print(f"test it    {COMMAND} test --ckpt_path {shlex.quote(path)}")
+        runs = os.path.relpath(os.path.join(self.trainer.log_dir, ".."))
+        print(f"look at it tensorboard --logdir {shlex.quote(runs)}")
+
+    def _explain(self, message: str) -> str:
+        """Say in one line what is wrong with an option, and which one was perhaps meant."""
+        text = " ".join(message.split())
+        text = re.sub(r"typing\.Literal\[(.*?)\]", r"one of \1", text)
+        text = re.sub(r"<class '(?:\w+\.)*(\w+)'>", r"\1", text)
+        unknown = re.search(r"unrecognized arguments: (\S+)", text) or re.search(
+            r"[Kk]ey \"?([\w.]+)\"? is not expected|[Nn]o action for key \"?([\w.]+)", text
+        )
+        if unknown:
+            name = next(group for group in unknown.groups() if group).split("=")[0]
+            known = [key.replace("init_args.", "") for key in self.options.get_defaults().keys()]
+            near = difflib.get_close_matches(name.lstrip("-"), known, n=1, cutoff=0.5)
+            text = f"Unknown option {name}" + (f"; did you mean {near[0]}?" if near else "")
+        return text
+
+
+def check_nothing_is_selected_by_the_test_set(config: Namespace) -> None:
+    """Refuse to pick the best checkpoint, or the end, by a validation that watches the test set."""
+    if config.data.val_size != 0:
+        return
+    scheduler = (config.lr_scheduler or {}).get("init_args") or {}
+    monitors = {
+        "--checkpoint.monitor": config.checkpoint.monitor,
+        "--early_stopping.patience": config.early_stopping.patience is not None
+        and config.early_stopping.monitor,
+        "--lr_scheduler.monitor": scheduler.get("monitor"),
+    }
+    for option, metric in monitors.items():
+        if str(metric).startswith("val/"):
+            raise InputError(
+                f"{option} would select by {metric}, but with val_size 0 validation watches the "
+                "test set, by which nothing may be selected: give --data.val_size 5000, or drop "
+                f"{option}"
+            )
+
+
+def run_folder(ckpt_path: str) -> Path | None:
+    """Return the folder of the run that a checkpoint lies in, if it lies in one."""
+    folder = Path(ckpt_path).absolute().parent
+    run = folder.parent
+    return run if folder.name == "checkpoints" and (run / "config.yaml").is_file() else None
+
+
+def quiet_lightning() -> None:
+    """Silence what Lightning says on every run and does not concern the user."""
+    # hardware found, seeds set, advertisements: TerminalReport prints what matters
+    logging.getLogger("lightning.pytorch.utilities.rank_zero").setLevel(logging.WARNING)
+    logging.getLogger("lightning.fabric.utilities.seed").setLevel(logging.WARNING)
+    # Lightning 2.6.6 calls what torch 2.14 has deprecated
+    warnings.filterwarnings("ignore", message=".*LeafSpec.*is deprecated")
+
+
+def given(words: list[str], option: str) -> Any:
+    """Find what the user says for a top-level option: the last value in words or config files."""
+    value = None
+    for word, following in zip(words, [*words[1:], ""], strict=True):
+        name, equals, rest = word.partition("=")
+        argument = rest if equals else following
+        if name == f"--{option}":
+            value = argument
+        elif name in ("-c", "--config"):
+            try:
+                config = yaml.safe_load(Path(argument).read_text(encoding="utf-8"))
+            except (OSError, ValueError, yaml.YAMLError):
+                continue  # the parser will say what is wrong with it
+            if isinstance(config, dict):
+                value = config.get(option, value)
+    return value
+
+
+def names_a_class(value: Any) -> bool:
+    """Tell whether what is given for an optimiser or a scheduler says which class it is."""
+    return "class_path" in value if isinstance(value, dict) else value is not None
+
+
+def plain(config: Any) -> dict[str, Any] | None:
+    """Turn jsonargparse's namespace of a class and its arguments into a plain dictionary."""
+    return None if config is None else config.as_dict()

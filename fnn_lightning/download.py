@@ -1,0 +1,130 @@
+"""Gets the four MNIST files into a folder, and checks what already lies there."""
+
+import os
+import socket
+import tempfile
+from collections.abc import Iterable, Iterator
+from contextlib import contextmanager
+from http.client import HTTPException
+from pathlib import Path
+from urllib.parse import urlparse
+from urllib.request import url2pathname
+
+from fnn_lightning.errors import InputError
+from fnn_lightning.idx import idx_shape
+
+# name of each uncompressed file, and the number of dimensions of what it holds
+FILES = {
+    "train-images-idx3-ubyte": 3,
+    "train-labels-idx1-ubyte": 1,
+    "t10k-images-idx3-ubyte": 3,
+    "t10k-labels-idx1-ubyte": 1,
+}
+TIMEOUT_SECONDS = 30
+
+
+def raw_dir(data_dir: str) -> Path:
+    """Return the folder of the uncompressed files, the one that torchvision uses too."""
+    return Path(data_dir).expanduser() / "MNIST" / "raw"
+
+
+def fetch_mnist(data_dir: str, mirror: str | None) -> None:
+    """Bring the four MNIST files into `raw_dir(data_dir)`, unless sound ones lie there.
+
+    A file appears under its name only when its archive had the MD5 digest that torchvision knows;
+    a damaged one is replaced. The order in which the sources are tried: archives that lie in the
+    folder already, `mirror`, torchvision's mirrors.
+
+    Args:
+        data_dir: Where the data lives. Made if need be.
+        mirror: Base URL or folder that holds the four `.gz` archives.
+
+    Raises:
+        InputError: If a file is neither there nor to be had, or cannot be written.
+    """
+    folder = raw_dir(data_dir)
+    missing = {name: problem for name in FILES if (problem := _problem(folder / name))}
+    if not missing:
+        return
+
+    from torchvision.datasets import MNIST
+
+    digests = dict(MNIST.resources)
+    sources: list[str | Path] = [_source(mirror)] if mirror else []
+    sources += MNIST.mirrors
+    try:
+        folder.mkdir(parents=True, exist_ok=True)
+        # beside the files' final place, so that the last move is a rename and hence atomic
+        with tempfile.TemporaryDirectory(prefix="download-", dir=folder) as scratch:
+            for name in missing:
+                archive = f"{name}.gz"
+                here = [folder] if (folder / archive).is_file() else []
+                tried = _download(archive, digests[archive], [*here, *sources], scratch)
+                if tried:
+                    raise InputError(
+                        f"MNIST is incomplete: {'; '.join(missing.values())}; tried to get "
+                        f"{archive} from {'; '.join(tried)}. Use --data.mirror with a folder or "
+                        "base URL that holds MNIST's four .gz archives, or train on the embedded "
+                        "digits with --data.dataset digits"
+                    )
+                if (folder / name).is_dir():
+                    raise InputError(f"Expected {folder / name} to be a file, but it is a folder")
+                os.replace(Path(scratch, name), folder / name)
+    except OSError as error:
+        raise InputError(
+            f"Expected `data_dir` to be a folder that can be written, "
+            f"but got {data_dir!r}: {error.strerror}: {error.filename}"
+        ) from error
+
+
+def _problem(path: Path) -> str | None:
+    """Say what is wrong with a file, or None if it is a sound IDX file."""
+    try:
+        idx_shape(path, FILES[path.name])
+    except InputError as error:
+        return str(error)
+    return None
+
+
+def _source(mirror: str) -> str | Path:
+    """Tell a base URL, which then ends in a slash, from a folder."""
+    if mirror.startswith("file://"):
+        return Path(url2pathname(urlparse(mirror).path))
+    return f"{mirror.rstrip('/')}/" if "://" in mirror else Path(mirror).expanduser()
+
+
+def _download(archive: str, md5: str, sources: Iterable[str | Path], folder: str) -> list[str]:
+    """Try the sources in turn; return why each failed, or nothing if one delivered."""
+    from torchvision.datasets.utils import (
+        check_integrity,
+        download_and_extract_archive,
+        extract_archive,
+    )
+
+    failures = []
+    for source in sources:
+        try:
+            if isinstance(source, str):
+                with _socket_timeout():
+                    download_and_extract_archive(source + archive, folder, md5=md5)
+            elif check_integrity(source / archive, md5):
+                extract_archive(source / archive, folder)
+            else:
+                found = (source / archive).exists()
+                raise RuntimeError("the archive is damaged" if found else "no such archive")
+            return []
+        # RuntimeError: wrong digest; ValueError: not a URL
+        except (OSError, HTTPException, RuntimeError, ValueError) as error:
+            failures.append(f"{source} ({getattr(error, 'reason', None) or error})")
+    return failures
+
+
+@contextmanager
+def _socket_timeout() -> Iterator[None]:
+    """Bound every wait for the network, which torchvision's download code leaves open."""
+    before = socket.getdefaulttimeout()
+    socket.setdefaulttimeout(TIMEOUT_SECONDS)
+    try:
+        yield
+    finally:
+        socket.setdefaulttimeout(before)

@@ -1,0 +1,70 @@
+"""Reads IDX files, the format of MNIST's images and labels (http://yann.lecun.com/exdb/mnist/)."""
+
+import math
+import struct
+from pathlib import Path
+
+import numpy as np
+import torch
+from torch import Tensor
+
+from fnn_lightning.errors import InputError
+
+
+def idx_shape(path: Path, ndim: int) -> tuple[int, ...]:
+    """Read the shape of an IDX file of unsigned bytes and check the file's size against it.
+
+    Args:
+        path: An uncompressed IDX file.
+        ndim: Number of dimensions it should have: 3 for images, 1 for labels.
+
+    Raises:
+        InputError: If the file is missing, is not an IDX file of `ndim` dimensions of unsigned
+            bytes, or is shorter or longer than its header says.
+    """
+    if not path.is_file():
+        raise InputError(f"{path} is missing" if not path.exists() else f"{path} is not a file")
+    # magic number: two zero bytes, 0x08 for unsigned bytes, the number of dimensions
+    header_size = 4 + 4 * ndim
+    with path.open("rb") as file:
+        header = file.read(header_size)
+    if len(header) < header_size or header[:4] != bytes([0, 0, 8, ndim]):
+        raise InputError(f"{path} is damaged: it does not begin with the header of an IDX file")
+    shape = struct.unpack(f">{ndim}I", header[4:])
+    expected, size = header_size + math.prod(shape), path.stat().st_size
+    if size != expected:
+        raise InputError(
+            f"{path} is damaged: its header announces {expected:,} bytes, but it holds {size:,}"
+        )
+    return shape
+
+
+def read_images(path: Path) -> Tensor:
+    """Read an IDX file of images.
+
+    Returns:
+        `uint8` tensor of shape `(N, 28, 28)`, values 0–255, 0 for the background.
+
+    Raises:
+        InputError: If the file is not a sound IDX file of 28 × 28 images.
+    """
+    shape = idx_shape(path, ndim=3)
+    if shape[1:] != (28, 28):
+        raise InputError(f"Expected images of 28 × 28 pixels in {path}, but got {shape[1:]}")
+    return torch.from_numpy(np.fromfile(path, dtype=np.uint8, offset=16)).view(shape)
+
+
+def read_labels(path: Path) -> Tensor:
+    """Read an IDX file of labels.
+
+    Returns:
+        `int64` tensor of shape `(N,)`, values 0–9.
+
+    Raises:
+        InputError: If the file is not a sound IDX file of digits 0–9.
+    """
+    idx_shape(path, ndim=1)
+    labels = torch.from_numpy(np.fromfile(path, dtype=np.uint8, offset=8)).long()
+    if len(labels) and labels.max() > 9:
+        raise InputError(f"Expected labels 0–9 in {path}, but got {labels.max()}")
+    return labels

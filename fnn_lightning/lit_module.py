@@ -1,0 +1,327 @@
+"""The Lightning module: the step, the metrics and the optimiser around the network."""
+
+import math
+from collections.abc import Callable, Mapping, Sequence
+from types import ModuleType
+from typing import Any, Literal, NamedTuple
+
+import torch
+from lightning.pytorch import LightningModule
+from lightning.pytorch.loggers import TensorBoardLogger
+from lightning.pytorch.utilities import rank_zero_only
+from torch import Tensor
+from torch.nn import functional as F
+from torch.optim import Optimizer
+from torch.optim.lr_scheduler import LRScheduler
+from torch.utils.tensorboard.summary import hparams as hparams_summary
+from torchmetrics import MeanMetric, MetricCollection
+from torchmetrics.classification import MulticlassAccuracy, MulticlassStatScores
+
+from fnn_lightning.errors import DivergenceError, InputError
+from fnn_lightning.network import FNN, Activation
+
+CLASSES = 10
+SGD = {"class_path": "torch.optim.SGD", "init_args": {"lr": 0.1}}
+HPARAMS_METRICS = ("val/acc", "test/acc", "train/acc", "val/loss", "test/loss", "train/loss")
+MAX_PENDING_STEPS = 100  # how many steps' logits are kept until they reach torchmetrics
+
+ClassConfig = dict[str, Any]
+"""A class of torch.optim with its arguments: `{"class_path": …, "init_args": {…}}`."""
+
+
+class StepOutput(NamedTuple):
+    """What one step computes from a batch."""
+
+    loss: Tensor
+    """Cross-entropy, mean over the batch, shape `()`."""
+    logits: Tensor
+    """Shape `(B, 10)`."""
+    labels: Tensor
+    """`int64` of shape `(B,)`."""
+
+
+class FNNLitModule(LightningModule):
+    """Trains an `FNN` on digits with cross-entropy and measures loss and accuracy.
+
+    A batch is `(images, labels)`: raw pixels as `FNN` takes them and `int64` labels of shape
+    `(B,)`. Logged are `train/loss` and `train/acc` (means since they were last logged, every
+    `log_every_n_steps`), `lr`, and `val/loss`, `val/acc`, `test/loss`, `test/acc` over the whole
+    split; the x-axis is the number of optimiser steps done. All arguments are of plain types, so
+    that a checkpoint opens with `torch.load(…, weights_only=True)`.
+
+    Args:
+        hidden_dims: Width of every hidden layer; `[]` is logistic regression.
+        activation: Function after every hidden layer, by its name in `torch.nn.functional`.
+        pixel_mean: Subtracted from the pixels, on the [0, 1] scale.
+        pixel_std: What they are then divided by, on the [0, 1] scale.
+        optimizer: Class of `torch.optim` and its arguments, `{"class_path": "torch.optim.Adam",
+            "init_args": {"lr": 0.001}}`; SGD with a learning rate of 0.1 if not given.
+        lr_scheduler: Class of `torch.optim.lr_scheduler` and its arguments, likewise. Among those
+            of `ReduceLROnPlateau` is `monitor`, the name of a logged metric.
+        lr_interval: Whether the scheduler counts epochs or steps.
+
+    Raises:
+        InputError: If an argument is out of its range.
+    """
+
+    def __init__(
+        self,
+        hidden_dims: Sequence[int] = (100,),
+        activation: Activation = "relu",
+        pixel_mean: float = 0.0,
+        pixel_std: float = 1.0,
+        optimizer: ClassConfig | None = None,
+        lr_scheduler: ClassConfig | None = None,
+        lr_interval: Literal["epoch", "step"] = "epoch",
+    ) -> None:
+        super().__init__()
+        self.network = FNN(
+            hidden_dims=hidden_dims,
+            activation=activation,
+            pixel_mean=pixel_mean,
+            pixel_std=pixel_std,
+        )
+        self.optimizer_config = optimizer or SGD
+        self.lr_scheduler_config = lr_scheduler
+        self.lr_interval = lr_interval
+        _torch_class(self.optimizer_config, torch.optim, Optimizer)
+        lr = self.optimizer_config.get("init_args", {}).get("lr")
+        if lr is not None and not 0 < lr < math.inf:
+            raise InputError(f"Expected the learning rate `lr` to be positive, but got {lr}")
+        if lr_scheduler is not None:
+            _torch_class(lr_scheduler, torch.optim.lr_scheduler, LRScheduler)
+        # Logged by `_log_hparams`: the Trainer would log them with `hp_metric: -1` beside them.
+        self.save_hyperparameters(logger=False)
+
+        metrics = MetricCollection(
+            {
+                # "disable" lets a NaN through; the other strategies look for one in every update
+                "loss": MeanMetric(nan_strategy="disable"),
+                "acc": MulticlassAccuracy(CLASSES, average="micro"),
+                "stats": MulticlassStatScores(CLASSES, average="micro"),
+            }
+        )
+        self.train_metrics = metrics.clone(prefix="train/")
+        self.val_metrics = metrics.clone(prefix="val/")
+        self.test_metrics = metrics.clone(prefix="test/")
+        self.test_train_set_metrics = metrics.clone(prefix="test/train_set_")
+        self.loss_since_validation = MeanMetric(nan_strategy="disable")
+        """Mean training loss since the last validation ended."""
+        self.counts: dict[str, tuple[int, int]] = {}
+        """Of each split last measured, how many images were classified correctly, and of how many."""
+        self._pending: list[StepOutput] = []
+        self._lr = 0.0
+        self._logged_step = 0
+        self._loaded_step = 0
+
+    def forward(self, images: Tensor) -> Tensor:
+        """Compute logits of shape `(B, 10)` from raw pixels, as `FNN` does."""
+        logits: Tensor = self.network(images)
+        return logits
+
+    def training_step(self, batch: tuple[Tensor, Tensor], batch_idx: int) -> Tensor:
+        output = self._step(batch)
+        # Detached tensors are put aside: metrics computed in every step would cost more time
+        # than the step, and a loss read in every step would make the host wait for the device.
+        self._pending.append(StepOutput(*(tensor.detach() for tensor in output)))
+        return output.loss
+
+    def on_before_optimizer_step(self, optimizer: Optimizer) -> None:
+        self._lr = optimizer.param_groups[0]["lr"]
+
+    def on_train_batch_end(self, outputs: Any, batch: Any, batch_idx: int) -> None:
+        step, every = self.global_step, self.trainer.log_every_n_steps
+        # with gradient accumulation several batches end at the same step
+        if every and step % every == 0 and step != self._logged_step:
+            self.log_dict(self._log_training(), prog_bar=True, logger=False)
+        elif len(self._pending) >= MAX_PENDING_STEPS:
+            self._update_train_metrics()
+
+    def on_train_end(self) -> None:
+        if self.global_step != self._logged_step:
+            self._log_training()
+
+    def on_validation_start(self) -> None:
+        self._update_train_metrics()
+
+    def validation_step(self, batch: tuple[Tensor, Tensor], batch_idx: int) -> None:
+        self._update(self.val_metrics, self._step(batch))
+
+    def on_validation_epoch_end(self) -> None:
+        self._log_split(self.val_metrics)
+
+    def on_validation_end(self) -> None:
+        self.loss_since_validation.reset()
+
+    def test_step(
+        self, batch: tuple[Tensor, Tensor], batch_idx: int, dataloader_idx: int = 0
+    ) -> None:
+        metrics = self.test_train_set_metrics if dataloader_idx else self.test_metrics
+        self._update(metrics, self._step(batch))
+
+    def on_test_epoch_end(self) -> None:
+        for metrics in (self.test_metrics, self.test_train_set_metrics):
+            if any(metric.update_called for metric in metrics.values()):
+                self._log_split(metrics)
+
+    def predict_step(
+        self, batch: Tensor | tuple[Tensor, Tensor], batch_idx: int
+    ) -> dict[str, Tensor]:
+        """Predict the digits of a batch.
+
+        Args:
+            batch: Raw pixels as `FNN` takes them, alone or followed by labels.
+            batch_idx: Number of the batch.
+
+        Returns:
+            `probabilities` of shape `(B, 10)`, whose rows add up to 1, and `digit`, the most
+            probable one, `int64` of shape `(B,)`.
+        """
+        images = batch if isinstance(batch, Tensor) else batch[0]
+        probabilities = self(images).softmax(dim=1)
+        return {"probabilities": probabilities, "digit": probabilities.argmax(dim=1)}
+
+    def configure_optimizers(self) -> Any:
+        optimizer: Optimizer = _build(
+            self.optimizer_config, torch.optim, Optimizer, self.parameters()
+        )
+        if self.lr_scheduler_config is None:
+            return optimizer
+        config = dict(self.lr_scheduler_config)
+        config["init_args"] = dict(config.get("init_args") or {})
+        monitor = config["init_args"].pop("monitor", None)
+        scheduler = _build(config, torch.optim.lr_scheduler, LRScheduler, optimizer)
+        return {
+            "optimizer": optimizer,
+            "lr_scheduler": {
+                "scheduler": scheduler,
+                "interval": self.lr_interval,
+                "monitor": monitor,
+            },
+        }
+
+    def on_fit_start(self) -> None:
+        self._log_hparams()
+
+    def on_save_checkpoint(self, checkpoint: dict[str, Any]) -> None:
+        # An error here comes before the file is touched: the last good checkpoint stays.
+        self._update_train_metrics()
+        if not all(parameter.isfinite().all() for parameter in self.parameters()):
+            raise DivergenceError(f"A weight is no longer a finite number at step {self.global_step}")
+
+    def on_load_checkpoint(self, checkpoint: dict[str, Any]) -> None:
+        self._loaded_step = checkpoint["global_step"]
+
+    def _step(self, batch: tuple[Tensor, Tensor]) -> StepOutput:
+        images, labels = batch
+        logits = self(images)
+        return StepOutput(F.cross_entropy(logits, labels), logits, labels)
+
+    @staticmethod
+    def _update(metrics: MetricCollection, output: StepOutput) -> None:
+        loss, logits, labels = output
+        metrics.update(preds=logits, target=labels, value=loss, weight=len(labels))
+
+    def _update_train_metrics(self) -> None:
+        """Hand the steps put aside to torchmetrics, all at once."""
+        if not self._pending:
+            return
+        losses, logits, labels = zip(*self._pending, strict=True)
+        self._pending.clear()
+        loss = torch.stack(losses)
+        batch_sizes = torch.tensor([len(batch) for batch in labels], device=self.device)
+        if not loss.isfinite().all():
+            first = int((~loss.isfinite()).nonzero()[0])
+            batches_ago = len(loss) - 1 - first
+            step = self.global_step - batches_ago // self.trainer.accumulate_grad_batches
+            raise DivergenceError(f"The training loss became {loss[first]:g} at step {step}")
+        self.train_metrics.update(
+            preds=torch.cat(logits), target=torch.cat(labels), value=loss, weight=batch_sizes
+        )
+        self.loss_since_validation.update(loss, batch_sizes)
+
+    def _log_training(self) -> dict[str, Tensor]:
+        """Log the means since the last call, and return them."""
+        self._update_train_metrics()
+        means = self._compute(self.train_metrics)
+        self._write({**means, "lr": self._lr})
+        self._logged_step = self.global_step
+        return means
+
+    def _log_split(self, metrics: MetricCollection) -> None:
+        """Log what was measured over a whole split."""
+        means = self._compute(metrics)
+        if self.trainer.sanity_checking:
+            return
+        self.log_dict(means, prog_bar=True, logger=False)
+        self._write(means)
+        for logger in self.loggers:
+            logger.save()
+
+    def _compute(self, metrics: MetricCollection) -> dict[str, Tensor]:
+        """Compute loss and accuracy over all processes, keep the counts, and start anew."""
+        values: dict[str, Tensor] = metrics.compute()
+        metrics.reset()
+        prefix = str(metrics.prefix)
+        correct, _, _, _, total = values.pop(f"{prefix}stats").tolist()
+        self.counts[prefix] = (correct, total)
+        return values
+
+    def _write(self, values: Mapping[str, Tensor | float]) -> None:
+        """Send values to the loggers, at the number of optimiser steps done."""
+        # Not through `self.log`, which counts batches of this run: 0 in `test` of a checkpoint.
+        step = self.global_step or self._loaded_step
+        for logger in self.loggers:
+            logger.log_metrics({name: float(value) for name, value in values.items()}, step)
+
+    @rank_zero_only
+    def _log_hparams(self) -> None:
+        """Describe the run for comparison with others, in TensorBoard's HParams tab."""
+        hidden_dims = list(self.hparams["hidden_dims"])
+        defaults = self.trainer.optimizers[0].defaults
+        hparams: dict[str, Any] = {
+            "depth": len(hidden_dims),
+            "hidden_dims": str(hidden_dims),
+            "activation": self.hparams["activation"],
+            "pixel_mean": self.hparams["pixel_mean"],
+            "pixel_std": self.hparams["pixel_std"],
+            "optimizer": type(self.trainer.optimizers[0]).__name__,
+            **{key: defaults[key] for key in ("lr", "momentum", "weight_decay") if key in defaults},
+        }
+        if self.lr_scheduler_config:
+            hparams["lr_scheduler"] = self.lr_scheduler_config["class_path"].rpartition(".")[2]
+        datamodule = getattr(self.trainer, "datamodule", None)
+        if datamodule is not None:
+            wanted = ("dataset", "batch_size", "val_size", "seed")
+            hparams |= {key: datamodule.hparams[key] for key in wanted if key in datamodule.hparams}
+        for logger in self.loggers:
+            if isinstance(logger, TensorBoardLogger):
+                logger.log_hyperparams(hparams, {})  # {} instead of None: no `hp_metric: -1`
+                # The tab shows the newest value of each scalar named here, so a run can be
+                # compared while it trains, and the figures of a later `test` appear too.
+                for summary in hparams_summary(hparams, dict.fromkeys(HPARAMS_METRICS, 0.0)):
+                    logger.experiment.file_writer.add_summary(summary)
+            else:
+                logger.log_hyperparams(hparams)
+
+
+def _torch_class(config: ClassConfig, module: ModuleType, base: type) -> Callable[..., Any]:
+    """Look up a class of torch.optim by its name; nothing is imported, whatever the name."""
+    class_path = config.get("class_path") if isinstance(config, Mapping) else None
+    name = str(class_path).rpartition(".")[2]
+    found = getattr(module, name, None)
+    if isinstance(found, type) and issubclass(found, base):
+        paths = [name, f"{module.__name__}.{name}", f"{found.__module__}.{name}"]
+        # LightningCLI's own name for PyTorch's class with the argument `monitor`
+        paths += ["lightning.pytorch.cli.ReduceLROnPlateau"]
+        if class_path in paths:
+            return found
+    raise InputError(f"Expected `class_path` to name a class of {module.__name__}, but got {config}")
+
+
+def _build(config: ClassConfig, module: ModuleType, base: type, *args: Any) -> Any:
+    kwargs = config.get("init_args") or {}
+    try:
+        return _torch_class(config, module, base)(*args, **kwargs)
+    except (TypeError, ValueError) as error:
+        raise InputError(f"{config['class_path']} does not take {kwargs}: {error}") from error

@@ -1,0 +1,154 @@
+"""The data module: gets MNIST, checks it, splits it and serves its batches."""
+
+import os
+from typing import Literal, NamedTuple
+
+import torch
+from lightning.pytorch import LightningDataModule
+from torch import Tensor
+
+from fnn_lightning import digits
+from fnn_lightning.batches import BatchSource
+from fnn_lightning.download import FILES, fetch_mnist, raw_dir
+from fnn_lightning.errors import InputError
+from fnn_lightning.idx import idx_shape, read_images, read_labels
+
+EVAL_BATCH_SIZE = 1_000  # the result does not depend on it
+SPLIT_SEED = 0  # fixed, so that runs with different seeds validate on the same images
+
+
+class Split(NamedTuple):
+    """What one split serves: of images in memory, those that the indices name."""
+
+    images: Tensor
+    """`uint8` of shape `(N, 28, 28)`."""
+    labels: Tensor
+    """`int64` of shape `(N,)`."""
+    indices: Tensor
+    """`int64` of shape `(M,)`."""
+
+
+class MNISTDataModule(LightningDataModule):
+    """MNIST's 60,000 training and 10,000 test images, or a small embedded data set in their form.
+
+    The images stay in memory as they are stored, one byte a pixel; a batch is
+    `(images, labels)`, `uint8` of shape `(B, 28, 28)` with values 0–255 and `int64` of shape
+    `(B,)`. Scaling the pixels is the network's part.
+
+    Args:
+        dataset: `mnist`, or `digits`: the 1,797 handwritten digits that scikit-learn bundles, for
+            a first try without a download.
+        data_dir: Where MNIST lives, in torchvision's layout `MNIST/raw`. What is missing there is
+            downloaded.
+        mirror: Base URL or folder that holds MNIST's four `.gz` archives, tried before
+            torchvision's mirrors. If not given, the environment variable FNN_LIGHTNING_MIRROR.
+        batch_size: Number of training images in a step, over all devices; each takes its share.
+        val_size: Number of training images held out for validation, the same ones in every run.
+            By default a twelfth of them: 5,000 of MNIST's 60,000. 0 trains on all of them, and
+            validation then watches the test set, as tutorials do; nothing may be selected by it.
+        test_train_set: Whether `test` measures the accuracy on the training images as well.
+        seed: Seed of the batches' order, which is a function of (seed, epoch) alone.
+
+    Raises:
+        InputError: If an argument is out of its range; in `prepare_data`, if the data are not to
+            be had.
+    """
+
+    def __init__(
+        self,
+        dataset: Literal["mnist", "digits"] = "mnist",
+        data_dir: str = "data",
+        mirror: str | None = None,
+        batch_size: int = 100,
+        val_size: int | None = None,
+        test_train_set: bool = False,
+        seed: int = 0,
+    ) -> None:
+        super().__init__()
+        if dataset not in ("mnist", "digits"):
+            raise InputError(f"Expected `dataset` to be mnist or digits, but got {dataset!r}")
+        if batch_size < 1:
+            raise InputError(f"Expected `batch_size` to be 1 or more, but got {batch_size}")
+        self.dataset = dataset
+        self.data_dir = data_dir
+        self.mirror = mirror
+        self.batch_size = batch_size
+        self.val_size = val_size
+        self.test_train_set = test_train_set
+        self.seed = seed
+        self._check_val_size(digits.TRAIN_SIZE if dataset == "digits" else 60_000)
+        # A mirror belongs to a machine, not to a run: a checkpoint must not bring one along.
+        self.save_hyperparameters(ignore=["mirror"], logger=False)
+        self._splits: dict[str, Split] = {}
+
+    def prepare_data(self) -> None:
+        """Download what `data_dir` lacks, and check what it holds."""
+        if self.dataset == "mnist":
+            fetch_mnist(self.data_dir, self.mirror or os.environ.get("FNN_LIGHTNING_MIRROR"))
+            self._check_val_size(idx_shape(raw_dir(self.data_dir) / "train-labels-idx1-ubyte", 1)[0])
+
+    def setup(self, stage: str) -> None:
+        """Read the images that `stage` (fit, validate, test or predict) needs into memory."""
+        self._splits.clear()
+        if stage in ("test", "predict") or self.val_size == 0:
+            self._splits["test"] = self._read(train=False)
+        if stage in ("fit", "validate") or self.test_train_set:
+            images, labels, everything = self._read(train=True)
+            val_size = len(images) // 12 if self.val_size is None else self.val_size
+            order = torch.randperm(len(images), generator=torch.Generator().manual_seed(SPLIT_SEED))
+            val, train = order[:val_size], order[val_size:]
+            self._splits["train"] = Split(images, labels, train)
+            self._splits["val"] = (
+                Split(images, labels, val) if val_size else self._splits["test"]
+            )
+
+    def train_dataloader(self) -> BatchSource:
+        """Serve the training images in batches of `batch_size`, in a new order every epoch."""
+        # the Trainer's overfit_batches means the same few batches in every epoch
+        shuffle = self.trainer is None or self.trainer.overfit_batches == 0
+        return self._serve("train", self.batch_size, self.seed if shuffle else None)
+
+    def val_dataloader(self) -> BatchSource:
+        """Serve the held-out training images, or the test images if none are held out."""
+        return self._serve("val")
+
+    def test_dataloader(self) -> BatchSource | list[BatchSource]:
+        """Serve the test images and, if `test_train_set`, the training images after them."""
+        test = self._serve("test")
+        return [test, self._serve("train")] if self.test_train_set else test
+
+    def predict_dataloader(self) -> BatchSource:
+        """Serve the test images."""
+        return self._serve("test")
+
+    def _serve(
+        self, split: str, batch_size: int = EVAL_BATCH_SIZE, shuffle_seed: int | None = None
+    ) -> BatchSource:
+        return BatchSource(
+            *self._splits[split],
+            batch_size=batch_size,
+            shuffle_seed=shuffle_seed,
+            rank=self.trainer.global_rank if self.trainer else 0,
+            world_size=self.trainer.world_size if self.trainer else 1,
+        )
+
+    def _read(self, train: bool) -> Split:
+        if self.dataset == "digits":
+            images, labels = digits.read_digits(train)
+        else:
+            folder, part = raw_dir(self.data_dir), "train" if train else "t10k"
+            images = read_images(folder / f"{part}-images-idx3-ubyte")
+            labels = read_labels(folder / f"{part}-labels-idx1-ubyte")
+            if len(images) != len(labels):
+                raise InputError(
+                    f"Expected as many labels as images in {folder}, "
+                    f"but got {len(labels):,} labels of {len(images):,} {part} images"
+                )
+        return Split(images, labels, torch.arange(len(images)))
+
+    def _check_val_size(self, train_size: int) -> None:
+        if self.val_size is not None and not 0 <= self.val_size < train_size:
+            raise InputError(
+                f"Expected `val_size` to be from 0 to {train_size - 1:,}, so that at least one of "
+                f"the {train_size:,} training images is left to train on, but got {self.val_size}"
+            )

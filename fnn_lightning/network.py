@@ -1,0 +1,126 @@
+"""The feed-forward network: raw pixels in, logits out."""
+
+from collections.abc import Sequence
+from typing import Literal, get_args
+
+from torch import Tensor, nn
+
+from fnn_lightning.errors import InputError
+
+Activation = Literal[
+    "celu",
+    "elu",
+    "gelu",
+    "hardswish",
+    "leaky_relu",
+    "mish",
+    "relu",
+    "relu6",
+    "selu",
+    "sigmoid",
+    "silu",
+    "softplus",
+    "softsign",
+    "tanh",
+]
+
+ACTIVATIONS: dict[Activation, type[nn.Module]] = {
+    "celu": nn.CELU,
+    "elu": nn.ELU,
+    "gelu": nn.GELU,
+    "hardswish": nn.Hardswish,
+    "leaky_relu": nn.LeakyReLU,
+    "mish": nn.Mish,
+    "relu": nn.ReLU,
+    "relu6": nn.ReLU6,
+    "selu": nn.SELU,
+    "sigmoid": nn.Sigmoid,
+    "silu": nn.SiLU,
+    "softplus": nn.Softplus,
+    "softsign": nn.Softsign,
+    "tanh": nn.Tanh,
+}
+
+
+class FNN(nn.Module):
+    """A feed-forward network (multi-layer perceptron) that takes raw pixels and returns logits.
+
+    The layers are `Linear(in_features, hidden_dims[0])`, the activation, `Linear(hidden_dims[0],
+    hidden_dims[1])`, the activation, …, `Linear(hidden_dims[-1], out_features)`. The depth is
+    `len(hidden_dims)`, the number of hidden layers; `[]` is multinomial logistic regression,
+    `Linear(in_features, out_features)` alone. Weights start as PyTorch initialises `nn.Linear`.
+
+    Pixels are scaled inside the network, from 0–255 to `(pixels / 255 - pixel_mean) / pixel_std`,
+    so that whoever holds the network cannot feed it pixels scaled in another way.
+
+    Args:
+        in_features: Pixels of one image; 784 is MNIST's 28 × 28.
+        hidden_dims: Width of every hidden layer, from the input to the output.
+        out_features: Number of classes.
+        activation: Function after every hidden layer, by its name in `torch.nn.functional`.
+        pixel_mean: Subtracted from the pixels, on the [0, 1] scale.
+        pixel_std: What they are then divided by, on the [0, 1] scale.
+
+    Raises:
+        InputError: If a width is not a positive integer, the activation is unknown, or
+            `pixel_std` is not positive.
+    """
+
+    def __init__(
+        self,
+        in_features: int = 784,
+        hidden_dims: Sequence[int] = (100,),
+        out_features: int = 10,
+        activation: Activation = "relu",
+        pixel_mean: float = 0.0,
+        pixel_std: float = 1.0,
+    ) -> None:
+        super().__init__()
+        if not all(type(width) is int and width > 0 for width in hidden_dims):
+            raise InputError(
+                f"Expected `hidden_dims` to be positive integers, but got {list(hidden_dims)}"
+            )
+        if activation not in ACTIVATIONS:
+            raise InputError(
+                f"Expected `activation` to be one of {', '.join(get_args(Activation))}, "
+                f"but got {activation!r}"
+            )
+        if not pixel_std > 0:
+            raise InputError(f"Expected `pixel_std` to be positive, but got {pixel_std}")
+        self.in_features = in_features
+        self.pixel_mean = pixel_mean
+        self.pixel_std = pixel_std
+
+        layers: list[nn.Module] = []
+        for width in hidden_dims:
+            layers += [nn.Linear(in_features, width), ACTIVATIONS[activation]()]
+            in_features = width
+        self.layers = nn.Sequential(*layers, nn.Linear(in_features, out_features))
+
+    def forward(self, pixels: Tensor) -> Tensor:
+        """Compute the logits of a batch of images.
+
+        Args:
+            pixels: Values 0–255, `uint8` or floating point, of shape `(B, 28, 28)`,
+                `(B, 1, 28, 28)` or `(B, 784)`; in general `(B, …)` with `in_features` values
+                an image.
+
+        Returns:
+            Logits of shape `(B, out_features)`, in the dtype of the weights.
+
+        Raises:
+            ValueError: If an image does not have `in_features` values.
+        """
+        x = pixels.flatten(1)
+        if x.shape[1] != self.in_features:
+            raise ValueError(
+                f"Expected images of {self.in_features} pixels in a batch (B, …), "
+                f"but got a tensor of shape {tuple(pixels.shape)}"
+            )
+        x = x.to(self.layers[-1].weight.dtype).div(255)
+        if self.pixel_mean != 0:
+            x = x - self.pixel_mean
+        if self.pixel_std != 1:
+            x = x / self.pixel_std
+        logits: Tensor = self.layers(x)
+        return logits
