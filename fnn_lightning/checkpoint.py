@@ -1,5 +1,6 @@
 """Reads checkpoints as data: no code that a file names is imported or run."""
 
+import warnings
 from pathlib import Path
 from typing import Any
 
@@ -25,15 +26,18 @@ def read_checkpoint(path: str) -> dict[str, Any]:
     file = Path(path)
     if not file.is_file():
         found = "it is a folder" if file.is_dir() else "there is no such file"
-        raise InputError(f"Expected `ckpt_path` to be a checkpoint, but got {path}: {found}")
+        raise InputError(f"Expected `ckpt_path` to be a checkpoint, but got {path!r}: {found}")
     try:
-        checkpoint = torch.load(file, map_location="cpu", weights_only=True)
-    except OSError as error:
+        with warnings.catch_warnings():
+            warnings.simplefilter("ignore")  # about unusual files, which then fail
+            checkpoint = torch.load(file, map_location="cpu", weights_only=True)
+    except PermissionError as error:
         raise InputError(f"{path} cannot be read: {error.strerror}") from error
-    except Exception as error:
-        # A damaged or foreign file can make the reader fail in any way.
+    except Exception as error:  # a damaged or foreign file can make the reader fail in any way
         found = "it is damaged or something else" if file.stat().st_size else "it is empty"
-        raise InputError(f"Expected `ckpt_path` to be a checkpoint, but got {path}: {found}") from error
+        raise InputError(
+            f"Expected `ckpt_path` to be a checkpoint, but got {path}: {found}"
+        ) from error
     parts = ("state_dict", "hyper_parameters", "global_step")
     if (
         not isinstance(checkpoint, dict)

@@ -28,7 +28,20 @@ def main(args: list[str] | None = None) -> None:
 
     try:
         FNNCLI(words)
-    except (InputError, DivergenceError, MisconfigurationException, OSError) as error:
-        message = " ".join(str(error).split())
-        print(f"error: {message}", file=sys.stderr)
+    except Exception as error:
+        meant_for_the_user = (InputError, DivergenceError, MisconfigurationException, OSError)
+        # Lightning reports some settings that do not go together as a plain ValueError.
+        if not isinstance(error, meant_for_the_user) and not (
+            isinstance(error, ValueError) and raised_in(error).startswith("lightning.")
+        ):
+            raise
+        print(f"error: {' '.join(str(error).split())}", file=sys.stderr)
         raise SystemExit(1 if isinstance(error, DivergenceError) else 2) from None
+
+
+def raised_in(error: BaseException) -> str:
+    """Return the name of the module that raised an error."""
+    traceback = error.__traceback__
+    while traceback and traceback.tb_next:
+        traceback = traceback.tb_next
+    return str(traceback.tb_frame.f_globals["__name__"]) if traceback else ""

@@ -48,13 +48,18 @@ class FNNCLI(LightningCLI):
     def __init__(self, words: list[str]) -> None:
         quiet_lightning()
         subcommands = self.subcommands()
+        if not words:
+            raise InputError(
+                f"Expected a subcommand: {COMMAND} {'|'.join(subcommands)}; "
+                f"{COMMAND} --help tells more"
+            )
         if words and words[0] not in subcommands and any(word in subcommands for word in words):
             raise InputError(
                 f"Expected the subcommand before its options, but got {words[0]} first: "
                 f"{COMMAND} {'|'.join(subcommands)} --config FILE"
             )
-        self.words = words
-        ckpt_path = given(words, "ckpt_path")
+        self.said = said_by(words)
+        ckpt_path = self.said.get("ckpt_path")
         self.checkpoint = None if ckpt_path is None else read_checkpoint(ckpt_path)
         quiet = {"exit_on_error": False}  # an error is raised, and `main` prints it
         super().__init__(
@@ -83,6 +88,9 @@ class FNNCLI(LightningCLI):
     def fit(self, **kwargs: Any) -> None:
         try:
             self.trainer.fit(weights_only=True, **kwargs)
+            if self.model.validated_step not in (None, self.trainer.global_step):
+                # the last validation was some steps ago: the result is that of the last step
+                self.trainer.validate(self.model, datamodule=self.datamodule, verbose=False)
         except DivergenceError as error:
             last = getattr(self.trainer.checkpoint_callback, "last_model_path", "")
             kept = f"the last good checkpoint is {last}" if last else "no checkpoint was saved yet"
@@ -114,7 +122,7 @@ class FNNCLI(LightningCLI):
         parser.link_arguments("optimizer", "model.optimizer", compute_fn=plain)
         parser.link_arguments("lr_scheduler", "model.lr_scheduler", compute_fn=plain)
         parser.link_arguments("seed_everything", "data.seed")
-        if not names_a_class(given(self.words, "optimizer")):
+        if not names_a_class(self.said.get("optimizer")):
             # Not a default beside `--optimizer Adam`, which would inherit the learning rate.
             parser.set_defaults({"optimizer": SGD})
         if self.checkpoint is not None:
@@ -127,23 +135,31 @@ class FNNCLI(LightningCLI):
         defaults = {"seed_everything": data.pop("seed", 0)}
         for name in ("optimizer", "lr_scheduler"):
             config = model.pop(name, None)
-            if config and not names_a_class(given(self.words, name)):
+            if config and not names_a_class(self.said.get(name)):
                 defaults[name] = config
         defaults |= {f"model.{name}": value for name, value in model.items()}
         defaults |= {f"data.{name}": value for name, value in data.items()}
         try:
             parser.set_defaults(defaults)
-        except Exception as error:
-            raise InputError(f"bad: {error}") from error
+        except (KeyError, TypeError, ValueError) as error:
+            raise InputError(
+                f"The settings stored in the checkpoint do not fit fnn_lightning {__version__}: "
+                f"{error}"
+            ) from error
 
     def parse_arguments(self, parser: LightningArgumentParser, args: ArgsType) -> None:
         try:
             self.config = parser.parse_args(args)
         except ArgumentError as error:
             raise InputError(self._explain(str(error))) from None
+        section = self.config[self.config.subcommand]
+        if not 0 <= section.seed_everything < 2**32:
+            raise InputError(
+                f"Expected `seed_everything` to be from 0 to {2**32 - 1}, "
+                f"but got {section.seed_everything}"
+            )
         # Taken out of LightningCLI's sight, which would let what the checkpoint stores win over
         # what the user says; `before_instantiate_classes` puts it back.
-        section = self.config[self.config.subcommand]
         self._ckpt_path, section.ckpt_path = section.ckpt_path, None
 
     def before_instantiate_classes(self) -> None:
@@ -230,19 +246,39 @@ class FNNCLI(LightningCLI):
         print(f"look at it tensorboard --logdir {shlex.quote(runs)}")
 
     def _explain(self, message: str) -> str:
-        """Say in one line what is wrong with an option, and which one was perhaps meant."""
+        """Turn the parser's message into one line, with the nearest option if one is unknown."""
         text = " ".join(message.split())
-        text = re.sub(r"typing\.Literal\[(.*?)\]", r"one of \1", text)
-        text = re.sub(r"<class '(?:\w+\.)*(\w+)'>", r"\1", text)
-        unknown = re.search(r"unrecognized arguments: (\S+)", text) or re.search(
-            r"[Kk]ey \"?([\w.]+)\"? is not expected|[Nn]o action for key \"?([\w.]+)", text
+        unknown = (
+            re.search(r"unrecognized arguments: (?P<name>[^\s=]+)", text)
+            or re.search(r"does not accept option '(?P<name>[^']+)'", text)
+            or re.search(r'"(?P<group>\w+)":.*Option \'(?P<name>[^\']+)\' is not accepted', text)
         )
         if unknown:
-            name = next(group for group in unknown.groups() if group).split("=")[0]
-            known = [key.replace("init_args.", "") for key in self.options.get_defaults().keys()]
-            near = difflib.get_close_matches(name.lstrip("-"), known, n=1, cutoff=0.5)
-            text = f"Unknown option {name}" + (f"; did you mean {near[0]}?" if near else "")
-        return text
+            parts = unknown.groupdict()
+            name = ".".join(filter(None, (parts.get("group"), parts["name"]))).lstrip("-")
+            keys = [key.replace("init_args.", "") for key in self.options.get_defaults().keys()]
+            groups = {key.partition(".")[0] for key in keys}
+            near = difflib.get_close_matches(name, [*keys, *groups], n=1, cutoff=0.5)
+            return f"Unknown option {name}" + (f"; did you mean {near[0]}?" if near else "")
+        text = re.sub(r"typing\.Literal\[(.*?)\]", r"one of \1", text)
+        text = re.sub(r"<class '(?:\w+\.)*(\w+)'>", r"\1", text)
+        wrong = re.search(r'Parser key "(?P<key>[\w.]+)":', text)
+        if not wrong:
+            return text
+        if required := re.search(r"class_path '([\w.]+)': (the following [^-]+)", text):
+            return f"{required[1]} as {wrong['key']}: {required[2].strip()}"
+        expected = [
+            choice.removeprefix("a ")
+            for choice in re.findall(r"Expected (?:an? )?(.+?)(?=\.? Got value| - | Given value|$)", text)
+        ]
+        value = re.search(r"(?:Got|Given) value: (.*)", text)
+        if not expected or not value:
+            return text
+        if wrong["key"] in ("optimizer", "lr_scheduler"):
+            expected = [f"a class of torch.optim{'.lr_scheduler' * (wrong['key'] != 'optimizer')}"]
+        choices = " or ".join(dict.fromkeys(expected)).replace("NoneType", "null")
+        choices = choices.replace("Sequence", "a list")
+        return f"Expected `{wrong['key']}` to be {choices}, but got {value[1]}"
 
 
 def check_nothing_is_selected_by_the_test_set(config: Namespace) -> None:
@@ -281,22 +317,38 @@ def quiet_lightning() -> None:
     warnings.filterwarnings("ignore", message=".*LeafSpec.*is deprecated")
 
 
-def given(words: list[str], option: str) -> Any:
-    """Find what the user says for a top-level option: the last value in words or config files."""
-    value = None
+def said_by(words: list[str]) -> dict[str, Any]:
+    """Collect the top-level options that the words and the config files they name give.
+
+    The parser mixes what was said with defaults; this tells them apart. The last value wins.
+
+    Raises:
+        InputError: If a config file does not exist or is not YAML.
+    """
+    said: dict[str, Any] = {}
     for word, following in zip(words, [*words[1:], ""], strict=True):
-        name, equals, rest = word.partition("=")
-        argument = rest if equals else following
-        if name == f"--{option}":
-            value = argument
-        elif name in ("-c", "--config"):
-            try:
-                config = yaml.safe_load(Path(argument).read_text(encoding="utf-8"))
-            except (OSError, ValueError, yaml.YAMLError):
-                continue  # the parser will say what is wrong with it
-            if isinstance(config, dict):
-                value = config.get(option, value)
-    return value
+        option, equals, rest = word.partition("=")
+        value = rest if equals else following
+        if option in ("-c", "--config"):
+            said |= read_config(value)
+        elif option.startswith("--"):
+            said[option[2:]] = value
+    return said
+
+
+def read_config(path: str) -> dict[str, Any]:
+    """Read a config file: a YAML mapping."""
+    try:
+        config = yaml.safe_load(Path(path).read_text(encoding="utf-8"))
+    except OSError as error:
+        raise InputError(
+            f"Expected --config to be a YAML file, but got {path!r}: {error.strerror}"
+        ) from error
+    except (UnicodeDecodeError, yaml.YAMLError) as error:
+        raise InputError(f"Expected {path} to be a YAML file, but it is not: {error}") from error
+    if not isinstance(config, dict):
+        raise InputError(f"Expected {path} to hold settings, `name: value`, but got {config!r}")
+    return config
 
 
 def names_a_class(value: Any) -> bool:

@@ -1,10 +1,9 @@
 """Gets the four MNIST files into a folder, and checks what already lies there."""
 
-import os
 import socket
 import tempfile
 from collections.abc import Iterable, Iterator
-from contextlib import contextmanager
+from contextlib import contextmanager, suppress
 from http.client import HTTPException
 from pathlib import Path
 from urllib.parse import urlparse
@@ -43,8 +42,8 @@ def fetch_mnist(data_dir: str, mirror: str | None) -> None:
         InputError: If a file is neither there nor to be had, or cannot be written.
     """
     folder = raw_dir(data_dir)
-    missing = {name: problem for name in FILES if (problem := _problem(folder / name))}
-    if not missing:
+    problems = {name: problem for name in FILES if (problem := _problem(folder / name))}
+    if not problems:
         return
 
     from torchvision.datasets import MNIST
@@ -52,29 +51,32 @@ def fetch_mnist(data_dir: str, mirror: str | None) -> None:
     digests = dict(MNIST.resources)
     sources: list[str | Path] = [_source(mirror)] if mirror else []
     sources += MNIST.mirrors
+    made = [path for path in (folder, *folder.parents) if not path.exists()]
     try:
         folder.mkdir(parents=True, exist_ok=True)
         # beside the files' final place, so that the last move is a rename and hence atomic
         with tempfile.TemporaryDirectory(prefix="download-", dir=folder) as scratch:
-            for name in missing:
+            for name in problems:
                 archive = f"{name}.gz"
                 here = [folder] if (folder / archive).is_file() else []
-                tried = _download(archive, digests[archive], [*here, *sources], scratch)
-                if tried:
+                failures = _download(archive, digests[archive], [*here, *sources], scratch)
+                if failures:
                     raise InputError(
-                        f"MNIST is incomplete: {'; '.join(missing.values())}; tried to get "
-                        f"{archive} from {'; '.join(tried)}. Use --data.mirror with a folder or "
-                        "base URL that holds MNIST's four .gz archives, or train on the embedded "
-                        "digits with --data.dataset digits"
+                        f"MNIST is incomplete: {'; '.join(problems.values())}; tried to get "
+                        f"{archive} from {'; '.join(failures)}. Use --data.mirror with a folder "
+                        "or base URL that holds MNIST's four .gz archives, or train on the "
+                        "embedded digits with --data.dataset digits"
                     )
-                if (folder / name).is_dir():
-                    raise InputError(f"Expected {folder / name} to be a file, but it is a folder")
-                os.replace(Path(scratch, name), folder / name)
+                (Path(scratch) / name).replace(folder / name)
     except OSError as error:
         raise InputError(
             f"Expected `data_dir` to be a folder that can be written, "
             f"but got {data_dir!r}: {error.strerror}: {error.filename}"
         ) from error
+    finally:
+        for path in made:  # from the innermost outwards; those that were of no use
+            with suppress(OSError):
+                path.rmdir()
 
 
 def _problem(path: Path) -> str | None:

@@ -109,6 +109,8 @@ class FNNLitModule(LightningModule):
         """Mean training loss since the last validation ended."""
         self.counts: dict[str, tuple[int, int]] = {}
         """Of each split last measured, how many images were classified correctly, and of how many."""
+        self.validated_step: int | None = None
+        """Number of optimiser steps at the last validation."""
         self._pending: list[StepOutput] = []
         self._lr = 0.0
         self._logged_step = 0
@@ -151,6 +153,7 @@ class FNNLitModule(LightningModule):
         self._log_split(self.val_metrics)
 
     def on_validation_end(self) -> None:
+        self.validated_step = self.global_step
         self.loss_since_validation.reset()
 
     def test_step(
@@ -324,4 +327,4 @@ def _build(config: ClassConfig, module: ModuleType, base: type, *args: Any) -> A
     try:
         return _torch_class(config, module, base)(*args, **kwargs)
     except (TypeError, ValueError) as error:
-        raise InputError(f"{config['class_path']} does not take {kwargs}: {error}") from error
+        raise InputError(f"{config['class_path']} cannot be made: {error}") from error
