@@ -22,6 +22,7 @@ from typing import NamedTuple
 import lightning
 import torch
 
+from fnn_lightning.callbacks import Checkpoint
 from fnn_lightning.commands import FNNCLI
 
 CONFIGS = Path(__file__).parent.parent / "configs"
@@ -57,12 +58,11 @@ def train_and_test(config: Path, seed: int, arguments: list[str]) -> tuple[float
     """
     with contextlib.redirect_stdout(io.StringIO()):
         start = time.perf_counter()
-        fit = FNNCLI(
-            ["fit", "--config", str(config), "--seed_everything", str(seed), *arguments]
-        )
+        fit = FNNCLI(["fit", "--config", str(config), "--seed_everything", str(seed), *arguments])
         seconds = time.perf_counter() - start
-        checkpoint = fit.trainer.checkpoint_callback.last_model_path
-        test = FNNCLI(["test", "--ckpt_path", checkpoint])
+        keeper = fit.trainer.checkpoint_callback
+        assert isinstance(keeper, Checkpoint)
+        test = FNNCLI(["test", "--ckpt_path", keeper.last_model_path])
     printed, measured = fit.model.counts["val/"], test.model.counts["test/"]
     if printed != measured:
         sys.exit(f"{config.name}: training ended with {printed}, `test` found {measured}")

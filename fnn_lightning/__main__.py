@@ -1,3 +1,5 @@
+"""Runs the command line: `python -m fnn_lightning`."""
+
 from fnn_lightning.cli import main
 
 if __name__ == "__main__":  # a process started by "spawn" imports this file too

@@ -1,7 +1,7 @@
 """What a run keeps and shows: checkpoints, early stopping, lines in the terminal."""
 
 import math
-import os
+from pathlib import Path
 from typing import Any, Literal
 
 from lightning.pytorch import LightningModule, Trainer, callbacks
@@ -21,11 +21,11 @@ def better_when(metric: str) -> Mode:
 
 
 class Checkpoint(callbacks.Checkpoint):
-    """Keeps `last.ckpt`, always the newest step, and beside it `best.ckpt`, if a metric is monitored.
+    """Keeps `last.ckpt`, always the newest step, and `best.ckpt`, if a metric is monitored.
 
     Both lie in `checkpoints/` of the run's folder. `last.ckpt` is written after every validation,
     at the end of every epoch and at the end of training, whatever the monitored metric did;
-    Lightning's `ModelCheckpoint` writes it only together with a new best one (Lightning issue 5030).
+    Lightning's `ModelCheckpoint` writes it only together with a new best one (its issue 5030).
 
     Args:
         monitor: Name of a logged metric. The checkpoint with its best value is kept as
@@ -53,7 +53,7 @@ class Checkpoint(callbacks.Checkpoint):
 
     def setup(self, trainer: Trainer, pl_module: LightningModule, stage: str) -> None:
         if stage == "fit":
-            self.folder = os.path.join(trainer.log_dir or trainer.default_root_dir, "checkpoints")
+            self.folder = Path(trainer.log_dir or trainer.default_root_dir) / "checkpoints"
 
     def on_train_batch_end(self, trainer: Trainer, *_: Any) -> None:
         if self.every_n_steps and trainer.global_step % self.every_n_steps == 0:
@@ -83,7 +83,7 @@ class Checkpoint(callbacks.Checkpoint):
         self.best_score = state_dict["best_score"]
 
     def _save_best(self, trainer: Trainer) -> None:
-        if self.monitor is None or trainer.fast_dev_run:
+        if self.monitor is None or trainer.fast_dev_run:  # type: ignore[attr-defined]
             return
         if self.monitor not in trainer.callback_metrics:
             raise InputError(
@@ -98,14 +98,14 @@ class Checkpoint(callbacks.Checkpoint):
             self.best_model_path = self._save(trainer, "best.ckpt")
 
     def _save_last(self, trainer: Trainer) -> None:
-        if trainer.global_step != self._saved_step and not trainer.fast_dev_run:
+        if trainer.global_step != self._saved_step and not trainer.fast_dev_run:  # type: ignore[attr-defined]
             self.last_model_path = self._save(trainer, "last.ckpt")
             self._saved_step = trainer.global_step
 
     def _save(self, trainer: Trainer, name: str) -> str:
-        path = os.path.join(self.folder, name)
+        path = self.folder / name
         trainer.save_checkpoint(path, weights_only=False)  # the whole state, to go on from
-        return path
+        return str(path)
 
 
 class EarlyStopping(callbacks.EarlyStopping):
@@ -148,7 +148,7 @@ class ProgressBar(callbacks.TQDMProgressBar):
 
 
 class TerminalReport(callbacks.Callback):
-    """Prints what is trained, a line after every validation, and what `test` and `validate` find."""
+    """Prints what is trained, a line after every validation, and what other stages find."""
 
     def on_train_start(self, trainer: Trainer, pl_module: LightningModule) -> None:
         assert isinstance(pl_module, FNNLitModule)
@@ -156,16 +156,21 @@ class TerminalReport(callbacks.Callback):
         widths = [linear[0].in_features, *(layer.out_features for layer in linear)]
         activation = f" {pl_module.hparams['activation']}" if len(linear) > 1 else ""
         parameters = sum(parameter.numel() for parameter in pl_module.parameters())
-        optimizer = trainer.optimizers[0]
+        optimizer = type(trainer.optimizers[0]).__name__
+        lr = trainer.optimizers[0].param_groups[0]["lr"]
         self._print(
             trainer,
             f"network    {'–'.join(map(str, widths))}{activation}, {parameters:,} parameters\n"
-            f"optimizer  {type(optimizer).__name__}, learning rate {optimizer.param_groups[0]['lr']:g}\n"
+            f"optimizer  {optimizer}, learning rate {lr:g}\n"
             f"device     {trainer.world_size} × {pl_module.device.type}, "
             f"{trainer.num_training_batches:,} batches an epoch",
         )
-        if getattr(trainer.datamodule, "val_size", None) == 0:
-            self._print(trainer, "validation watches the test set, since val_size is 0; nothing is selected by it")
+        datamodule = trainer.datamodule  # type: ignore[attr-defined]
+        if getattr(datamodule, "val_size", None) == 0:
+            self._print(
+                trainer,
+                "validation watches the test set, since val_size is 0; nothing is selected by it",
+            )
 
     def on_validation_end(self, trainer: Trainer, pl_module: LightningModule) -> None:
         assert isinstance(pl_module, FNNLitModule)

@@ -22,7 +22,7 @@ def main(args: list[str] | None = None) -> None:
         return
 
     # Not at the top: importing torch and Lightning takes seconds, and --version needs neither.
-    from lightning.pytorch.utilities.exceptions import MisconfigurationException
+    from lightning.fabric.utilities.exceptions import MisconfigurationException
 
     from fnn_lightning.commands import FNNCLI
 

@@ -13,7 +13,7 @@ from typing import Any, Literal
 
 import yaml
 from jsonargparse import Namespace
-from lightning.pytorch import Trainer
+from lightning.pytorch import Callback, Trainer
 from lightning.pytorch.cli import ArgsType, LightningArgumentParser, LightningCLI
 from lightning.pytorch.loggers import TensorBoardLogger
 
@@ -58,18 +58,20 @@ class FNNCLI(LightningCLI):
                 f"Expected the subcommand before its options, but got {words[0]} first: "
                 f"{COMMAND} {'|'.join(subcommands)} --config FILE"
             )
+        self.words = words
         self.said = said_by(words)
         ckpt_path = self.said.get("ckpt_path")
         self.checkpoint = None if ckpt_path is None else read_checkpoint(ckpt_path)
-        quiet = {"exit_on_error": False}  # an error is raised, and `main` prints it
+        # An error is raised, and `main` prints it; a shortened option is one.
+        strict = {"exit_on_error": False, "allow_abbrev": False}
         super().__init__(
             FNNLitModule,
             MNISTDataModule,
             trainer_defaults=TRAINER_DEFAULTS,
             seed_everything_default=0,
             parser_kwargs={
-                **dict.fromkeys(subcommands, quiet),
-                **quiet,
+                **dict.fromkeys(subcommands, strict),
+                **strict,
                 "description": "Trains feed-forward neural nets on MNIST.",
                 "version": f"fnn_lightning {__version__}",
             },
@@ -86,15 +88,17 @@ class FNNCLI(LightningCLI):
         return {name: fixed | loaders for name in ("fit", "validate", "test", "predict")}
 
     def fit(self, **kwargs: Any) -> None:
+        trainer = self.trainer
         try:
-            self.trainer.fit(weights_only=True, **kwargs)
-            if self.model.validated_step not in (None, self.trainer.global_step):
-                # the last validation was some steps ago: the result is that of the last step
-                self.trainer.validate(self.model, datamodule=self.datamodule, verbose=False)
+            trainer.fit(weights_only=True, **kwargs)
         except DivergenceError as error:
-            last = getattr(self.trainer.checkpoint_callback, "last_model_path", "")
+            last = getattr(trainer.checkpoint_callback, "last_model_path", "")
             kept = f"the last good checkpoint is {last}" if last else "no checkpoint was saved yet"
             raise DivergenceError(f"{error}; {kept}. Try a lower learning rate") from None
+        unvalidated = self.model.validated_step != trainer.global_step
+        if unvalidated and trainer.enable_validation and not trainer.fast_dev_run:  # type: ignore[attr-defined]
+            # The result is that of the last step, wherever the last validation was.
+            trainer.validate(self.model, datamodule=self.datamodule, verbose=False)
 
     def validate(self, **kwargs: Any) -> None:
         self.trainer.validate(weights_only=True, verbose=False, **kwargs)
@@ -149,7 +153,7 @@ class FNNCLI(LightningCLI):
 
     def parse_arguments(self, parser: LightningArgumentParser, args: ArgsType) -> None:
         try:
-            self.config = parser.parse_args(args)
+            self.config = parser.parse_args(self.words)
         except ArgumentError as error:
             raise InputError(self._explain(str(error))) from None
         section = self.config[self.config.subcommand]
@@ -199,7 +203,7 @@ class FNNCLI(LightningCLI):
     def instantiate_trainer(self, **kwargs: Any) -> Trainer:
         section = self.config_init[self.subcommand]
         config = section.trainer
-        callbacks = [TerminalReport()]
+        callbacks: list[Callback] = [TerminalReport()]
         fitting = self.subcommand == "fit"
         if config.enable_progress_bar is None:
             # in a file, and between the lines of CSV, a progress bar is noise
@@ -220,29 +224,34 @@ class FNNCLI(LightningCLI):
         return super().instantiate_trainer(**kwargs)
 
     def _logger(self, root_dir: str | None) -> TensorBoardLogger | Literal[False]:
-        """Open a new run's folder for `fit`, and the folder of the checkpoint's run for the others."""
+        """Log to a new run's folder in `fit`, and to that of the checkpoint's run otherwise."""
         if self.subcommand == "fit":
             return TensorBoardLogger(root_dir or ".", "lightning_logs", default_hp_metric=False)
         run = run_folder(self._ckpt_path)
-        return TensorBoardLogger(run.parent, "", run.name, default_hp_metric=False) if run else False
+        return (
+            TensorBoardLogger(run.parent, "", run.name, default_hp_metric=False) if run else False
+        )
 
     def after_fit(self) -> None:
         keeper = self.trainer.checkpoint_callback
         if not self.trainer.is_global_zero or not isinstance(keeper, Checkpoint):
             return
+        name, path = "val/acc", keeper.last_model_path
+        value: Any = self.trainer.callback_metrics.get(name)
         if keeper.best_model_path:
-            metric, value, path = keeper.monitor, keeper.best_score, keeper.best_model_path
-        else:
-            metric, path = "val/acc", keeper.last_model_path
-            value = self.trainer.callback_metrics.get(metric)
+            name, value, path = f"best {keeper.monitor}", keeper.best_score, keeper.best_model_path
+        if not path:  # fast_dev_run
+            return
         path = os.path.relpath(path)
+        runs = os.path.relpath(Path(str(self.trainer.log_dir)).parent)
+        figure = ""
         if value is not None:
-            best = "best " if keeper.best_model_path else ""
-            figure = f"{100 * value:.2f} %" if str(metric).endswith("acc") else f"{value:.4f}"
-            print(f"result     {best}{metric} {figure}, {self.trainer.global_step:,} steps in all")
+            figure = (
+                f"{name} {100 * value:.2f} %, " if name.endswith("acc") else f"{name} {value:.4f}, "
+            )
+        print(f"result     {figure}{self.trainer.global_step:,} steps in all")
         print(f"checkpoint {path}")
         print(f"test it    {COMMAND} test --ckpt_path {shlex.quote(path)}")
-        runs = os.path.relpath(os.path.join(self.trainer.log_dir, ".."))
         print(f"look at it tensorboard --logdir {shlex.quote(runs)}")
 
     def _explain(self, message: str) -> str:
@@ -256,7 +265,8 @@ class FNNCLI(LightningCLI):
         if unknown:
             parts = unknown.groupdict()
             name = ".".join(filter(None, (parts.get("group"), parts["name"]))).lstrip("-")
-            keys = [key.replace("init_args.", "") for key in self.options.get_defaults().keys()]
+            known = self.options.get_defaults().keys()
+            keys = [key.replace("init_args.", "") for key in known]
             groups = {key.partition(".")[0] for key in keys}
             near = difflib.get_close_matches(name, [*keys, *groups], n=1, cutoff=0.5)
             return f"Unknown option {name}" + (f"; did you mean {near[0]}?" if near else "")
@@ -269,7 +279,9 @@ class FNNCLI(LightningCLI):
             return f"{required[1]} as {wrong['key']}: {required[2].strip()}"
         expected = [
             choice.removeprefix("a ")
-            for choice in re.findall(r"Expected (?:an? )?(.+?)(?=\.? Got value| - | Given value|$)", text)
+            for choice in re.findall(
+                r"Expected (?:an? )?(.+?)(?=\.? Got value| - | Given value|$)", text
+            )
         ]
         value = re.search(r"(?:Got|Given) value: (.*)", text)
         if not expected or not value:
@@ -313,6 +325,8 @@ def quiet_lightning() -> None:
     # hardware found, seeds set, advertisements: TerminalReport prints what matters
     logging.getLogger("lightning.pytorch.utilities.rank_zero").setLevel(logging.WARNING)
     logging.getLogger("lightning.fabric.utilities.seed").setLevel(logging.WARNING)
+    # FNNLitModule's logging interval may span epochs
+    warnings.filterwarnings("ignore", message="The number of training batches .* is smaller than")
     # Lightning 2.6.6 calls what torch 2.14 has deprecated
     warnings.filterwarnings("ignore", message=".*LeafSpec.*is deprecated")
 

@@ -59,13 +59,13 @@ def fetch_mnist(data_dir: str, mirror: str | None) -> None:
             for name in problems:
                 archive = f"{name}.gz"
                 here = [folder] if (folder / archive).is_file() else []
-                failures = _download(archive, digests[archive], [*here, *sources], scratch)
-                if failures:
+                failures: list[str] = []
+                if not _download(archive, digests[archive], [*here, *sources], scratch, failures):
                     raise InputError(
                         f"MNIST is incomplete: {'; '.join(problems.values())}; tried to get "
-                        f"{archive} from {'; '.join(failures)}. Use --data.mirror with a folder "
-                        "or base URL that holds MNIST's four .gz archives, or train on the "
-                        "embedded digits with --data.dataset digits"
+                        f"{archive} from {'; '.join(failures) or 'nowhere'}. Use --data.mirror "
+                        "with a folder or base URL that holds MNIST's four .gz archives, or train "
+                        "on the embedded digits with --data.dataset digits"
                     )
                 (Path(scratch) / name).replace(folder / name)
     except OSError as error:
@@ -95,15 +95,16 @@ def _source(mirror: str) -> str | Path:
     return f"{mirror.rstrip('/')}/" if "://" in mirror else Path(mirror).expanduser()
 
 
-def _download(archive: str, md5: str, sources: Iterable[str | Path], folder: str) -> list[str]:
-    """Try the sources in turn; return why each failed, or nothing if one delivered."""
+def _download(
+    archive: str, md5: str, sources: Iterable[str | Path], folder: str, failures: list[str]
+) -> bool:
+    """Try the sources in turn until one delivers; add to `failures` why the others did not."""
     from torchvision.datasets.utils import (
         check_integrity,
         download_and_extract_archive,
         extract_archive,
     )
 
-    failures = []
     for source in sources:
         try:
             if isinstance(source, str):
@@ -114,11 +115,11 @@ def _download(archive: str, md5: str, sources: Iterable[str | Path], folder: str
             else:
                 found = (source / archive).exists()
                 raise RuntimeError("the archive is damaged" if found else "no such archive")
-            return []
+            return True
         # RuntimeError: wrong digest; ValueError: not a URL
         except (OSError, HTTPException, RuntimeError, ValueError) as error:
             failures.append(f"{source} ({getattr(error, 'reason', None) or error})")
-    return failures
+    return False
 
 
 @contextmanager

@@ -21,7 +21,7 @@ from fnn_lightning.errors import DivergenceError, InputError
 from fnn_lightning.network import FNN, Activation
 
 CLASSES = 10
-SGD = {"class_path": "torch.optim.SGD", "init_args": {"lr": 0.1}}
+SGD: dict[str, Any] = {"class_path": "torch.optim.SGD", "init_args": {"lr": 0.1}}
 HPARAMS_METRICS = ("val/acc", "test/acc", "train/acc", "val/loss", "test/loss", "train/loss")
 MAX_PENDING_STEPS = 100  # how many steps' logits are kept until they reach torchmetrics
 
@@ -81,11 +81,11 @@ class FNNLitModule(LightningModule):
             pixel_mean=pixel_mean,
             pixel_std=pixel_std,
         )
-        self.optimizer_config = optimizer or SGD
+        self.optimizer_config: ClassConfig = optimizer or SGD
         self.lr_scheduler_config = lr_scheduler
         self.lr_interval = lr_interval
         _torch_class(self.optimizer_config, torch.optim, Optimizer)
-        lr = self.optimizer_config.get("init_args", {}).get("lr")
+        lr = (self.optimizer_config.get("init_args") or {}).get("lr")
         if lr is not None and not 0 < lr < math.inf:
             raise InputError(f"Expected the learning rate `lr` to be positive, but got {lr}")
         if lr_scheduler is not None:
@@ -95,8 +95,7 @@ class FNNLitModule(LightningModule):
 
         metrics = MetricCollection(
             {
-                # "disable" lets a NaN through; the other strategies look for one in every update
-                "loss": MeanMetric(nan_strategy="disable"),
+                "loss": mean_metric(),
                 "acc": MulticlassAccuracy(CLASSES, average="micro"),
                 "stats": MulticlassStatScores(CLASSES, average="micro"),
             }
@@ -105,10 +104,10 @@ class FNNLitModule(LightningModule):
         self.val_metrics = metrics.clone(prefix="val/")
         self.test_metrics = metrics.clone(prefix="test/")
         self.test_train_set_metrics = metrics.clone(prefix="test/train_set_")
-        self.loss_since_validation = MeanMetric(nan_strategy="disable")
+        self.loss_since_validation = mean_metric()
         """Mean training loss since the last validation ended."""
         self.counts: dict[str, tuple[int, int]] = {}
-        """Of each split last measured, how many images were classified correctly, and of how many."""
+        """Of each split last measured: images classified correctly, images in all."""
         self.validated_step: int | None = None
         """Number of optimiser steps at the last validation."""
         self._pending: list[StepOutput] = []
@@ -132,7 +131,7 @@ class FNNLitModule(LightningModule):
         self._lr = optimizer.param_groups[0]["lr"]
 
     def on_train_batch_end(self, outputs: Any, batch: Any, batch_idx: int) -> None:
-        step, every = self.global_step, self.trainer.log_every_n_steps
+        step, every = self.global_step, self.trainer.log_every_n_steps  # type: ignore[attr-defined]
         # with gradient accumulation several batches end at the same step
         if every and step % every == 0 and step != self._logged_step:
             self.log_dict(self._log_training(), prog_bar=True, logger=False)
@@ -210,7 +209,9 @@ class FNNLitModule(LightningModule):
         # An error here comes before the file is touched: the last good checkpoint stays.
         self._update_train_metrics()
         if not all(parameter.isfinite().all() for parameter in self.parameters()):
-            raise DivergenceError(f"A weight is no longer a finite number at step {self.global_step}")
+            raise DivergenceError(
+                f"A weight is no longer a finite number at step {self.global_step}"
+            )
 
     def on_load_checkpoint(self, checkpoint: dict[str, Any]) -> None:
         self._loaded_step = checkpoint["global_step"]
@@ -247,7 +248,9 @@ class FNNLitModule(LightningModule):
         """Log the means since the last call, and return them."""
         self._update_train_metrics()
         means = self._compute(self.train_metrics)
-        self._write({**means, "lr": self._lr})
+        for logger in self.loggers:
+            values = {name: value.item() for name, value in means.items()}
+            logger.log_metrics({**values, "lr": self._lr}, self.global_step)
         self._logged_step = self.global_step
         return means
 
@@ -256,10 +259,10 @@ class FNNLitModule(LightningModule):
         means = self._compute(metrics)
         if self.trainer.sanity_checking:
             return
-        self.log_dict(means, prog_bar=True, logger=False)
-        self._write(means)
-        for logger in self.loggers:
-            logger.save()
+        self.log_dict(means, prog_bar=True)
+        # The x-axis: Lightning takes the metric `step` for it, and otherwise counts the batches of
+        # this run, which are none in `test` of a checkpoint.
+        self.log("step", float(self._step_count))
 
     def _compute(self, metrics: MetricCollection) -> dict[str, Tensor]:
         """Compute loss and accuracy over all processes, keep the counts, and start anew."""
@@ -270,12 +273,10 @@ class FNNLitModule(LightningModule):
         self.counts[prefix] = (correct, total)
         return values
 
-    def _write(self, values: Mapping[str, Tensor | float]) -> None:
-        """Send values to the loggers, at the number of optimiser steps done."""
-        # Not through `self.log`, which counts batches of this run: 0 in `test` of a checkpoint.
-        step = self.global_step or self._loaded_step
-        for logger in self.loggers:
-            logger.log_metrics({name: float(value) for name, value in values.items()}, step)
+    @property
+    def _step_count(self) -> int:
+        """Number of optimiser steps that the weights have seen."""
+        return self.global_step or self._loaded_step
 
     @rank_zero_only
     def _log_hparams(self) -> None:
@@ -302,10 +303,17 @@ class FNNLitModule(LightningModule):
                 logger.log_hyperparams(hparams, {})  # {} instead of None: no `hp_metric: -1`
                 # The tab shows the newest value of each scalar named here, so a run can be
                 # compared while it trains, and the figures of a later `test` appear too.
-                for summary in hparams_summary(hparams, dict.fromkeys(HPARAMS_METRICS, 0.0)):
+                metrics = dict.fromkeys(HPARAMS_METRICS, 0.0)  # the values do not matter
+                for summary in hparams_summary(hparams, metrics):  # type: ignore[no-untyped-call]
                     logger.experiment.file_writer.add_summary(summary)
             else:
                 logger.log_hyperparams(hparams)
+
+
+def mean_metric() -> MeanMetric:
+    """Make a weighted mean that is NaN if one of its values is."""
+    # "disable" would let a NaN through too, but drops the weights (torchmetrics issue 3434).
+    return MeanMetric(nan_strategy=math.nan)
 
 
 def _torch_class(config: ClassConfig, module: ModuleType, base: type) -> Callable[..., Any]:
@@ -313,13 +321,15 @@ def _torch_class(config: ClassConfig, module: ModuleType, base: type) -> Callabl
     class_path = config.get("class_path") if isinstance(config, Mapping) else None
     name = str(class_path).rpartition(".")[2]
     found = getattr(module, name, None)
-    if isinstance(found, type) and issubclass(found, base):
+    if isinstance(found, type) and issubclass(found, base) and found is not base:
         paths = [name, f"{module.__name__}.{name}", f"{found.__module__}.{name}"]
         # LightningCLI's own name for PyTorch's class with the argument `monitor`
         paths += ["lightning.pytorch.cli.ReduceLROnPlateau"]
         if class_path in paths:
             return found
-    raise InputError(f"Expected `class_path` to name a class of {module.__name__}, but got {config}")
+    raise InputError(
+        f"Expected `class_path` to name a class of {module.__name__}, but got {config}"
+    )
 
 
 def _build(config: ClassConfig, module: ModuleType, base: type, *args: Any) -> Any:

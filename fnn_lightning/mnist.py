@@ -9,7 +9,7 @@ from torch import Tensor
 
 from fnn_lightning import digits
 from fnn_lightning.batches import BatchSource
-from fnn_lightning.download import FILES, fetch_mnist, raw_dir
+from fnn_lightning.download import fetch_mnist, raw_dir
 from fnn_lightning.errors import InputError
 from fnn_lightning.idx import idx_shape, read_images, read_labels
 
@@ -85,7 +85,9 @@ class MNISTDataModule(LightningDataModule):
         """Download what `data_dir` lacks, and check what it holds."""
         if self.dataset == "mnist":
             fetch_mnist(self.data_dir, self.mirror or os.environ.get("FNN_LIGHTNING_MIRROR"))
-            self._check_val_size(idx_shape(raw_dir(self.data_dir) / "train-labels-idx1-ubyte", 1)[0])
+            self._check_val_size(
+                idx_shape(raw_dir(self.data_dir) / "train-labels-idx1-ubyte", 1)[0]
+            )
 
     def setup(self, stage: str) -> None:
         """Read the images that `stage` (fit, validate, test or predict) needs into memory."""
@@ -93,19 +95,17 @@ class MNISTDataModule(LightningDataModule):
         if stage in ("test", "predict") or self.val_size == 0:
             self._splits["test"] = self._read(train=False)
         if stage in ("fit", "validate") or self.test_train_set:
-            images, labels, everything = self._read(train=True)
+            images, labels, _ = self._read(train=True)
             val_size = len(images) // 12 if self.val_size is None else self.val_size
             order = torch.randperm(len(images), generator=torch.Generator().manual_seed(SPLIT_SEED))
             val, train = order[:val_size], order[val_size:]
             self._splits["train"] = Split(images, labels, train)
-            self._splits["val"] = (
-                Split(images, labels, val) if val_size else self._splits["test"]
-            )
+            self._splits["val"] = Split(images, labels, val) if val_size else self._splits["test"]
 
     def train_dataloader(self) -> BatchSource:
         """Serve the training images in batches of `batch_size`, in a new order every epoch."""
         # the Trainer's overfit_batches means the same few batches in every epoch
-        shuffle = self.trainer is None or self.trainer.overfit_batches == 0
+        shuffle = self.trainer is None or self.trainer.overfit_batches == 0  # type: ignore[attr-defined]
         return self._serve("train", self.batch_size, self.seed if shuffle else None)
 
     def val_dataloader(self) -> BatchSource:

@@ -3,6 +3,7 @@
 from collections.abc import Sequence
 from typing import Literal, get_args
 
+import torch
 from torch import Tensor, nn
 
 from fnn_lightning.errors import InputError
@@ -97,6 +98,11 @@ class FNN(nn.Module):
             in_features = width
         self.layers = nn.Sequential(*layers, nn.Linear(in_features, out_features))
 
+    @property
+    def dtype(self) -> torch.dtype:
+        """The dtype of the weights."""
+        return next(self.parameters()).dtype
+
     def forward(self, pixels: Tensor) -> Tensor:
         """Compute the logits of a batch of images.
 
@@ -117,7 +123,7 @@ class FNN(nn.Module):
                 f"Expected images of {self.in_features} pixels in a batch (B, …), "
                 f"but got a tensor of shape {tuple(pixels.shape)}"
             )
-        x = x.to(self.layers[-1].weight.dtype).div(255)
+        x = x.to(self.dtype).div(255)
         if self.pixel_mean != 0:
             x = x - self.pixel_mean
         if self.pixel_std != 1:

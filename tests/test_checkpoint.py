@@ -1,0 +1,66 @@
+import os
+import pickle
+from pathlib import Path
+
+import pytest
+import torch
+
+from fnn_lightning.checkpoint import read_checkpoint
+from fnn_lightning.errors import InputError
+
+
+class RunsACommand:
+    def __reduce__(self) -> tuple[object, tuple[str]]:
+        return os.mkdir, ("it-ran",)
+
+
+def write(path: Path, kind: str) -> None:
+    good = {"state_dict": {}, "hyper_parameters": {"hidden_dims": [3]}, "global_step": 5}
+    if kind == "folder":
+        path.mkdir()
+    elif kind == "empty":
+        path.touch()
+    elif kind == "text":
+        path.write_text("not a checkpoint")
+    elif kind == "truncated":
+        torch.save({**good, "weights": torch.zeros(1000)}, path)
+        path.write_bytes(path.read_bytes()[:2000])
+    elif kind == "list":
+        torch.save([1, 2], path)
+    elif kind == "other network":
+        torch.save({**good, "hyper_parameters": {"width": 3}}, path)
+    elif kind == "weights alone":
+        torch.save({"layers.0.weight": torch.zeros(3, 4)}, path)
+    elif kind == "command":
+        torch.save({**good, "extra": RunsACommand()}, path)
+    elif kind == "pickled command":
+        path.write_bytes(pickle.dumps(RunsACommand()))
+    elif kind == "good":
+        torch.save(good, path)
+
+
+@pytest.mark.parametrize(
+    ("kind", "message"),
+    [
+        ("nothing", "there is no such file"),
+        ("folder", "it is a folder"),
+        ("empty", "it is empty"),
+        ("text", "it is damaged or something else"),
+        ("truncated", "it is damaged or something else"),
+        ("list", "it holds something else"),
+        ("other network", "it holds something else"),
+        ("weights alone", "it holds something else"),
+        ("command", "it is damaged or something else"),
+        ("pickled command", "it is damaged or something else"),
+    ],
+)
+def test_what_is_not_a_checkpoint(tmp_path: Path, kind: str, message: str) -> None:
+    write(tmp_path / "some.ckpt", kind)
+    with pytest.raises(InputError, match=f"some.ckpt'?: {message}"):
+        read_checkpoint(str(tmp_path / "some.ckpt"))
+    assert not Path("it-ran").exists()
+
+
+def test_a_good_one(tmp_path: Path) -> None:
+    write(tmp_path / "some.ckpt", "good")
+    assert read_checkpoint(str(tmp_path / "some.ckpt"))["global_step"] == 5

@@ -1,0 +1,459 @@
+import csv
+import json
+import re
+import shutil
+import socket
+import subprocess
+import sys
+import time
+import urllib.request
+from collections.abc import Iterator
+from pathlib import Path
+from typing import Any
+
+import pytest
+import torch
+import yaml
+from lightning.pytorch import Trainer
+
+from fnn_lightning import FNNLitModule, __version__
+from fnn_lightning.callbacks import Checkpoint
+from fnn_lightning.cli import main
+from fnn_lightning.commands import FNNCLI
+from tests.conftest import TEST_SIZE
+from tests.test_lit_module import scalars
+
+Capture = pytest.CaptureFixture[str]
+RUN = Path("lightning_logs/version_0")
+LAST = str(RUN / "checkpoints" / "last.ckpt")
+
+
+def fit(data_dir: str, *words: str) -> FNNCLI:
+    small = ["--model.hidden_dims", "[8]", "--trainer.max_epochs", "2"]
+    return FNNCLI(["fit", "--data.data_dir", data_dir, *small, *words])
+
+
+def files() -> set[Path]:
+    return {path for path in Path().glob("**/*") if path.is_file()}
+
+
+def test_fit_prints_and_writes_a_run(data_dir: str, capsys: Capture) -> None:
+    cli = fit(data_dir, "--checkpoint.monitor", "val/acc", "--trainer.log_every_n_steps", "1")
+    output = capsys.readouterr()
+    assert output.err == ""
+    lines = output.out.splitlines()
+    assert "784–8–10 relu, 6,370 parameters" in lines[0]
+    values = cli.trainer.callback_metrics
+    steps = [line for line in lines if line.startswith("step ")]
+    assert [int(line.split()[1]) for line in steps] == [3, 6]
+    assert f"val loss {values['val/loss']:.4f}" in steps[-1]
+    assert f"val acc {100 * values['val/acc']:.2f} %" in steps[-1]
+    # between validations, the mean loss of the epoch: 100 + 100 + 75 images
+    epoch = [value for _, value in scalars(str(RUN))["train/loss"]][3:]
+    mean = (100 * epoch[0] + 100 * epoch[1] + 75 * epoch[2]) / 275
+    printed = re.search(r"train loss ([\d.]+)", steps[-1])
+    assert printed
+    assert float(printed[1]) == pytest.approx(mean, abs=6e-5)
+    keeper = cli.trainer.checkpoint_callback
+    assert isinstance(keeper, Checkpoint)
+    best = 100 * float(keeper.best_score or 0)
+    assert f"best val/acc {best:.2f} %, 6 steps in all" in lines[-4]
+    assert lines[-3:] == [
+        f"checkpoint {RUN}/checkpoints/best.ckpt",
+        f"test it    python -m fnn_lightning test --ckpt_path {RUN}/checkpoints/best.ckpt",
+        "look at it tensorboard --logdir lightning_logs",
+    ]
+    names = {path.name for path in files() if RUN in path.parents}
+    assert {"config.yaml", "hparams.yaml", "best.ckpt", "last.ckpt"} < names
+    assert len(names) == 5  # and one file of events
+
+
+def test_a_saved_config_runs_again_as_it_is(data_dir: str) -> None:
+    first = fit(data_dir, "--optimizer", "Adam", "--lr_scheduler", "StepLR",
+                "--lr_scheduler.step_size", "1", "--seed_everything", "7")  # fmt: skip
+    main(["fit", "--config", str(RUN / "config.yaml")])
+    again = torch.load("lightning_logs/version_1/checkpoints/last.ckpt", weights_only=True)
+    for name, weight in first.model.state_dict().items():
+        assert torch.equal(again["state_dict"][name], weight)
+    saved = [Path(f"lightning_logs/version_{n}/config.yaml").read_text() for n in (0, 1)]
+    assert saved[0] == saved[1]
+
+
+def test_another_optimizer_does_not_inherit_the_learning_rate(
+    data_dir: str, tmp_path: Path
+) -> None:
+    def lr(*words: str) -> float:
+        cli = fit(data_dir, "--trainer.fast_dev_run", "1", *words)
+        return float(cli.trainer.optimizers[0].param_groups[0]["lr"])
+
+    assert lr() == 0.1
+    assert lr("--optimizer.lr", "0.2") == 0.2
+    assert lr("--optimizer", "Adam") == 0.001
+    assert lr("--optimizer=Adam", "--optimizer.lr", "0.1") == 0.1
+    (tmp_path / "adam.yaml").write_text("optimizer:\n  class_path: torch.optim.Adam\n")
+    assert lr("--config", "adam.yaml") == 0.001
+
+
+def test_test_needs_nothing_but_the_checkpoint(data_dir: str, capsys: Capture) -> None:
+    trained = fit(data_dir, "--model.activation", "tanh", "--model.pixel_mean", "0.3",
+                  "--data.val_size", "0")  # fmt: skip
+    before = files()
+    capsys.readouterr()
+    for command, prefix in (("test", "test/"), ("validate", "val/")):
+        cli = FNNCLI([command, "--ckpt_path", LAST])
+        assert cli.model.counts[prefix] == trained.model.counts["val/"]
+        output = capsys.readouterr()
+        correct, total = trained.model.counts["val/"]
+        assert output.err == ""
+        assert f"Got {correct} / {total} correct ({100 * correct / total:.2f} %)" in output.out
+    new = files() - before
+    assert {path.parent for path in new} == {RUN}  # into the folder of the run, and no other
+    assert all(path.name.startswith("events") for path in new)
+    ((step, accuracy),) = scalars(str(RUN))["test/acc"]
+    assert (step, accuracy) == (6, pytest.approx(correct / total))
+
+
+def test_a_checkpoint_away_from_its_run(data_dir: str) -> None:
+    fit(data_dir)
+    shutil.copy(LAST, "alone.ckpt")
+    before = files()
+    FNNCLI(["test", "--ckpt_path", "alone.ckpt"])
+    assert files() == before
+
+
+def test_flags_win_over_the_checkpoint(data_dir: str, tmp_path: Path) -> None:
+    fit(data_dir, "--data.batch_size", "50")
+    (tmp_path / "given.yaml").write_text("model:\n  pixel_std: 0.5\n")
+    cli = FNNCLI(["test", "--ckpt_path", LAST, "--model.activation", "tanh",
+                  "--config", "given.yaml", "--data.val_size", "7"])  # fmt: skip
+    assert cli.model.hparams["activation"] == "tanh"
+    assert cli.model.network.pixel_std == 0.5
+    assert (cli.datamodule.val_size, cli.datamodule.batch_size) == (7, 50)
+
+
+def test_test_on_the_training_set_too(data_dir: str, capsys: Capture) -> None:
+    fit(data_dir, "--data.test_train_set", "true")
+    capsys.readouterr()
+    main(["test", "--ckpt_path", LAST])
+    output = capsys.readouterr().out
+    assert re.search(rf"^test set: Got \d+ / {TEST_SIZE} correct", output, re.MULTILINE)
+    assert re.search(r"^training set: Got \d+ / 275 correct", output, re.MULTILINE)
+
+
+def test_predict_prints_csv(data_dir: str, capsys: Capture) -> None:
+    trained = fit(data_dir)
+    capsys.readouterr()
+    main(["predict", "--ckpt_path", LAST])
+    output = capsys.readouterr()
+    rows = list(csv.DictReader(output.out.splitlines()))
+    assert [int(row["index"]) for row in rows] == list(range(TEST_SIZE))
+    trained.datamodule.setup("predict")
+    images, _ = next(iter(trained.datamodule.predict_dataloader()))
+    with torch.no_grad():
+        probabilities = trained.model(images).softmax(1)
+    assert [int(row["digit"]) for row in rows] == probabilities.argmax(1).tolist()
+    assert float(rows[3]["p7"]) == pytest.approx(float(probabilities[3, 7]), abs=1e-6)
+
+
+def test_fit_goes_on_from_a_checkpoint(data_dir: str) -> None:
+    straight = fit(data_dir, "--trainer.max_epochs", "3")
+    fit(data_dir)
+    last = "lightning_logs/version_1/checkpoints/last.ckpt"
+    main(["fit", "--ckpt_path", last, "--trainer.max_epochs", "3"])
+    resumed = torch.load("lightning_logs/version_2/checkpoints/last.ckpt", weights_only=True)
+    assert resumed["global_step"] == 9
+    for name, weight in straight.model.state_dict().items():
+        assert torch.equal(resumed["state_dict"][name], weight)
+
+
+def test_the_result_is_that_of_the_last_step(data_dir: str, capsys: Capture) -> None:
+    # 7 steps an epoch, validated after 5 and 10 of 14
+    cli = fit(data_dir, "--data.val_size", "0", "--data.batch_size", "50",
+              "--trainer.val_check_interval", "5",
+              "--trainer.check_val_every_n_epoch", "null")  # fmt: skip
+    output = capsys.readouterr().out
+    assert cli.trainer.global_step == 12
+    main(["test", "--ckpt_path", LAST])
+    tested = re.search(r"\((.*) %\)", capsys.readouterr().out)
+    assert tested
+    assert f"result     val/acc {tested[1]} %, 12 steps in all" in output
+
+
+@pytest.mark.parametrize("option", [["--trainer.logger", "false"], ["--trainer.fast_dev_run", "2"]])
+def test_no_run_folder_on_request(data_dir: str, option: list[str]) -> None:
+    before = files()
+    fit(data_dir, *option)
+    assert files() == before
+
+
+def test_no_checkpoints_on_request(data_dir: str) -> None:
+    fit(data_dir, "--trainer.enable_checkpointing", "false")
+    assert not list(Path().glob("**/*.ckpt"))
+    assert (RUN / "config.yaml").is_file()
+
+
+def test_overfit_batches_repeats_the_same_batches(data_dir: str) -> None:
+    cli = fit(data_dir, "--trainer.overfit_batches", "1", "--trainer.max_epochs", "30",
+              "--trainer.log_every_n_steps", "1", "--optimizer.lr", "0.01")  # fmt: skip
+    losses = [value for _, value in scalars(str(RUN))["train/loss"]]
+    assert len(losses) == cli.trainer.global_step == 30
+    # on one and the same batch, small steps lower the loss in every step
+    assert losses == sorted(losses, reverse=True)
+
+
+@pytest.mark.parametrize("command", ["fit", "validate", "test", "predict"])
+def test_checkpoints_are_read_as_data(
+    data_dir: str, command: str, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    fit(data_dir)
+    load, calls = torch.load, []
+
+    def spy(*args: Any, **kwargs: Any) -> Any:
+        calls.append(kwargs.get("weights_only"))
+        return load(*args, **kwargs)
+
+    monkeypatch.setattr(torch, "load", spy)
+    FNNCLI([command, "--ckpt_path", LAST])
+    assert len(calls) >= 2  # once by the command line, once by the Trainer
+    assert all(weights_only is True for weights_only in calls)
+
+
+def test_a_diverging_run_keeps_the_last_good_checkpoint(data_dir: str, capsys: Capture) -> None:
+    with pytest.raises(SystemExit) as stop:
+        main(["fit", "--data.data_dir", data_dir, "--data.batch_size", "50",
+              "--optimizer.lr", "1e4", "--lr_scheduler", "ExponentialLR",
+              "--lr_scheduler.gamma", "1e20", "--trainer.max_epochs", "9"])  # fmt: skip
+    assert stop.value.code == 1
+    error = capsys.readouterr().err
+    assert error.count("\n") == 1
+    found = re.search(
+        r"became (nan|inf) at step (\d+); the last good checkpoint is (\S+)\. ", error
+    )
+    assert found
+    checkpoint = torch.load(found[3], weights_only=True)
+    assert checkpoint["global_step"] < int(found[2])
+    assert all(weight.isfinite().all() for weight in checkpoint["state_dict"].values())
+
+
+def test_print_config_shows_the_defaults(capsys: Capture) -> None:
+    with pytest.raises(SystemExit) as stop:
+        main(["fit", "--print_config"])
+    assert stop.value.code == 0
+    config = yaml.safe_load(capsys.readouterr().out)
+    assert config["model"]["hidden_dims"] == [100]
+    assert config["optimizer"]["init_args"]["lr"] == 0.1
+    assert config["data"]["dataset"] == "mnist"
+
+
+def test_version_needs_no_torch() -> None:
+    code = "import sys; from fnn_lightning.cli import main; main(); print('torch' in sys.modules)"
+    command = [sys.executable, "-c", code, "--version"]
+    result = subprocess.run(command, capture_output=True, text=True, timeout=60, check=True)
+    assert result.stdout.split() == ["fnn_lightning", __version__, "False"]
+
+
+def test_run_as_a_module() -> None:
+    command = [sys.executable, "-m", "fnn_lightning", "test"]
+    result = subprocess.run(command, capture_output=True, text=True, timeout=60, check=False)
+    assert result.returncode == 2
+    assert result.stderr.startswith("error: Expected --ckpt_path")
+
+
+BAD = {
+    "--model.activation rleu": "one of .*'relu'.* got rleu",
+    "--model.hidden_dims [100,0]": r"`hidden_dims` to be positive integers, but got \[100, 0\]",
+    "--model.hidden_dims [-5]": r"positive integers, but got \[-5\]",
+    "--model.hidden_dims [1.5]": "`model.hidden_dims` to be int, but got 1.5",
+    "--model.hidden_dims 100": "`model.hidden_dims` to be a list, but got 100",
+    "--model.pixel_std 0": "`pixel_std` to be positive",
+    "--data.batch_size 0": "`batch_size` to be 1 or more, but got 0",
+    "--data.batch_size many": "`data.batch_size` to be int, but got many",
+    "--data.val_size 60000": "`val_size` to be from 0 to 59,999, .* got 60000",
+    "--data.val_size -1": "`val_size` to be from 0 to 59,999, .* got -1",
+    "--data.dataset minst": "one of 'mnist', 'digits', but got minst",
+    "--data.data_dir file": "`data_dir` to be a folder that can be written, but got 'file'",
+    "--data.data_dir empty": "--data.mirror",
+    "--optimizer.lr 0": "`lr` to be positive, but got 0",
+    "--optimizer.lr -0.1": "`lr` to be positive, but got -0.1",
+    "--optimizer.momentum -1": "torch.optim.SGD cannot be made: Invalid momentum value",
+    "--optimizer Sgd": "`optimizer` to be a class of torch.optim, but got Sgd",
+    "--optimizer torch.nn.Linear": "`optimizer` to be a class of torch.optim, but got",
+    "--lr_scheduler StepLR": "StepLR as lr_scheduler: .* required: step_size",
+    "--model.hiden_dims [3]": r"Unknown option model.hiden_dims; did you mean model.hidden_dims\?",
+    "--optimizer.lrr 1": r"Unknown option optimizer.lrr; did you mean optimizer.lr\?",
+    "--trainer.max_epoch 1": r"trainer.max_epoch; did you mean trainer.max_epochs\?",
+    "--dta.batch_size 1": r"Unknown option dta.batch_size; did you mean data.batch_size\?",
+    "--checkpoint.monitor val/f1": "one of 'val/acc', .* got val/f1",
+    "--data.val_size 0 --checkpoint.monitor val/acc": "nothing may be selected: give --data.val",
+    "--data.val_size 0 --early_stopping.patience 2": "nothing may be selected: give --data.val",
+    "--data.val_size 0 --lr_scheduler ReduceLROnPlateau --lr_scheduler.monitor val/loss": (
+        "nothing may be selected: give --data.val"
+    ),
+    "--seed_everything -1": "`seed_everything` to be from 0 to 4294967295, but got -1",
+    "--trainer.max_epochs -2": "max_epochs",
+    "--trainer.accelerator warp": "warp",
+    "--config nothing.yaml": "'nothing.yaml': No such file or directory",
+    "--config .": "Is a directory",
+    "--config unclosed.yaml": "unclosed.yaml to be a YAML file, but it is not: .* line 1",
+    "--config binary.yaml": "binary.yaml to be a YAML file, but it is not",
+    "--config text.yaml": "text.yaml to hold settings, .* got 'just a text'",
+    "--config unknown.yaml": r"modell.hidden_dims; did you mean model.hidden_dims\?",
+    "--config unknown_deep.yaml": r"model.hiden_dims; did you mean model.hidden_dims\?",
+    "--ckpt_path nothing.ckpt": "'nothing.ckpt': there is no such file",
+    "--ckpt_path empty.ckpt": "empty.ckpt: it is empty",
+    "--ckpt_path text.yaml": "text.yaml: it is damaged or something else",
+    "--ckpt_path other.ckpt": "other.ckpt: it holds something else",
+}
+
+
+@pytest.fixture
+def bad_files(tmp_path: Path) -> None:
+    (tmp_path / "file").touch()
+    (tmp_path / "empty.ckpt").touch()
+    (tmp_path / "unclosed.yaml").write_text("model: [1")
+    (tmp_path / "binary.yaml").write_bytes(b"\xff\xfe\x00\x9f")
+    (tmp_path / "text.yaml").write_text("just a text")
+    (tmp_path / "unknown.yaml").write_text("modell: {hidden_dims: [3]}")
+    (tmp_path / "unknown_deep.yaml").write_text("model: {hiden_dims: [3]}")
+    torch.save({"state_dict": {}}, tmp_path / "other.ckpt")
+
+
+def refused(words: list[str], capsys: Capture) -> str:
+    before = set(Path().glob("**/*"))
+    with pytest.raises(SystemExit) as stop:
+        main(words)
+    output = capsys.readouterr()
+    assert stop.value.code == 2
+    assert output.out == ""
+    assert output.err.startswith("error: ")
+    assert output.err.count("\n") == 1
+    assert set(Path().glob("**/*")) == before
+    return output.err
+
+
+@pytest.mark.parametrize("words", BAD)
+@pytest.mark.usefixtures("bad_files")
+def test_bad_input_is_refused_in_one_line(words: str, capsys: Capture) -> None:
+    assert re.search(BAD[words], refused(["fit", *words.split()], capsys))
+
+
+@pytest.mark.parametrize("command", ["validate", "test", "predict"])
+def test_an_untrained_network_is_not_measured(command: str, capsys: Capture) -> None:
+    assert "Expected --ckpt_path" in refused([command], capsys)
+
+
+@pytest.mark.parametrize(
+    ("words", "message"),
+    [
+        ([], "Expected a subcommand"),
+        (["--config", "some.yaml", "fit"], "Expected the subcommand before its options"),
+        (["fti"], "invalid choice: 'fti'"),
+    ],
+)
+def test_a_command_line_without_its_subcommand(
+    words: list[str], message: str, capsys: Capture
+) -> None:
+    assert message in refused(words, capsys)
+
+
+def test_a_checkpoint_that_does_not_fit(data_dir: str, capsys: Capture) -> None:
+    fit(data_dir)
+    capsys.readouterr()
+    words = ["test", "--ckpt_path", LAST, "--model.hidden_dims", "[9]"]
+    assert "do not fit the network" in refused(words, capsys)
+
+
+def test_a_checkpoint_cut_short(data_dir: str, capsys: Capture) -> None:
+    fit(data_dir)
+    capsys.readouterr()
+    whole = Path(LAST).read_bytes()
+    for tenth in range(10):
+        Path("cut.ckpt").write_bytes(whole[: len(whole) * tenth // 10])
+        assert "cut.ckpt: it is" in refused(["test", "--ckpt_path", "cut.ckpt"], capsys)
+
+
+def test_settings_of_another_version(data_dir: str, capsys: Capture) -> None:
+    fit(data_dir)
+    capsys.readouterr()
+    checkpoint = torch.load(LAST, weights_only=True)
+    checkpoint["hyper_parameters"]["whatever"] = 3
+    torch.save(checkpoint, "other.ckpt")
+    assert "do not fit fnn_lightning" in refused(["test", "--ckpt_path", "other.ckpt"], capsys)
+
+
+@pytest.fixture
+def trained(data_dir: str) -> FNNCLI:
+    """Train and test a network, so that there is a run to look at."""
+    cli = fit(data_dir, "--trainer.log_every_n_steps", "2")
+    main(["test", "--ckpt_path", LAST])
+    return cli
+
+
+@pytest.fixture
+def tensorboard() -> Iterator[str]:
+    """Start TensorBoard on a free port of the loopback interface, and end it."""
+    with socket.socket() as probe:
+        probe.bind(("127.0.0.1", 0))
+        port = probe.getsockname()[1]
+    command = [sys.executable, "-m", "tensorboard.main", "--logdir", "lightning_logs"]
+    command += ["--host", "127.0.0.1", "--port", str(port), "--load_fast", "false"]
+    with Path("tensorboard.log").open("w") as log:
+        process = subprocess.Popen(command, stdout=log, stderr=log)
+    try:
+        yield f"http://127.0.0.1:{port}/data"
+    finally:
+        process.terminate()
+        process.wait(timeout=30)
+
+
+def ask(url: str, question: dict[str, Any] | None = None) -> Any:
+    """Ask a server that may still be starting, for a minute at the most."""
+    body = json.dumps(question).encode() if question else None
+    request = urllib.request.Request(url, body, {"Content-Type": "application/json"})
+    for _ in range(120):
+        try:
+            with urllib.request.urlopen(request, timeout=10) as response:
+                if answer := json.load(response):
+                    return answer
+        except OSError:
+            pass
+        time.sleep(0.5)
+    raise AssertionError(f"no answer from {url}: {Path('tensorboard.log').read_text()}")
+
+
+def test_tensorboard_lists_the_scalars_and_the_settings(trained: FNNCLI, tensorboard: str) -> None:
+    tags = ask(f"{tensorboard}/plugin/scalars/tags")["version_0"]
+    splits = {
+        f"{split}/{metric}" for split in ("train", "val", "test") for metric in ("loss", "acc")
+    }
+    assert set(tags) == splits | {"lr"}
+
+    experiment = ask(f"{tensorboard}/plugin/hparams/experiment", {"experimentName": ""})
+    metrics = [info["name"]["tag"] for info in experiment["metricInfos"]]
+    statuses = {"allowedStatuses": ["STATUS_UNKNOWN", "STATUS_SUCCESS", "STATUS_RUNNING"]}
+    columns = {"colParams": [{"metric": {"tag": tag}} for tag in metrics], "sliceSize": 10}
+    groups = ask(f"{tensorboard}/plugin/hparams/session_groups", {**statuses, **columns})
+    (run,) = groups["sessionGroups"]
+    assert run["hparams"]["optimizer"] == "SGD"
+    assert run["hparams"]["lr"] == 0.1
+    assert run["hparams"]["hidden_dims"] == "[8]"
+    assert run["hparams"]["batch_size"] == 100
+    shown = {value["name"]["tag"]: value["value"] for value in run["metricValues"]}
+    assert "hp_metric" not in shown
+    assert shown["val/acc"] == pytest.approx(float(trained.trainer.callback_metrics["val/acc"]))
+    assert "test/acc" in shown
+
+
+def test_python_api(data_dir: str) -> None:
+    import fnn_lightning
+
+    data = fnn_lightning.MNISTDataModule(data_dir=data_dir, batch_size=50)
+    model = fnn_lightning.FNNLitModule(hidden_dims=[16, 16], activation="gelu")
+    trainer = Trainer(max_epochs=1, logger=False, enable_progress_bar=False, accelerator="cpu")
+    trainer.fit(model, datamodule=data)
+    (result,) = trainer.test(model, datamodule=data, verbose=False)
+    assert set(result) == {"test/loss", "test/acc", "step"}
+    assert isinstance(model, FNNLitModule)
+    assert isinstance(model.network, fnn_lightning.FNN)
+    with pytest.raises(AttributeError, match="no attribute 'nothing'"):
+        fnn_lightning.nothing  # noqa: B018

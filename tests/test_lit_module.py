@@ -1,0 +1,273 @@
+import math
+from collections.abc import Callable
+from pathlib import Path
+from typing import Any
+
+import pytest
+import torch
+from lightning.pytorch import Callback, LightningModule, Trainer
+from lightning.pytorch.loggers import TensorBoardLogger
+from tensorboard.backend.event_processing.event_accumulator import EventAccumulator
+from torch import nn
+from torch.nn import functional as F
+
+from fnn_lightning import FNNLitModule, MNISTDataModule
+from fnn_lightning.errors import DivergenceError, InputError
+
+MakeData = Callable[..., MNISTDataModule]
+MakeModel = Callable[..., FNNLitModule]
+
+
+def trainer(tmp_path: Path, **kwargs: Any) -> Trainer:
+    quiet = {"enable_progress_bar": False, "enable_model_summary": False, "accelerator": "cpu"}
+    limits = {
+        "num_sanity_val_steps": 0,
+        "max_epochs": 2,
+        "log_every_n_steps": 3,
+        "default_root_dir": tmp_path,
+    }
+    return Trainer(**{**quiet, **limits, **kwargs})
+
+
+def scalars(folder: str | None) -> dict[str, list[tuple[int, float]]]:
+    events = EventAccumulator(str(folder)).Reload()
+    return {
+        tag: [(event.step, event.value) for event in events.Scalars(tag)]
+        for tag in events.Tags()["scalars"]
+    }
+
+
+def plain_loop(
+    model: FNNLitModule, data: MNISTDataModule, optimizer: torch.optim.Optimizer, epochs: int
+) -> tuple[list[torch.Tensor], list[float]]:
+    """Train as one would by hand; return the loss and the accuracy of every step."""
+    source, losses, accuracies = data.train_dataloader(), [], []
+    for epoch in range(epochs):
+        source.sampler.set_epoch(epoch)
+        for images, labels in source:
+            logits = model.network(images)
+            loss = F.cross_entropy(logits, labels)
+            optimizer.zero_grad()
+            loss.backward()
+            optimizer.step()
+            losses.append(loss.detach())
+            accuracies.append((logits.argmax(1) == labels).double().mean().item())
+    return losses, accuracies
+
+
+@pytest.mark.parametrize(
+    "config",
+    [
+        None,
+        {"class_path": "torch.optim.SGD", "init_args": {"lr": 0.05, "momentum": 0.9}},
+        {"class_path": "torch.optim.Adam", "init_args": {"lr": 0.01}},
+    ],
+)
+def test_a_run_is_bit_for_bit_the_plain_loop(
+    make_data: MakeData, make_model: MakeModel, tmp_path: Path, config: dict[str, Any] | None
+) -> None:
+    data, model, by_hand = make_data(batch_size=40), make_model(optimizer=config), make_model()
+    run = trainer(tmp_path, log_every_n_steps=4)
+    run.fit(model, datamodule=data)
+
+    data = make_data(batch_size=40)
+    data.setup("fit")
+    config = config or {"class_path": "torch.optim.SGD", "init_args": {"lr": 0.1}}
+    optimizer_class = getattr(torch.optim, config["class_path"].rpartition(".")[2])
+    optimizer = optimizer_class(by_hand.parameters(), **config["init_args"])
+    losses, accuracies = plain_loop(by_hand, data, optimizer, epochs=2)
+
+    assert len(losses) == run.global_step == 14  # 275 images: seven batches an epoch
+    for ours, theirs in zip(model.parameters(), by_hand.parameters(), strict=True):
+        assert torch.equal(ours, theirs)
+    # Logged every 4 steps is the mean over these steps, weighted by the sizes of their batches.
+    logged = scalars(run.log_dir)
+    sizes = torch.tensor([40.0] * 6 + [35.0] + [40.0] * 6 + [35.0])
+    for tag, values in (
+        ("train/loss", torch.stack(losses)),
+        ("train/acc", torch.tensor(accuracies)),
+    ):
+        assert [step for step, _ in logged[tag]] == [4, 8, 12, 14]
+        for (end, value), start in zip(logged[tag], (0, 4, 8, 12), strict=True):
+            part, weight = values[start:end], sizes[start:end]
+            assert value == pytest.approx(float((part * weight).sum() / weight.sum()), rel=1e-5)
+
+
+def test_validation_and_test_measure_the_whole_split(
+    make_data: MakeData, make_model: MakeModel, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.setattr("fnn_lightning.mnist.EVAL_BATCH_SIZE", 7)  # batches of different sizes
+    data, model = make_data(val_size=60, test_train_set=True), make_model()
+    run = trainer(tmp_path, max_epochs=1)
+    run.fit(model, datamodule=data)
+    run.test(model, datamodule=data, verbose=False)
+    logged = scalars(run.log_dir)
+    for stage, prefix, source in (
+        ("fit", "val/", data.val_dataloader),
+        ("test", "test/", lambda: data.test_dataloader()[0]),  # type: ignore[index]
+        ("test", "test/train_set_", lambda: data.test_dataloader()[1]),  # type: ignore[index]
+    ):
+        data.setup(stage)
+        batches = list(source())
+        images, labels = (torch.cat(parts) for parts in zip(*batches, strict=True))
+        with torch.no_grad():
+            logits = model(images)
+        correct = int((logits.argmax(1) == labels).sum())
+        assert model.counts[prefix] == (correct, len(labels))
+        assert [step for step, _ in logged[f"{prefix}acc"]] == [3]
+        assert logged[f"{prefix}acc"][0][1] == pytest.approx(correct / len(labels))
+        assert logged[f"{prefix}loss"][0][1] == pytest.approx(
+            F.cross_entropy(logits, labels).item(), rel=1e-5
+        )
+
+
+def test_every_step_on_request(make_data: MakeData, make_model: MakeModel, tmp_path: Path) -> None:
+    run = trainer(tmp_path, log_every_n_steps=1, max_epochs=1)
+    run.fit(make_model(), datamodule=make_data(batch_size=100))
+    logged = scalars(run.log_dir)
+    assert [step for step, _ in logged["train/loss"]] == [1, 2, 3]
+
+
+def test_no_placeholder_metric(make_data: MakeData, make_model: MakeModel, tmp_path: Path) -> None:
+    run = trainer(tmp_path, max_epochs=1)
+    run.fit(make_model(), datamodule=make_data())
+    assert isinstance(run.logger, TensorBoardLogger)
+    assert set(scalars(run.log_dir)) == {"train/loss", "train/acc", "val/loss", "val/acc", "lr"}
+
+
+def test_gradient_accumulation_logs_once_a_step(
+    make_data: MakeData, make_model: MakeModel, tmp_path: Path
+) -> None:
+    run = trainer(tmp_path, accumulate_grad_batches=2, log_every_n_steps=2, max_epochs=1)
+    run.fit(make_model(), datamodule=make_data(batch_size=35))  # 8 batches, 4 steps
+    assert [step for step, _ in scalars(run.log_dir)["train/loss"]] == [2, 4]
+
+
+@pytest.mark.parametrize(
+    ("interval", "expected"),
+    [("step", [0.4, 0.2, 0.1, 0.05, 0.025, 0.0125]), ("epoch", [0.4] * 3 + [0.2] * 3)],
+)
+def test_the_learning_rate_of_every_step(
+    make_data: MakeData,
+    make_model: MakeModel,
+    tmp_path: Path,
+    interval: str,
+    expected: list[float],
+) -> None:
+    model = make_model(
+        optimizer={"class_path": "SGD", "init_args": {"lr": 0.4}},
+        lr_scheduler={"class_path": "ExponentialLR", "init_args": {"gamma": 0.5}},
+        lr_interval=interval,
+    )
+    run = trainer(tmp_path, log_every_n_steps=1)
+    run.fit(model, datamodule=make_data())
+    assert [value for _, value in scalars(run.log_dir)["lr"]] == pytest.approx(expected)
+
+
+def test_a_plateau_schedule_follows_its_metric(
+    make_data: MakeData, make_model: MakeModel, tmp_path: Path
+) -> None:
+    arguments: dict[str, Any] = {"monitor": "val/loss", "factor": 0.1, "patience": 0}
+    arguments |= {"threshold": 1e9, "threshold_mode": "abs"}
+    model = make_model(
+        lr_scheduler={"class_path": "ReduceLROnPlateau", "init_args": arguments},
+    )
+    run = trainer(tmp_path, max_epochs=3, log_every_n_steps=3)
+    run.fit(model, datamodule=make_data())
+    # No improvement is ever large enough: the first epoch sets the mark, the second misses it.
+    rates = [value for _, value in scalars(run.log_dir)["lr"]]
+    assert rates == pytest.approx([0.1, 0.1, 0.01])
+
+
+def test_cross_entropy_is_log_softmax_and_nll_loss(make_model: MakeModel) -> None:
+    model = make_model()
+    images = torch.randint(256, (20, 28, 28), dtype=torch.uint8)
+    labels = torch.randint(10, (20,))
+    log_probabilities = nn.LogSoftmax(dim=1)(model(images))
+    expected = nn.NLLLoss()(log_probabilities, labels)
+    torch.testing.assert_close(model.training_step((images, labels), 0), expected)
+
+
+def test_predictions_are_probabilities_and_the_likeliest_digit(make_model: MakeModel) -> None:
+    model = make_model()
+    images = torch.randint(256, (5, 28, 28), dtype=torch.uint8)
+    output = model.predict_step(images, 0)
+    exp = model(images).double().exp()
+    torch.testing.assert_close(
+        output["probabilities"].double(), exp / exp.sum(1, keepdim=True), rtol=1e-5, atol=1e-7
+    )
+    assert torch.equal(output["digit"], model(images).argmax(1))
+    labels = torch.zeros(5, dtype=torch.int64)
+    assert torch.equal(model.predict_step((images, labels), 0)["digit"], output["digit"])
+
+
+def test_a_checkpoint_holds_plain_data_and_opens_alone(
+    make_data: MakeData, make_model: MakeModel, tmp_path: Path
+) -> None:
+    model = make_model(
+        activation="tanh",
+        pixel_mean=0.25,
+        optimizer={"class_path": "torch.optim.Adam", "init_args": {"betas": (0.8, 0.9)}},
+    )
+    run = trainer(tmp_path, max_epochs=1)
+    run.fit(model, datamodule=make_data())
+    run.save_checkpoint(tmp_path / "run.ckpt")
+    checkpoint = torch.load(tmp_path / "run.ckpt", weights_only=True)
+    assert checkpoint["hyper_parameters"]["activation"] == "tanh"
+    assert "mirror" not in checkpoint["datamodule_hyper_parameters"]
+    images = torch.randint(256, (5, 28, 28), dtype=torch.uint8)
+    again = FNNLitModule.load_from_checkpoint(tmp_path / "run.ckpt", weights_only=True)
+    assert torch.equal(again(images), model(images))
+
+
+class Poison(Callback):
+    """Makes a weight NaN after a given number of steps."""
+
+    def __init__(self, step: int) -> None:
+        self.step = step
+
+    def on_train_batch_end(self, trainer: Trainer, pl_module: LightningModule, *_: Any) -> None:
+        if trainer.global_step == self.step:
+            next(pl_module.parameters()).data[0] = math.nan
+
+
+@pytest.mark.parametrize("log_every_n_steps", [1, 5, 100])
+def test_a_loss_that_becomes_nan_is_named_by_its_step(
+    make_data: MakeData, make_model: MakeModel, tmp_path: Path, log_every_n_steps: int
+) -> None:
+    run = trainer(tmp_path, callbacks=[Poison(step=4)], log_every_n_steps=log_every_n_steps)
+    with pytest.raises(DivergenceError, match=r"training loss became nan at step 5$"):
+        run.fit(make_model(), datamodule=make_data(batch_size=40))
+
+
+def test_a_nan_weight_is_not_saved(
+    make_data: MakeData, make_model: MakeModel, tmp_path: Path
+) -> None:
+    run = trainer(tmp_path, callbacks=[Poison(step=3)], limit_val_batches=0)
+    with pytest.raises(DivergenceError, match="weight is no longer a finite number at step 3"):
+        run.fit(make_model(), datamodule=make_data())  # 3 steps an epoch, all losses finite
+    assert not list(tmp_path.glob("**/*.ckpt"))
+
+
+@pytest.mark.parametrize(
+    ("arguments", "message"),
+    [
+        ({"optimizer": {"class_path": "torch.optim.Sgd"}}, "a class of torch.optim"),
+        ({"optimizer": {"class_path": "os.system"}}, "a class of torch.optim"),
+        ({"optimizer": {"class_path": "elsewhere.SGD"}}, "a class of torch.optim"),
+        ({"optimizer": {"class_path": "torch.optim.Optimizer"}}, "a class of torch.optim"),
+        ({"optimizer": "SGD"}, "a class of torch.optim"),
+        ({"lr_scheduler": {"class_path": "torch.optim.SGD"}}, "class of torch.optim.lr_scheduler"),
+        ({"optimizer": {"class_path": "SGD", "init_args": {"lr": 0}}}, "`lr` to be positive"),
+        ({"optimizer": {"class_path": "SGD", "init_args": {"lr": math.inf}}}, "to be positive"),
+    ],
+)
+def test_bad_optimizers(arguments: dict[str, Any], message: str) -> None:
+    with pytest.raises(InputError, match=message):
+        FNNLitModule(**arguments)
+
+
+def test_arguments_that_the_optimizer_refuses() -> None:
+    module = FNNLitModule(optimizer={"class_path": "SGD", "init_args": {"momentum": -1.0}})
+    with pytest.raises(InputError, match="SGD cannot be made: Invalid momentum value"):
+        module.configure_optimizers()
