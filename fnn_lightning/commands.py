@@ -243,7 +243,7 @@ class FNNCLI(LightningCLI):
         if not path:  # fast_dev_run
             return
         path = os.path.relpath(path)
-        runs = os.path.relpath(Path(str(self.trainer.log_dir)).parent)
+        runs = os.path.relpath(Path(path).absolute().parents[2])  # above RUN/checkpoints/FILE
         figure = ""
         if value is not None:
             figure = (

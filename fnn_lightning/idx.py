@@ -39,6 +39,18 @@ def idx_shape(path: Path, ndim: int) -> tuple[int, ...]:
     return shape
 
 
+def image_count(path: Path) -> int:
+    """Read how many images an IDX file holds, without reading them.
+
+    Raises:
+        InputError: If the file is not a sound IDX file of 28 × 28 images.
+    """
+    count, *size = idx_shape(path, ndim=3)
+    if size != [28, 28]:
+        raise InputError(f"Expected images of 28 × 28 pixels in {path}, but got {size}")
+    return count
+
+
 def read_images(path: Path) -> Tensor:
     """Read an IDX file of images.
 
@@ -48,10 +60,8 @@ def read_images(path: Path) -> Tensor:
     Raises:
         InputError: If the file is not a sound IDX file of 28 × 28 images.
     """
-    shape = idx_shape(path, ndim=3)
-    if shape[1:] != (28, 28):
-        raise InputError(f"Expected images of 28 × 28 pixels in {path}, but got {shape[1:]}")
-    return torch.from_numpy(np.fromfile(path, dtype=np.uint8, offset=16)).view(shape)
+    count = image_count(path)
+    return torch.from_numpy(np.fromfile(path, dtype=np.uint8, offset=16)).view(count, 28, 28)
 
 
 def read_labels(path: Path) -> Tensor:

@@ -259,10 +259,11 @@ class FNNLitModule(LightningModule):
         means = self._compute(metrics)
         if self.trainer.sanity_checking:
             return
-        self.log_dict(means, prog_bar=True)
+        # torchmetrics has them over all processes already; the maximum of equals leaves them so.
+        self.log_dict(means, prog_bar=True, sync_dist=True, reduce_fx="max")
         # The x-axis: Lightning takes the metric `step` for it, and otherwise counts the batches of
         # this run, which are none in `test` of a checkpoint.
-        self.log("step", float(self._step_count))
+        self.log("step", float(self._step_count), sync_dist=True, reduce_fx="max")
 
     def _compute(self, metrics: MetricCollection) -> dict[str, Tensor]:
         """Compute loss and accuracy over all processes, keep the counts, and start anew."""

@@ -11,7 +11,7 @@ from fnn_lightning import digits
 from fnn_lightning.batches import BatchSource
 from fnn_lightning.download import fetch_mnist, raw_dir
 from fnn_lightning.errors import InputError
-from fnn_lightning.idx import idx_shape, read_images, read_labels
+from fnn_lightning.idx import image_count, read_images, read_labels
 
 EVAL_BATCH_SIZE = 1_000  # the result does not depend on it
 SPLIT_SEED = 0  # fixed, so that runs with different seeds validate on the same images
@@ -85,9 +85,10 @@ class MNISTDataModule(LightningDataModule):
         """Download what `data_dir` lacks, and check what it holds."""
         if self.dataset == "mnist":
             fetch_mnist(self.data_dir, self.mirror or os.environ.get("FNN_LIGHTNING_MIRROR"))
-            self._check_val_size(
-                idx_shape(raw_dir(self.data_dir) / "train-labels-idx1-ubyte", 1)[0]
-            )
+            self._check_val_size(len(self._read_labels("train")))
+            self._read_labels("t10k")
+        else:
+            digits.read_digits(train=True)  # fails now, before a run's folder is made
 
     def setup(self, stage: str) -> None:
         """Read the images that `stage` (fit, validate, test or predict) needs into memory."""
@@ -136,15 +137,21 @@ class MNISTDataModule(LightningDataModule):
         if self.dataset == "digits":
             images, labels = digits.read_digits(train)
         else:
-            folder, part = raw_dir(self.data_dir), "train" if train else "t10k"
-            images = read_images(folder / f"{part}-images-idx3-ubyte")
-            labels = read_labels(folder / f"{part}-labels-idx1-ubyte")
-            if len(images) != len(labels):
-                raise InputError(
-                    f"Expected as many labels as images in {folder}, "
-                    f"but got {len(labels):,} labels of {len(images):,} {part} images"
-                )
+            part = "train" if train else "t10k"
+            labels = self._read_labels(part)
+            images = read_images(raw_dir(self.data_dir) / f"{part}-images-idx3-ubyte")
         return Split(images, labels, torch.arange(len(images)))
+
+    def _read_labels(self, part: str) -> Tensor:
+        folder = raw_dir(self.data_dir)
+        labels = read_labels(folder / f"{part}-labels-idx1-ubyte")
+        count = image_count(folder / f"{part}-images-idx3-ubyte")
+        if count != len(labels):
+            raise InputError(
+                f"Expected as many labels as images in {folder}, "
+                f"but got {len(labels):,} labels of {count:,} {part} images"
+            )
+        return labels
 
     def _check_val_size(self, train_size: int) -> None:
         if self.val_size is not None and not 0 <= self.val_size < train_size:

@@ -110,7 +110,8 @@ def test_test_needs_nothing_but_the_checkpoint(data_dir: str, capsys: Capture) -
     assert {path.parent for path in new} == {RUN}  # into the folder of the run, and no other
     assert all(path.name.startswith("events") for path in new)
     ((step, accuracy),) = scalars(str(RUN))["test/acc"]
-    assert (step, accuracy) == (6, pytest.approx(correct / total))
+    assert step == 6
+    assert accuracy == pytest.approx(correct / total)
 
 
 def test_a_checkpoint_away_from_its_run(data_dir: str) -> None:
@@ -335,6 +336,12 @@ def refused(words: list[str], capsys: Capture) -> str:
 @pytest.mark.usefixtures("bad_files")
 def test_bad_input_is_refused_in_one_line(words: str, capsys: Capture) -> None:
     assert re.search(BAD[words], refused(["fit", *words.split()], capsys))
+
+
+def test_the_digits_without_scikit_learn(capsys: Capture, monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setitem(sys.modules, "sklearn.datasets", None)
+    error = refused(["fit", "--data.dataset", "digits"], capsys)
+    assert "pip install -e '.[quickstart]'" in error
 
 
 @pytest.mark.parametrize("command", ["validate", "test", "predict"])

@@ -11,7 +11,6 @@ from fnn_lightning.errors import InputError
 from fnn_lightning.mnist import MNISTDataModule
 from tests.conftest import tiny_files
 
-
 Damage = Callable[[bytes], bytes]
 
 

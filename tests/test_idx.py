@@ -33,7 +33,7 @@ GOOD = idx_bytes(IMAGES)
         (idx_bytes(IMAGES[0, 0]), "damaged: it does not begin"),
         (GOOD[:-1], "announces 2,368 bytes, but it holds 2,367"),
         (GOOD + b"x", "announces 2,368 bytes, but it holds 2,369"),
-        (idx_bytes(IMAGES[:, :27]), r"28 × 28 pixels in .*, but got \(27, 28\)"),
+        (idx_bytes(IMAGES[:, :27]), r"28 × 28 pixels in .*, but got \[27, 28\]"),
         (GOOD[:4] + b"\xff" * 12, "damaged: its header announces"),
     ],
 )
