@@ -174,7 +174,7 @@ class TerminalReport(callbacks.Callback):
 
     def on_validation_end(self, trainer: Trainer, pl_module: LightningModule) -> None:
         assert isinstance(pl_module, FNNLitModule)
-        if trainer.state.fn == "validate":
+        if not pl_module.loss_since_validation.update_called:  # nothing was trained
             self._print_counts(trainer, pl_module, "val")
         elif not trainer.sanity_checking:
             values = trainer.callback_metrics

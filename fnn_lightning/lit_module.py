@@ -139,7 +139,8 @@ class FNNLitModule(LightningModule):
             self._update_train_metrics()
 
     def on_train_end(self) -> None:
-        if self.global_step != self._logged_step:
+        self._update_train_metrics()
+        if was_updated(self.train_metrics):
             self._log_training()
 
     def on_validation_start(self) -> None:
@@ -163,7 +164,7 @@ class FNNLitModule(LightningModule):
 
     def on_test_epoch_end(self) -> None:
         for metrics in (self.test_metrics, self.test_train_set_metrics):
-            if any(metric.update_called for metric in metrics.values()):
+            if was_updated(metrics):
                 self._log_split(metrics)
 
     def predict_step(
@@ -309,6 +310,11 @@ class FNNLitModule(LightningModule):
                     logger.experiment.file_writer.add_summary(summary)
             else:
                 logger.log_hyperparams(hparams)
+
+
+def was_updated(metrics: MetricCollection) -> bool:
+    """Tell whether metrics have seen a batch since they were last reset."""
+    return any(metric.update_called for metric in metrics.values())
 
 
 def mean_metric() -> MeanMetric:
