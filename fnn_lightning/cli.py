@@ -30,9 +30,13 @@ def main(args: list[str] | None = None) -> None:
         FNNCLI(words)
     except Exception as error:
         meant_for_the_user = (InputError, DivergenceError, MisconfigurationException, OSError)
-        # Lightning reports some settings that do not go together as a plain ValueError.
-        if not isinstance(error, meant_for_the_user) and not (
-            isinstance(error, ValueError) and raised_in(error).startswith("lightning.")
+        module = raised_in(error)
+        if not (
+            isinstance(error, meant_for_the_user)
+            # Settings that do not go together: Lightning reports some as a plain ValueError, and
+            # an optimiser or a schedule finds some only when it steps.
+            or (isinstance(error, ValueError) and module.startswith("lightning."))
+            or module.startswith("torch.optim.")
         ):
             raise
         print(f"error: {' '.join(str(error).split())}", file=sys.stderr)

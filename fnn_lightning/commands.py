@@ -95,7 +95,7 @@ class FNNCLI(LightningCLI):
             last = getattr(trainer.checkpoint_callback, "last_model_path", "")
             kept = f"the last good checkpoint is {last}" if last else "no checkpoint was saved yet"
             raise DivergenceError(f"{error}; {kept}. Try a lower learning rate") from None
-        unvalidated = self.model.validated_step != trainer.global_step
+        unvalidated = trainer.global_step not in (0, self.model.validated_step)
         if unvalidated and trainer.enable_validation and not trainer.fast_dev_run:  # type: ignore[attr-defined]
             # The result is that of the last step, wherever the last validation was.
             trainer.validate(self.model, datamodule=self.datamodule, verbose=False)
