@@ -11,7 +11,7 @@ from tqdm import tqdm
 from fnn_lightning.errors import InputError
 from fnn_lightning.lit_module import CLASSES, FNNLitModule
 
-Metric = Literal["val/acc", "val/loss", "train/acc", "train/loss"]
+Metric = Literal["val/acc", "val/loss"]
 Mode = Literal["min", "max"]
 
 
@@ -60,37 +60,31 @@ class Checkpoint(callbacks.Checkpoint):
             self._save_last(trainer)
 
     def on_validation_end(self, trainer: Trainer, pl_module: LightningModule) -> None:
-        if trainer.state.fn != "fit" or trainer.sanity_checking:
-            return
-        self._save_best(trainer)
         # At the end of an epoch `on_train_epoch_end` follows at once and saves a state from which
         # training goes on with the next epoch.
-        if not trainer.is_last_batch:
+        if trainer.state.fn == "fit" and not trainer.sanity_checking and not trainer.is_last_batch:
+            self._save_best(trainer)
             self._save_last(trainer)
 
     def on_train_epoch_end(self, trainer: Trainer, pl_module: LightningModule) -> None:
-        if self.monitor is not None and not self.monitor.startswith("val/"):
-            self._save_best(trainer)
+        self._save_best(trainer)
         self._save_last(trainer)
 
     def on_train_end(self, trainer: Trainer, pl_module: LightningModule) -> None:
         self._save_last(trainer)
 
     def state_dict(self) -> dict[str, Any]:
-        return {"best_score": self.best_score}
+        return {"monitor": self.monitor, "best_score": self.best_score}
 
     def load_state_dict(self, state_dict: dict[str, Any]) -> None:
-        self.best_score = state_dict["best_score"]
+        if state_dict["monitor"] == self.monitor:
+            self.best_score = state_dict["best_score"]
 
     def _save_best(self, trainer: Trainer) -> None:
-        if self.monitor is None or trainer.fast_dev_run:  # type: ignore[attr-defined]
+        metrics = trainer.callback_metrics
+        if self.monitor not in metrics or trainer.fast_dev_run:  # type: ignore[attr-defined]
             return
-        if self.monitor not in trainer.callback_metrics:
-            raise InputError(
-                f"Expected --checkpoint.monitor to be one of "
-                f"{', '.join(sorted(trainer.callback_metrics))}, but got {self.monitor}"
-            )
-        score = float(trainer.callback_metrics[self.monitor])
+        score = float(metrics[self.monitor])
         sign = 1 if self.mode == "max" else -1
         best = -math.inf if self.best_score is None else sign * self.best_score
         if sign * score > best:
@@ -130,7 +124,11 @@ class EarlyStopping(callbacks.EarlyStopping):
         if patience is not None and patience < 0:
             raise InputError(f"Expected `patience` to be 0 or more, but got {patience}")
         super().__init__(
-            monitor, min_delta=min_delta, patience=patience or 0, mode=mode or better_when(monitor)
+            monitor,
+            min_delta=min_delta,
+            patience=patience or 0,
+            mode=mode or better_when(monitor),
+            strict=False,  # an epoch may end without a validation
         )
         self.enabled = patience is not None
 

@@ -38,10 +38,16 @@ def read_checkpoint(path: str) -> dict[str, Any]:
         raise InputError(
             f"Expected `ckpt_path` to be a checkpoint, but got {path}: {found}"
         ) from error
-    parts = ("state_dict", "hyper_parameters", "global_step")
+    parts = {
+        "state_dict": dict,
+        "hyper_parameters": dict,
+        "global_step": int,
+        "pytorch-lightning_version": str,
+    }
     if (
         not isinstance(checkpoint, dict)
-        or any(part not in checkpoint for part in parts)
+        or not all(isinstance(checkpoint.get(part), kind) for part, kind in parts.items())
+        or not isinstance(checkpoint.get("datamodule_hyper_parameters", {}), dict)
         or "hidden_dims" not in checkpoint["hyper_parameters"]
     ):
         raise InputError(

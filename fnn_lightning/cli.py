@@ -1,5 +1,6 @@
 """The entry of the command line: starts fast, and turns errors into one line."""
 
+import os
 import sys
 
 from fnn_lightning import __version__
@@ -13,21 +14,28 @@ def main(args: list[str] | None = None) -> None:
         args: What would follow `python -m fnn_lightning`; taken from there if not given.
 
     Raises:
-        SystemExit: With status 2 and one line on stderr if what the user gave cannot be used,
-            with status 1 if training diverged.
+        SystemExit: With one line on stderr, and status 2 if what the user gave cannot be used, 1
+            if training diverged, 130 if it was interrupted.
     """
     words = sys.argv[1:] if args is None else args
     if words == ["--version"]:
         print(f"fnn_lightning {__version__}")
         return
 
-    # Not at the top: importing torch and Lightning takes seconds, and --version needs neither.
-    from lightning.fabric.utilities.exceptions import MisconfigurationException
-
-    from fnn_lightning.commands import FNNCLI
-
     try:
+        # Not at the top: importing torch and Lightning takes seconds, and --version needs neither.
+        from lightning.fabric.utilities.exceptions import MisconfigurationException
+
+        from fnn_lightning.commands import FNNCLI
+
         FNNCLI(words)
+    except KeyboardInterrupt as stop:
+        print(f"interrupted; {stop}" if str(stop) else "interrupted", file=sys.stderr)
+        raise SystemExit(130) from None
+    except BrokenPipeError:
+        # Whoever read the output, `head` say, has enough of it.
+        os.dup2(os.open(os.devnull, os.O_WRONLY), sys.stdout.fileno())
+        raise SystemExit(1) from None
     except Exception as error:
         meant_for_the_user = (InputError, DivergenceError, MisconfigurationException, OSError)
         module = raised_in(error)

@@ -1,6 +1,7 @@
 """LightningCLI with this project's defaults, checkpoints and messages."""
 
 import difflib
+import json
 import logging
 import os
 import re
@@ -32,6 +33,7 @@ from fnn_lightning.mnist import MNISTDataModule
 
 TRAINER_DEFAULTS = {"max_epochs": 5, "num_sanity_val_steps": 0, "enable_model_summary": False}
 COMMAND = "python -m fnn_lightning"
+PLATEAU = "lightning.pytorch.cli.ReduceLROnPlateau"
 
 
 class FNNCLI(LightningCLI):
@@ -60,8 +62,8 @@ class FNNCLI(LightningCLI):
             )
         self.words = words
         self.said = said_by(words)
-        ckpt_path = self.said.get("ckpt_path")
-        self.checkpoint = None if ckpt_path is None else read_checkpoint(ckpt_path)
+        self._ckpt_path: str | None = self.said.get("ckpt_path")
+        self.checkpoint = None if self._ckpt_path is None else read_checkpoint(self._ckpt_path)
         # An error is raised, and `main` prints it; a shortened option is one.
         strict = {"exit_on_error": False, "allow_abbrev": False}
         super().__init__(
@@ -92,13 +94,24 @@ class FNNCLI(LightningCLI):
         try:
             trainer.fit(weights_only=True, **kwargs)
         except DivergenceError as error:
-            last = getattr(trainer.checkpoint_callback, "last_model_path", "")
-            kept = f"the last good checkpoint is {last}" if last else "no checkpoint was saved yet"
-            raise DivergenceError(f"{error}; {kept}. Try a lower learning rate") from None
+            raise DivergenceError(f"{error}; {self._kept()}. Try a lower learning rate") from None
+        except SystemExit as stop:
+            if isinstance(stop.__context__, KeyboardInterrupt):
+                raise KeyboardInterrupt(self._kept()) from None
+            raise
+        if self.checkpoint and trainer.global_step == self.checkpoint["global_step"]:
+            raise InputError(
+                f"Expected more than the {trainer.global_step:,} steps that the checkpoint has "
+                "seen already: raise --trainer.max_epochs or --trainer.max_steps"
+            )
         unvalidated = trainer.global_step not in (0, self.model.validated_step)
         if unvalidated and trainer.enable_validation and not trainer.fast_dev_run:  # type: ignore[attr-defined]
             # The result is that of the last step, wherever the last validation was.
             trainer.validate(self.model, datamodule=self.datamodule, verbose=False)
+
+    def _kept(self) -> str:
+        last = getattr(self.trainer.checkpoint_callback, "last_model_path", "")
+        return f"the last good checkpoint is {last}" if last else "no checkpoint was saved yet"
 
     def validate(self, **kwargs: Any) -> None:
         self.trainer.validate(weights_only=True, verbose=False, **kwargs)
@@ -140,6 +153,7 @@ class FNNCLI(LightningCLI):
         for name in ("optimizer", "lr_scheduler"):
             config = model.pop(name, None)
             if config and not names_a_class(self.said.get(name)):
+                check_is_data(config)
                 defaults[name] = config
         defaults |= {f"model.{name}": value for name, value in model.items()}
         defaults |= {f"data.{name}": value for name, value in data.items()}
@@ -157,20 +171,23 @@ class FNNCLI(LightningCLI):
         except ArgumentError as error:
             raise InputError(self._explain(str(error))) from None
         section = self.config[self.config.subcommand]
+        check_ranges(section.trainer)
         if not 0 <= section.seed_everything < 2**32:
             raise InputError(
                 f"Expected `seed_everything` to be from 0 to {2**32 - 1}, "
                 f"but got {section.seed_everything}"
             )
-        # Taken out of LightningCLI's sight, which would let what the checkpoint stores win over
-        # what the user says; `before_instantiate_classes` puts it back.
-        self._ckpt_path, section.ckpt_path = section.ckpt_path, None
+        # Out of LightningCLI's sight, which would let what the checkpoint stores win over what the
+        # user says; `before_instantiate_classes` puts it back.
+        section.ckpt_path = None
 
     def before_instantiate_classes(self) -> None:
         section = self.config[self.subcommand]
         section.ckpt_path = self._ckpt_path
         if self.subcommand == "fit":
-            check_nothing_is_selected_by_the_test_set(section)
+            check_what_is_monitored(section)
+            if self.checkpoint is not None:
+                check_resumes(section, self.checkpoint)
         elif self._ckpt_path is None:
             raise InputError(
                 f"Expected --ckpt_path with a checkpoint of a trained network, but got none: "
@@ -188,14 +205,15 @@ class FNNCLI(LightningCLI):
             super().instantiate_classes()
         except InputError:
             raise
-        except (ValueError, TypeError) as error:  # from the Trainer and its plugins
-            raise InputError(str(error)) from error
+        except (ImportError, MemoryError, RuntimeError, TypeError, ValueError) as error:
+            # from the Trainer, its plugins, or layers too large for the memory
+            raise InputError(str(error).partition("\n")[0]) from error
         if self.subcommand == "fit":
             self.model.configure_optimizers()  # fails now, before anything is written
         if self.checkpoint is not None:
             try:
                 self.model.load_state_dict(self.checkpoint["state_dict"])
-            except RuntimeError as error:
+            except (AttributeError, RuntimeError, TypeError) as error:
                 raise InputError(
                     f"The weights in {self._ckpt_path} do not fit the network: {error}"
                 ) from error
@@ -207,7 +225,8 @@ class FNNCLI(LightningCLI):
         fitting = self.subcommand == "fit"
         if config.enable_progress_bar is None:
             # in a file, and between the lines of CSV, a progress bar is noise
-            config.enable_progress_bar = sys.stdout.isatty() and self.subcommand != "predict"
+            terminal = sys.stdout is not None and sys.stdout.isatty()
+            config.enable_progress_bar = terminal and self.subcommand != "predict"
         if config.enable_progress_bar:
             callbacks.append(ProgressBar())
         if self.subcommand == "predict":
@@ -220,22 +239,25 @@ class FNNCLI(LightningCLI):
             callbacks.append(section.checkpoint)
         else:
             config.enable_checkpointing = False
-        config.callbacks = [*(config.callbacks or []), *callbacks]
+        given = config.callbacks or []
+        config.callbacks = [*(given if isinstance(given, list) else [given]), *callbacks]
         return super().instantiate_trainer(**kwargs)
 
     def _logger(self, root_dir: str | None) -> TensorBoardLogger | Literal[False]:
         """Log to a new run's folder in `fit`, and to that of the checkpoint's run otherwise."""
         if self.subcommand == "fit":
             return TensorBoardLogger(root_dir or ".", "lightning_logs", default_hp_metric=False)
-        run = run_folder(self._ckpt_path)
+        run = run_folder(str(self._ckpt_path))
         return (
             TensorBoardLogger(run.parent, "", run.name, default_hp_metric=False) if run else False
         )
 
     def after_fit(self) -> None:
-        keeper = self.trainer.checkpoint_callback
-        if not self.trainer.is_global_zero or not isinstance(keeper, Checkpoint):
+        callbacks = self.trainer.callbacks  # type: ignore[attr-defined]
+        keepers = [callback for callback in callbacks if isinstance(callback, Checkpoint)]
+        if not self.trainer.is_global_zero or not keepers:
             return
+        keeper = keepers[0]
         name, path = "val/acc", keeper.last_model_path
         value: Any = self.trainer.callback_metrics.get(name)
         if keeper.best_model_path:
@@ -268,13 +290,17 @@ class FNNCLI(LightningCLI):
             known = self.options.get_defaults().keys()
             keys = [key.replace("init_args.", "") for key in known]
             groups = {key.partition(".")[0] for key in keys}
-            near = difflib.get_close_matches(name, [*keys, *groups], n=1, cutoff=0.5)
+            near = difflib.get_close_matches(
+                name, keys if "." in name else [*keys, *groups], n=1, cutoff=0.5
+            )
             return f"Unknown option {name}" + (f"; did you mean {near[0]}?" if near else "")
         text = re.sub(r"typing\.Literal\[(.*?)\]", r"one of \1", text)
         text = re.sub(r"<class '(?:\w+\.)*(\w+)'>", r"\1", text)
         wrong = re.search(r'Parser key "(?P<key>[\w.]+)":', text)
         if not wrong:
             return text
+        if argument := re.search(r"NestedArg\(key='(\w+)', val='?(.*?)'?\)$", text):
+            return f"`{wrong['key']}.{argument[1]}` cannot be {argument[2]}"
         if required := re.search(r"class_path '([\w.]+)': (the following [^-]+)", text):
             return f"{required[1]} as {wrong['key']}: {required[2].strip()}"
         expected = [
@@ -293,10 +319,8 @@ class FNNCLI(LightningCLI):
         return f"Expected `{wrong['key']}` to be {choices}, but got {value[1]}"
 
 
-def check_nothing_is_selected_by_the_test_set(config: Namespace) -> None:
-    """Refuse to pick the best checkpoint, or the end, by a validation that watches the test set."""
-    if config.data.val_size != 0:
-        return
+def check_what_is_monitored(config: Namespace) -> None:
+    """Refuse to monitor what is not measured, or what nothing may be selected by."""
     scheduler = (config.lr_scheduler or {}).get("init_args") or {}
     monitors = {
         "--checkpoint.monitor": config.checkpoint.monitor,
@@ -305,12 +329,64 @@ def check_nothing_is_selected_by_the_test_set(config: Namespace) -> None:
         "--lr_scheduler.monitor": scheduler.get("monitor"),
     }
     for option, metric in monitors.items():
-        if str(metric).startswith("val/"):
+        if metric and config.data.val_size == 0:
             raise InputError(
                 f"{option} would select by {metric}, but with val_size 0 validation watches the "
                 "test set, by which nothing may be selected: give --data.val_size 5000, or drop "
                 f"{option}"
             )
+        if metric and config.trainer.limit_val_batches == 0:
+            raise InputError(f"{option} needs validation, which limit_val_batches 0 switches off")
+    writes = config.trainer.enable_checkpointing is not False and config.trainer.logger is not False
+    if config.checkpoint.monitor and not writes:
+        raise InputError("--checkpoint.monitor needs checkpoints, which are switched off")
+
+
+def check_ranges(trainer: Namespace) -> None:
+    """Check the numbers that the Trainer itself takes as they come."""
+    at_least = {
+        "accumulate_grad_batches": 1,
+        "check_val_every_n_epoch": 1,
+        "log_every_n_steps": 0,
+        "gradient_clip_val": 0,
+    }
+    for name, least in at_least.items():
+        value = trainer[name]
+        if value is not None and value < least:
+            raise InputError(f"Expected `trainer.{name}` to be {least} or more, but got {value}")
+    interval = trainer.val_check_interval
+    if isinstance(interval, int | float) and interval <= 0:
+        raise InputError(
+            f"Expected `trainer.val_check_interval` to be positive, but got {interval}"
+        )
+
+
+def check_resumes(config: Namespace, checkpoint: dict[str, Any]) -> None:
+    """Refuse another optimiser or schedule than the one whose state the checkpoint brings."""
+    if "optimizer_states" not in checkpoint:
+        raise InputError("Expected a checkpoint with the optimiser's state, to go on from it")
+    for name in ("optimizer", "lr_scheduler"):
+        stored, now = checkpoint["hyper_parameters"].get(name), plain(config[name])
+        if json.dumps(stored) != json.dumps(now):
+            raise InputError(
+                f"Expected `{name}` to be that of the checkpoint, whose state comes with it, "
+                f"{stored}, but got {now}"
+            )
+
+
+def check_is_data(config: Any) -> None:
+    """Refuse a stored class or argument by which the parser would import code."""
+    path = str(config.get("class_path")) if isinstance(config, dict) else ""
+    arguments = (config.get("init_args") or {}) if isinstance(config, dict) else None
+    name = path.rpartition(".")[2]
+    known = (f"torch.optim.{name}", f"torch.optim.lr_scheduler.{name}", PLATEAU)
+    if (
+        path not in known
+        or not isinstance(arguments, dict)
+        or any(isinstance(value, str) and "." in value for value in arguments.values())
+        or any(isinstance(value, dict) for value in arguments.values())
+    ):
+        raise InputError(f"The checkpoint names code, which is not run: {config}")
 
 
 def run_folder(ckpt_path: str) -> Path | None:
@@ -344,7 +420,8 @@ def said_by(words: list[str]) -> dict[str, Any]:
         option, equals, rest = word.partition("=")
         value = rest if equals else following
         if option in ("-c", "--config"):
-            said |= read_config(value)
+            # null is how a saved config says that something was not given
+            said |= {key: given for key, given in read_config(value).items() if given is not None}
         elif option.startswith("--"):
             said[option[2:]] = value
     return said
@@ -362,6 +439,13 @@ def read_config(path: str) -> dict[str, Any]:
         raise InputError(f"Expected {path} to be a YAML file, but it is not: {error}") from error
     if not isinstance(config, dict):
         raise InputError(f"Expected {path} to hold settings, `name: value`, but got {config!r}")
+    for section in ("trainer", "model", "data", "checkpoint", "early_stopping", "optimizer"):
+        accepted = dict | str if section == "optimizer" else dict
+        if section in config and not isinstance(config[section], accepted):
+            raise InputError(
+                f"Expected `{section}` in {path} to hold settings, `name: value`, "
+                f"but got {config[section]!r}"
+            )
     return config
 
 

@@ -23,6 +23,7 @@ from fnn_lightning.network import FNN, Activation
 CLASSES = 10
 SGD: dict[str, Any] = {"class_path": "torch.optim.SGD", "init_args": {"lr": 0.1}}
 HPARAMS_METRICS = ("val/acc", "test/acc", "train/acc", "val/loss", "test/loss", "train/loss")
+MONITORED = ("val/acc", "val/loss")  # what can be selected by
 MAX_PENDING_STEPS = 100  # how many steps' logits are kept until they reach torchmetrics
 
 ClassConfig = dict[str, Any]
@@ -85,8 +86,8 @@ class FNNLitModule(LightningModule):
         self.lr_scheduler_config = lr_scheduler
         self.lr_interval = lr_interval
         _torch_class(self.optimizer_config, torch.optim, Optimizer)
-        lr = (self.optimizer_config.get("init_args") or {}).get("lr")
-        if lr is not None and not 0 < lr < math.inf:
+        lr = (self.optimizer_config.get("init_args") or {}).get("lr", SGD["init_args"]["lr"])
+        if not isinstance(lr, int | float) or not 0 < lr < math.inf:
             raise InputError(f"Expected the learning rate `lr` to be positive, but got {lr}")
         if lr_scheduler is not None:
             _torch_class(lr_scheduler, torch.optim.lr_scheduler, LRScheduler)
@@ -110,7 +111,7 @@ class FNNLitModule(LightningModule):
         """Of each split last measured: images classified correctly, images in all."""
         self.validated_step: int | None = None
         """Number of optimiser steps at the last validation."""
-        self._pending: list[StepOutput] = []
+        self._pending: list[tuple[int, StepOutput]] = []
         self._lr = 0.0
         self._logged_step = 0
         self._loaded_step = 0
@@ -124,7 +125,8 @@ class FNNLitModule(LightningModule):
         output = self._step(batch)
         # Detached tensors are put aside: metrics computed in every step would cost more time
         # than the step, and a loss read in every step would make the host wait for the device.
-        self._pending.append(StepOutput(*(tensor.detach() for tensor in output)))
+        detached = StepOutput(*(tensor.detach() for tensor in output))
+        self._pending.append((self.global_step + 1, detached))
         return output.loss
 
     def on_before_optimizer_step(self, optimizer: Optimizer) -> None:
@@ -193,6 +195,11 @@ class FNNLitModule(LightningModule):
         config = dict(self.lr_scheduler_config)
         config["init_args"] = dict(config.get("init_args") or {})
         monitor = config["init_args"].pop("monitor", None)
+        if config["class_path"].endswith("ReduceLROnPlateau") and monitor not in MONITORED:
+            raise InputError(
+                f"Expected `monitor` of ReduceLROnPlateau to be one of {', '.join(MONITORED)}, "
+                f"but got {monitor}"
+            )
         scheduler = _build(config, torch.optim.lr_scheduler, LRScheduler, optimizer)
         return {
             "optimizer": optimizer,
@@ -231,15 +238,16 @@ class FNNLitModule(LightningModule):
         """Hand the steps put aside to torchmetrics, all at once."""
         if not self._pending:
             return
-        losses, logits, labels = zip(*self._pending, strict=True)
+        steps, outputs = zip(*self._pending, strict=True)
+        losses, logits, labels = zip(*outputs, strict=True)
         self._pending.clear()
         loss = torch.stack(losses)
         batch_sizes = torch.tensor([len(batch) for batch in labels], device=self.device)
         if not loss.isfinite().all():
             first = int((~loss.isfinite()).nonzero()[0])
-            batches_ago = len(loss) - 1 - first
-            step = self.global_step - batches_ago // self.trainer.accumulate_grad_batches
-            raise DivergenceError(f"The training loss became {loss[first]:g} at step {step}")
+            raise DivergenceError(
+                f"The training loss became {loss[first]:g} at step {steps[first]}"
+            )
         self.train_metrics.update(
             preds=torch.cat(logits), target=torch.cat(labels), value=loss, weight=batch_sizes
         )
@@ -331,17 +339,27 @@ def _torch_class(config: ClassConfig, module: ModuleType, base: type) -> Callabl
     if isinstance(found, type) and issubclass(found, base) and found is not base:
         paths = [name, f"{module.__name__}.{name}", f"{found.__module__}.{name}"]
         # LightningCLI's own name for PyTorch's class with the argument `monitor`
-        paths += ["lightning.pytorch.cli.ReduceLROnPlateau"]
+        if name == "ReduceLROnPlateau":
+            paths.append(f"lightning.pytorch.cli.{name}")
         if class_path in paths:
+            _check_plain(config.get("init_args") or {})
             return found
     raise InputError(
         f"Expected `class_path` to name a class of {module.__name__}, but got {config}"
     )
 
 
+def _check_plain(arguments: dict[str, Any]) -> None:
+    """Refuse what could not be stored in a checkpoint as plain data, functions above all."""
+    for name, value in arguments.items():
+        parts = value if isinstance(value, list | tuple) else [value]
+        if not all(part is None or isinstance(part, bool | int | float | str) for part in parts):
+            raise InputError(f"Expected `{name}` to be a number or a name, but got {value!r}")
+
+
 def _build(config: ClassConfig, module: ModuleType, base: type, *args: Any) -> Any:
     kwargs = config.get("init_args") or {}
     try:
         return _torch_class(config, module, base)(*args, **kwargs)
-    except (TypeError, ValueError) as error:
+    except (AssertionError, KeyError, RuntimeError, TypeError, ValueError) as error:
         raise InputError(f"{config['class_path']} cannot be made: {error}") from error

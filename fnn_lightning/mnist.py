@@ -97,7 +97,7 @@ class MNISTDataModule(LightningDataModule):
             self._splits["test"] = self._read(train=False)
         if stage in ("fit", "validate") or self.test_train_set:
             images, labels, _ = self._read(train=True)
-            val_size = len(images) // 12 if self.val_size is None else self.val_size
+            val_size = max(1, len(images) // 12) if self.val_size is None else self.val_size
             order = torch.randperm(len(images), generator=torch.Generator().manual_seed(SPLIT_SEED))
             val, train = order[:val_size], order[val_size:]
             self._splits["train"] = Split(images, labels, train)
@@ -151,6 +151,8 @@ class MNISTDataModule(LightningDataModule):
                 f"Expected as many labels as images in {folder}, "
                 f"but got {len(labels):,} labels of {count:,} {part} images"
             )
+        if count < 2:
+            raise InputError(f"Expected images in {folder}, but got {count} {part} images")
         return labels
 
     def _check_val_size(self, train_size: int) -> None:

@@ -1,5 +1,6 @@
 """The feed-forward network: raw pixels in, logits out."""
 
+import math
 from collections.abc import Sequence
 from typing import Literal, get_args
 
@@ -86,7 +87,9 @@ class FNN(nn.Module):
                 f"Expected `activation` to be one of {', '.join(get_args(Activation))}, "
                 f"but got {activation!r}"
             )
-        if not pixel_std > 0:
+        if not math.isfinite(pixel_mean):
+            raise InputError(f"Expected `pixel_mean` to be a finite number, but got {pixel_mean}")
+        if not 0 < pixel_std < math.inf:
             raise InputError(f"Expected `pixel_std` to be positive, but got {pixel_std}")
         self.in_features = in_features
         self.pixel_mean = pixel_mean

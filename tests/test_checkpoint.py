@@ -16,6 +16,7 @@ class RunsACommand:
 
 def write(path: Path, kind: str) -> None:
     good = {"state_dict": {}, "hyper_parameters": {"hidden_dims": [3]}, "global_step": 5}
+    good["pytorch-lightning_version"] = "2.6.6"
     if kind == "folder":
         path.mkdir()
     elif kind == "empty":

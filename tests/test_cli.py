@@ -2,6 +2,7 @@ import csv
 import json
 import re
 import shutil
+import signal
 import socket
 import subprocess
 import sys
@@ -307,6 +308,26 @@ BAD = {
 }
 
 
+BAD |= {
+    "--optimizer.lr fast": "`optimizer.lr` cannot be fast",
+    "--optimizer.lr null": "`lr` to be positive, but got None",
+    "--lr_scheduler LambdaLR --lr_scheduler.lr_lambda math.sqrt": "`lr_lambda` to be a number",
+    "--lr_scheduler ReduceLROnPlateau --lr_scheduler.monitor val/f1": "one of val/acc, val/loss",
+    "--lr_scheduler torch.optim.lr_scheduler.ReduceLROnPlateau": "one of val/acc, val/loss",
+    "--trainer.accumulate_grad_batches -2": "accumulate_grad_batches` to be 1 or more, but got -2",
+    "--trainer.check_val_every_n_epoch 0": "check_val_every_n_epoch` to be 1 or more, but got 0",
+    "--trainer.val_check_interval 0": "val_check_interval` to be positive, but got 0",
+    "--trainer.gradient_clip_val -1": "gradient_clip_val` to be 0 or more, but got -1",
+    "--trainer.limit_val_batches 0 --checkpoint.monitor val/acc": "limit_val_batches 0",
+    "--trainer.limit_val_batches 0 --early_stopping.patience 1": "limit_val_batches 0",
+    "--trainer.logger false --checkpoint.monitor val/acc": "needs checkpoints",
+    "--model.hidden_dims [1000000000000]": "memory",
+    "--model.pixel_mean .nan": "`pixel_mean` to be a finite number",
+    "--config null.yaml": "`trainer` in null.yaml to hold settings, .* got None",
+    "--config list.yaml": r"`model` in list.yaml to hold settings, .* got \[300\]",
+}
+
+
 @pytest.fixture
 def bad_files(tmp_path: Path) -> None:
     (tmp_path / "file").touch()
@@ -316,6 +337,8 @@ def bad_files(tmp_path: Path) -> None:
     (tmp_path / "text.yaml").write_text("just a text")
     (tmp_path / "unknown.yaml").write_text("modell: {hidden_dims: [3]}")
     (tmp_path / "unknown_deep.yaml").write_text("model: {hiden_dims: [3]}")
+    (tmp_path / "null.yaml").write_text("trainer:\n  # max_epochs: 3\n")
+    (tmp_path / "list.yaml").write_text("model: [300]")
     torch.save({"state_dict": {}}, tmp_path / "other.ckpt")
 
 
@@ -386,6 +409,105 @@ def test_settings_of_another_version(data_dir: str, capsys: Capture) -> None:
     checkpoint["hyper_parameters"]["whatever"] = 3
     torch.save(checkpoint, "other.ckpt")
     assert "do not fit fnn_lightning" in refused(["test", "--ckpt_path", "other.ckpt"], capsys)
+
+
+@pytest.mark.parametrize("command", ["fit", "test"])
+@pytest.mark.parametrize(
+    "config",
+    [
+        {"optimizer": {"class_path": "evil.Optimizer"}},
+        {
+            "optimizer": {
+                "class_path": "torch.optim.SGD",
+                "init_args": {"x": {"class_path": "evil.A"}},
+            }
+        },
+        {
+            "lr_scheduler": {
+                "class_path": "torch.optim.lr_scheduler.LambdaLR",
+                "init_args": {"lr_lambda": "evil.function"},
+            }
+        },
+        {"lr_scheduler": "evil.Schedule"},
+    ],
+)
+def test_code_that_a_checkpoint_names_is_not_imported(
+    data_dir: str, capsys: Capture, monkeypatch: pytest.MonkeyPatch, command: str, config: Any
+) -> None:
+    fit(data_dir)
+    checkpoint = torch.load(LAST, weights_only=True)
+    checkpoint["hyper_parameters"] |= config
+    torch.save(checkpoint, "evil.ckpt")
+    Path("evil.py").write_text("open('it-ran', 'w')\nfunction = Optimizer = Schedule = A = print")
+    monkeypatch.syspath_prepend(".")
+    capsys.readouterr()
+    assert "names code" in refused([command, "--ckpt_path", "evil.ckpt"], capsys)
+    assert "evil" not in sys.modules
+
+
+@pytest.mark.parametrize(
+    "words", [["--optimizer.lr", "0.01"], ["--optimizer", "Adam"], ["--lr_scheduler", "null"]]
+)
+def test_the_optimizer_goes_on_as_it_was(data_dir: str, words: list[str], capsys: Capture) -> None:
+    fit(data_dir, "--lr_scheduler", "StepLR", "--lr_scheduler.step_size", "1")
+    capsys.readouterr()
+    resume = ["fit", "--ckpt_path", LAST, "--trainer.max_epochs", "3", *words]
+    assert "to be that of the checkpoint, whose state comes with it" in refused(resume, capsys)
+
+
+@pytest.mark.parametrize("config_first", [True, False])
+def test_a_saved_config_beside_a_checkpoint(data_dir: str, config_first: bool) -> None:
+    fit(data_dir)
+    words = [["--ckpt_path", LAST], ["--config", str(RUN / "config.yaml")]]
+    words = words[::-1] if config_first else words
+    cli = FNNCLI(["fit", *words[0], *words[1], "--trainer.max_epochs", "3"])
+    assert cli.trainer.global_step == 9
+    assert cli.model.validated_step == 9
+    saved = torch.load(LAST, weights_only=True)
+    assert saved["global_step"] == 6
+
+
+def test_on_from_the_best_with_early_stopping(data_dir: str) -> None:
+    options = ["--checkpoint.monitor", "val/acc", "--early_stopping.patience", "9"]
+    fit(data_dir, *options)
+    best = str(RUN / "checkpoints" / "best.ckpt")
+    step = torch.load(best, weights_only=True)["global_step"]
+    cli = FNNCLI(["fit", "--ckpt_path", best, "--trainer.max_epochs", "5", *options])
+    assert step % 3 == 0
+    assert cli.trainer.global_step == 15
+
+
+def test_nothing_left_to_train(data_dir: str, capsys: Capture) -> None:
+    fit(data_dir)
+    capsys.readouterr()
+    with pytest.raises(SystemExit):
+        main(["fit", "--ckpt_path", LAST, "--trainer.max_epochs", "2"])
+    assert "more than the 6 steps that the checkpoint has seen" in capsys.readouterr().err
+
+
+def test_a_single_callback(data_dir: str) -> None:
+    cli = fit(data_dir, "--trainer.callbacks", "LearningRateMonitor")
+    assert cli.trainer.global_step == 6
+
+
+def test_ctrl_c_says_what_was_kept(data_dir: str) -> None:
+    command = [sys.executable, "-u", "-m", "fnn_lightning", "fit", "--data.data_dir", data_dir]
+    with Path("err").open("w") as err:
+        process = subprocess.Popen(
+            [*command, "--trainer.max_epochs", "100000"], stdout=subprocess.PIPE, stderr=err
+        )
+    try:
+        assert process.stdout
+        for line in process.stdout:
+            if line.startswith(b"step      6"):  # the first epoch was saved by now
+                break
+        process.send_signal(signal.SIGINT)
+        process.stdout.read()
+        assert process.wait(timeout=60) == 130
+    finally:
+        process.kill()
+    assert Path("err").read_text() == f"interrupted; the last good checkpoint is {LAST}\n"
+    assert torch.load(LAST, weights_only=True)["global_step"] > 0
 
 
 @pytest.fixture
