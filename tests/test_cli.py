@@ -492,20 +492,21 @@ def test_a_single_callback(data_dir: str) -> None:
 
 def test_ctrl_c_says_what_was_kept(data_dir: str) -> None:
     command = [sys.executable, "-u", "-m", "fnn_lightning", "fit", "--data.data_dir", data_dir]
-    with Path("err").open("w") as err:
-        process = subprocess.Popen(
-            [*command, "--trainer.max_epochs", "100000"], stdout=subprocess.PIPE, stderr=err
-        )
-    try:
-        assert process.stdout
-        for line in process.stdout:
-            if line.startswith(b"step      6"):  # the first epoch was saved by now
-                break
-        process.send_signal(signal.SIGINT)
-        process.stdout.read()
-        assert process.wait(timeout=60) == 130
-    finally:
-        process.kill()
+    command += ["--trainer.max_epochs", "100000"]
+    with (
+        Path("err").open("w") as err,
+        subprocess.Popen(command, stdout=subprocess.PIPE, stderr=err) as process,
+    ):
+        try:
+            assert process.stdout
+            for line in process.stdout:
+                if line.startswith(b"step      6"):  # the first epoch was saved by now
+                    break
+            process.send_signal(signal.SIGINT)
+            process.stdout.read()
+            assert process.wait(timeout=60) == 130
+        finally:
+            process.kill()
     assert Path("err").read_text() == f"interrupted; the last good checkpoint is {LAST}\n"
     assert torch.load(LAST, weights_only=True)["global_step"] > 0
 
