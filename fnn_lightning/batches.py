@@ -6,10 +6,9 @@ from typing import Any
 import numpy as np
 import torch
 from torch import Tensor
-from torch.utils.data import Sampler
 
 
-class EpochSampler(Sampler[int]):
+class EpochSampler:
     """Every index once, in an order that is a function of (seed, epoch) alone.
 
     Lightning calls `set_epoch` before every epoch, as it does for PyTorch's own samplers.
@@ -32,12 +31,6 @@ class EpochSampler(Sampler[int]):
         """Return the epoch's permutation, `int64` of shape `(size,)`."""
         seed = np.random.SeedSequence((self.seed, self.epoch)).generate_state(1, np.uint64)
         return torch.randperm(self.size, generator=torch.Generator().manual_seed(int(seed[0])))
-
-    def __len__(self) -> int:
-        return self.size
-
-    def __iter__(self) -> Iterator[int]:
-        return iter(self.order().tolist())
 
 
 class BatchSource:

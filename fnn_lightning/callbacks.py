@@ -56,7 +56,8 @@ class Checkpoint(callbacks.Checkpoint):
             self.folder = Path(trainer.log_dir or trainer.default_root_dir) / "checkpoints"
 
     def on_train_batch_end(self, trainer: Trainer, *_: Any) -> None:
-        if self.every_n_steps and trainer.global_step % self.every_n_steps == 0:
+        step = trainer.global_step
+        if self.every_n_steps and step % self.every_n_steps == 0 and step != self._saved_step:
             self._save_last(trainer)
 
     def on_validation_end(self, trainer: Trainer, pl_module: LightningModule) -> None:
@@ -71,14 +72,20 @@ class Checkpoint(callbacks.Checkpoint):
         self._save_last(trainer)
 
     def on_train_end(self, trainer: Trainer, pl_module: LightningModule) -> None:
-        self._save_last(trainer)
+        if trainer.global_step != self._saved_step:
+            self._save_last(trainer)
 
     def state_dict(self) -> dict[str, Any]:
-        return {"monitor": self.monitor, "best_score": self.best_score}
+        return {
+            "monitor": self.monitor,
+            "best_score": self.best_score,
+            "best_model_path": self.best_model_path,
+        }
 
     def load_state_dict(self, state_dict: dict[str, Any]) -> None:
         if state_dict["monitor"] == self.monitor:
             self.best_score = state_dict["best_score"]
+            self.best_model_path = state_dict["best_model_path"]
 
     def _save_best(self, trainer: Trainer) -> None:
         metrics = trainer.callback_metrics
@@ -89,10 +96,11 @@ class Checkpoint(callbacks.Checkpoint):
         best = -math.inf if self.best_score is None else sign * self.best_score
         if sign * score > best:
             self.best_score = score
-            self.best_model_path = self._save(trainer, "best.ckpt")
+            self.best_model_path = str(self.folder / "best.ckpt")
+            self._save(trainer, "best.ckpt")
 
     def _save_last(self, trainer: Trainer) -> None:
-        if trainer.global_step != self._saved_step and not trainer.fast_dev_run:  # type: ignore[attr-defined]
+        if not trainer.fast_dev_run:  # type: ignore[attr-defined]
             self.last_model_path = self._save(trainer, "last.ckpt")
             self._saved_step = trainer.global_step
 

@@ -31,7 +31,8 @@ from fnn_lightning.errors import DivergenceError, InputError
 from fnn_lightning.lit_module import SGD, FNNLitModule
 from fnn_lightning.mnist import MNISTDataModule
 
-TRAINER_DEFAULTS = {"max_epochs": 5, "num_sanity_val_steps": 0, "enable_model_summary": False}
+TRAINER_DEFAULTS = {"num_sanity_val_steps": 0, "enable_model_summary": False}
+MAX_EPOCHS = 5  # unless something else ends the run
 COMMAND = "python -m fnn_lightning"
 PLATEAU = "lightning.pytorch.cli.ReduceLROnPlateau"
 
@@ -55,7 +56,7 @@ class FNNCLI(LightningCLI):
                 f"Expected a subcommand: {COMMAND} {'|'.join(subcommands)}; "
                 f"{COMMAND} --help tells more"
             )
-        if words and words[0] not in subcommands and any(word in subcommands for word in words):
+        if words[0] not in subcommands and any(word in subcommands for word in words):
             raise InputError(
                 f"Expected the subcommand before its options, but got {words[0]} first: "
                 f"{COMMAND} {'|'.join(subcommands)} --config FILE"
@@ -110,7 +111,10 @@ class FNNCLI(LightningCLI):
             trainer.validate(self.model, datamodule=self.datamodule, verbose=False)
 
     def _kept(self) -> str:
-        last = getattr(self.trainer.checkpoint_callback, "last_model_path", "")
+        callbacks = self.trainer.callbacks  # type: ignore[attr-defined]
+        last = next(
+            (each.last_model_path for each in callbacks if isinstance(each, Checkpoint)), ""
+        )
         return f"the last good checkpoint is {last}" if last else "no checkpoint was saved yet"
 
     def validate(self, **kwargs: Any) -> None:
@@ -231,6 +235,9 @@ class FNNCLI(LightningCLI):
             callbacks.append(ProgressBar())
         if self.subcommand == "predict":
             callbacks.append(PredictionWriter())
+            config.devices = config.num_nodes = 1  # so that the lines come in order
+        if config.max_epochs is None and config.max_steps == -1 and config.max_time is None:
+            config.max_epochs = MAX_EPOCHS
         if config.logger in (None, True):
             config.logger = self._logger(config.default_root_dir)
         if fitting and section.early_stopping.enabled:
@@ -423,7 +430,7 @@ def said_by(words: list[str]) -> dict[str, Any]:
             # null is how a saved config says that something was not given
             said |= {key: given for key, given in read_config(value).items() if given is not None}
         elif option.startswith("--"):
-            said[option[2:]] = value
+            said[option[2:].removesuffix(".class_path")] = value
     return said
 
 
@@ -446,6 +453,15 @@ def read_config(path: str) -> dict[str, Any]:
                 f"Expected `{section}` in {path} to hold settings, `name: value`, "
                 f"but got {config[section]!r}"
             )
+    # linked: the parser would ignore them here
+    linked = {"model": ("optimizer", "lr_scheduler"), "data": ("seed",)}
+    for section, names in linked.items():
+        for name in names:
+            if name in config.get(section, {}):
+                instead = "seed_everything" if name == "seed" else name
+                raise InputError(
+                    f"Expected `{instead}` at the top level of {path}, but got {section}.{name}"
+                )
     return config
 
 

@@ -211,6 +211,10 @@ class FNNLitModule(LightningModule):
         }
 
     def on_fit_start(self) -> None:
+        self._pending.clear()
+        self.train_metrics.reset()
+        self.loss_since_validation.reset()
+        self._logged_step, self.validated_step = 0, None
         self._log_hparams()
 
     def on_save_checkpoint(self, checkpoint: dict[str, Any]) -> None:
@@ -257,22 +261,30 @@ class FNNLitModule(LightningModule):
         """Log the means since the last call, and return them."""
         self._update_train_metrics()
         means = self._compute(self.train_metrics)
-        for logger in self.loggers:
-            values = {name: value.item() for name, value in means.items()}
-            logger.log_metrics({**values, "lr": self._lr}, self.global_step)
+        self._write({**means, "lr": torch.tensor(self._lr)})
         self._logged_step = self.global_step
         return means
+
+    def _write(self, values: dict[str, Tensor]) -> None:
+        for logger in self.loggers:
+            scalars = {name: value.item() for name, value in values.items()}
+            logger.log_metrics(scalars, self.global_step)
 
     def _log_split(self, metrics: MetricCollection) -> None:
         """Log what was measured over a whole split."""
         means = self._compute(metrics)
         if self.trainer.sanity_checking:
             return
+        fitting = self.trainer.state.fn == "fit"
         # torchmetrics has them over all processes already; the maximum of equals leaves them so.
-        self.log_dict(means, prog_bar=True, sync_dist=True, reduce_fx="max")
-        # The x-axis: Lightning takes the metric `step` for it, and otherwise counts the batches of
-        # this run, which are none in `test` of a checkpoint.
-        self.log("step", float(self._step_count), sync_dist=True, reduce_fx="max")
+        self.log_dict(
+            means, prog_bar=True, logger=False if fitting else None, sync_dist=True, reduce_fx="max"
+        )
+        # The x-axis is the number of optimiser steps; Lightning's own counts the batches of a run.
+        if fitting:
+            self._write(means)
+        else:  # through Lightning, which returns them; it takes the metric `step` for the x-axis
+            self.log("step", float(self._step_count), sync_dist=True, reduce_fx="max")
 
     def _compute(self, metrics: MetricCollection) -> dict[str, Tensor]:
         """Compute loss and accuracy over all processes, keep the counts, and start anew."""

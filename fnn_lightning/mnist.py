@@ -1,6 +1,7 @@
 """The data module: gets MNIST, checks it, splits it and serves its batches."""
 
 import os
+from pathlib import Path
 from typing import Literal, NamedTuple
 
 import torch
@@ -79,6 +80,8 @@ class MNISTDataModule(LightningDataModule):
         self._check_val_size(digits.TRAIN_SIZE if dataset == "digits" else 60_000)
         # A mirror belongs to a machine, not to a run: a checkpoint must not bring one along.
         self.save_hyperparameters(ignore=["mirror"], logger=False)
+        # A checkpoint finds its data from whatever folder it is tested in.
+        self.hparams["data_dir"] = str(Path(data_dir).expanduser().absolute())
         self._splits: dict[str, Split] = {}
 
     def prepare_data(self) -> None:
@@ -92,7 +95,6 @@ class MNISTDataModule(LightningDataModule):
 
     def setup(self, stage: str) -> None:
         """Read the images that `stage` (fit, validate, test or predict) needs into memory."""
-        self._splits.clear()
         if stage in ("test", "predict") or self.val_size == 0:
             self._splits["test"] = self._read(train=False)
         if stage in ("fit", "validate") or self.test_train_set:
@@ -125,12 +127,21 @@ class MNISTDataModule(LightningDataModule):
     def _serve(
         self, split: str, batch_size: int = EVAL_BATCH_SIZE, shuffle_seed: int | None = None
     ) -> BatchSource:
+        world_size = self.trainer.world_size if self.trainer else 1
+        size = len(self._splits[split].indices)
+        smallest = min(size, batch_size, size % batch_size or batch_size)
+        if smallest < world_size:
+            raise InputError(
+                f"Expected every batch to give each of {world_size} processes an image, but a "
+                f"batch of the {size:,} {split} images has {smallest}: take another batch_size, "
+                "val_size or number of devices"
+            )
         return BatchSource(
             *self._splits[split],
             batch_size=batch_size,
             shuffle_seed=shuffle_seed,
             rank=self.trainer.global_rank if self.trainer else 0,
-            world_size=self.trainer.world_size if self.trainer else 1,
+            world_size=world_size,
         )
 
     def _read(self, train: bool) -> Split:

@@ -80,7 +80,19 @@ def test_every_n_steps(make_data: MakeData, monkeypatch: pytest.MonkeyPatch) -> 
     monkeypatch.setattr(Trainer, "save_checkpoint", spy)
     data = make_data(batch_size=40)  # 7 steps an epoch
     run_with(Checkpoint(every_n_steps=2), FNNLitModule(hidden_dims=[4]), data, max_epochs=2)
-    assert saved == [2, 4, 6, 7, 8, 10, 12, 14]
+    # at step 14 once more at the end of the epoch, with what validation found
+    assert saved == [2, 4, 6, 7, 8, 10, 12, 14, 14]
+
+
+def test_the_best_is_remembered_by_a_run_that_goes_on(make_data: MakeData) -> None:
+    first = Checkpoint(monitor="val/acc")
+    run = run_with(first, Scripted([0.5, 0.9, 0.7, 0.6]), make_data())
+    last = str(Path(str(run.log_dir)) / "checkpoints" / "last.ckpt")
+    second = Checkpoint(monitor="val/acc")
+    run = trainer(Path(), callbacks=[second], max_epochs=6)
+    run.fit(Scripted([0.8, 0.85]), datamodule=make_data(), ckpt_path=last, weights_only=True)
+    assert second.best_score == pytest.approx(0.9)
+    assert second.best_model_path == first.best_model_path
 
 
 @pytest.mark.parametrize(

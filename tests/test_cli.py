@@ -91,6 +91,7 @@ def test_another_optimizer_does_not_inherit_the_learning_rate(
     assert lr("--optimizer.lr", "0.2") == 0.2
     assert lr("--optimizer", "Adam") == 0.001
     assert lr("--optimizer=Adam", "--optimizer.lr", "0.1") == 0.1
+    assert lr("--optimizer.class_path", "Adam") == 0.001
     (tmp_path / "adam.yaml").write_text("optimizer:\n  class_path: torch.optim.Adam\n")
     assert lr("--config", "adam.yaml") == 0.001
 
@@ -169,7 +170,7 @@ def test_fit_goes_on_from_a_checkpoint(data_dir: str) -> None:
 
 
 def test_the_result_is_that_of_the_last_step(data_dir: str, capsys: Capture) -> None:
-    # 7 steps an epoch, validated after 5 and 10 of 14
+    # 6 steps an epoch, validated after 5 and 10 of 12
     cli = fit(data_dir, "--data.val_size", "0", "--data.batch_size", "50",
               "--trainer.val_check_interval", "5",
               "--trainer.check_val_every_n_epoch", "null")  # fmt: skip
@@ -324,6 +325,7 @@ BAD |= {
     "--model.hidden_dims [1000000000000]": "memory",
     "--model.pixel_mean .nan": "`pixel_mean` to be a finite number",
     "--config null.yaml": "`trainer` in null.yaml to hold settings, .* got None",
+    "--config linked.yaml": "Expected `optimizer` at the top level .* got model.optimizer",
     "--config list.yaml": r"`model` in list.yaml to hold settings, .* got \[300\]",
 }
 
@@ -338,6 +340,7 @@ def bad_files(tmp_path: Path) -> None:
     (tmp_path / "unknown.yaml").write_text("modell: {hidden_dims: [3]}")
     (tmp_path / "unknown_deep.yaml").write_text("model: {hiden_dims: [3]}")
     (tmp_path / "null.yaml").write_text("trainer:\n  # max_epochs: 3\n")
+    (tmp_path / "linked.yaml").write_text("model: {optimizer: {class_path: torch.optim.Adam}}")
     (tmp_path / "list.yaml").write_text("model: [300]")
     torch.save({"state_dict": {}}, tmp_path / "other.ckpt")
 
@@ -483,6 +486,17 @@ def test_nothing_left_to_train(data_dir: str, capsys: Capture) -> None:
     with pytest.raises(SystemExit):
         main(["fit", "--ckpt_path", LAST, "--trainer.max_epochs", "2"])
     assert "more than the 6 steps that the checkpoint has seen" in capsys.readouterr().err
+
+
+def test_max_steps_alone_ends_the_run(data_dir: str) -> None:
+    cli = FNNCLI(["fit", "--data.data_dir", data_dir, "--trainer.max_steps", "40"])
+    assert cli.trainer.global_step == 40  # more than five epochs
+
+
+def test_early_stopping_from_the_command_line(data_dir: str) -> None:
+    cli = fit(data_dir, "--early_stopping.patience", "1", "--early_stopping.min_delta", "2",
+              "--trainer.max_epochs", "9")  # fmt: skip
+    assert cli.trainer.global_step == 6  # the first epoch sets the mark, the second misses it
 
 
 def test_a_single_callback(data_dir: str) -> None:

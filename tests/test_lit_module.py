@@ -121,6 +121,16 @@ def test_validation_and_test_measure_the_whole_split(
         )
 
 
+def test_a_module_can_be_fitted_again(
+    make_data: MakeData, make_model: MakeModel, tmp_path: Path
+) -> None:
+    model = make_model()
+    for _ in range(2):
+        run = trainer(tmp_path, max_epochs=1)
+        run.fit(model, datamodule=make_data())
+        assert [step for step, _ in scalars(run.log_dir)["train/loss"]] == [3]
+
+
 def test_every_step_on_request(make_data: MakeData, make_model: MakeModel, tmp_path: Path) -> None:
     run = trainer(tmp_path, log_every_n_steps=1, max_epochs=1)
     run.fit(make_model(), datamodule=make_data(batch_size=100))
