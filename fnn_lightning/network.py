@@ -53,7 +53,9 @@ class FNN(nn.Module):
     `Linear(in_features, out_features)` alone. Weights start as PyTorch initialises `nn.Linear`.
 
     Pixels are scaled inside the network, from 0–255 to `(pixels / 255 - pixel_mean) / pixel_std`,
-    so that whoever holds the network cannot feed it pixels scaled in another way.
+    so that training, test and prediction cannot scale them differently. The two constants are
+    arguments, not weights: they are not in the `state_dict`, but in a checkpoint's
+    `hyper_parameters`.
 
     Args:
         in_features: Pixels of one image; 784 is MNIST's 28 × 28.
