@@ -390,10 +390,18 @@ def check_is_data(config: Any) -> None:
     if (
         path not in known
         or not isinstance(arguments, dict)
-        or any(isinstance(value, str) and "." in value for value in arguments.values())
-        or any(isinstance(value, dict) for value in arguments.values())
+        or not all(map(is_data, arguments.values()))
     ):
         raise InputError(f"The checkpoint names code, which is not run: {config}")
+
+
+def is_data(value: Any) -> bool:
+    """Tell whether the parser takes a value as it is: no path to import, however deep in lists."""
+    if isinstance(value, list | tuple):
+        return all(map(is_data, value))
+    if isinstance(value, str):
+        return "." not in value
+    return value is None or isinstance(value, bool | int | float)
 
 
 def run_folder(ckpt_path: str) -> Path | None:

@@ -431,6 +431,12 @@ def test_settings_of_another_version(data_dir: str, capsys: Capture) -> None:
                 "init_args": {"lr_lambda": "evil.function"},
             }
         },
+        {
+            "lr_scheduler": {
+                "class_path": "torch.optim.lr_scheduler.LambdaLR",
+                "init_args": {"lr_lambda": ["evil.function"]},
+            }
+        },
         {"lr_scheduler": "evil.Schedule"},
     ],
 )
