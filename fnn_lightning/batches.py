@@ -1,11 +1,14 @@
 """Serves batches straight from tensors in memory: one index, no Python per image."""
 
-from collections.abc import Iterator
+from collections.abc import Callable, Iterator
 from typing import Any
 
 import numpy as np
 import torch
 from torch import Tensor
+
+Batch = tuple[Tensor, Tensor]
+"""Images, `uint8` of shape `(B, 28, 28)`, and labels, `int64` of shape `(B,)`."""
 
 
 class EpochSampler:
@@ -71,24 +74,30 @@ class BatchSource:
             self.sampler = EpochSampler(len(indices), shuffle_seed)
         self.position = 0
         """Number of batches served in this epoch."""
+        self.between: Callable[[Iterator[Batch]], None] | None = None
+        """Called before every batch but the first with the batches to come; may take from them."""
         self._start = 0
 
     def __len__(self) -> int:
         """Return the number of batches in an epoch."""
         return -(-len(self.indices) // self.batch_size)
 
-    def __iter__(self) -> Iterator[tuple[Tensor, Tensor]]:
-        """Yield this process's share of every batch.
-
-        Yields:
-            Images, `uint8` of shape `(B, 28, 28)`, and labels, `int64` of shape `(B,)`.
-        """
+    def __iter__(self) -> Iterator[Batch]:
+        """Yield this process's share of every batch."""
         self.position, self._start = self._start, 0
+        batches = self._serve()
+        for batch in batches:
+            yield batch
+            if self.between is not None:
+                self.between(batches)
+
+    def _serve(self) -> Iterator[Batch]:
         order = self.indices[self.sampler.order()] if hasattr(self, "sampler") else self.indices
         for start in range(self.position * self.batch_size, len(order), self.batch_size):
             batch = order[start : start + self.batch_size][self.rank :: self.world_size]
             self.position += 1
-            yield self.images[batch], self.labels[batch]
+            # half the time of `self.images[batch]`
+            yield self.images.index_select(0, batch), self.labels.index_select(0, batch)
 
     def state_dict(self) -> dict[str, Any]:
         """Return the position in the epoch, for the Trainer's checkpoints."""

@@ -51,6 +51,11 @@ class Checkpoint(callbacks.Checkpoint):
         self.last_model_path = ""
         self._saved_step = 0
 
+    @property
+    def acts_every_n_steps(self) -> int:
+        """Number of optimiser steps between writes, 0 if steps do not matter."""
+        return self.every_n_steps or 0
+
     def setup(self, trainer: Trainer, pl_module: LightningModule, stage: str) -> None:
         if stage == "fit":
             self.folder = Path(trainer.log_dir or trainer.default_root_dir) / "checkpoints"
@@ -144,6 +149,8 @@ class EarlyStopping(callbacks.EarlyStopping):
 class ProgressBar(callbacks.TQDMProgressBar):
     """Lightning's progress bar, drawn every 20 batches, without the number of the run."""
 
+    acts_every_n_steps = 0
+
     def __init__(self) -> None:
         super().__init__(refresh_rate=20)
 
@@ -169,7 +176,8 @@ class TerminalReport(callbacks.Callback):
             f"network    {'–'.join(map(str, widths))}{activation}, {parameters:,} parameters\n"
             f"optimizer  {optimizer}, learning rate {lr:g}\n"
             f"device     {trainer.world_size} × {pl_module.device.type}, "
-            f"{trainer.num_training_batches:,} batches an epoch",
+            f"{trainer.num_training_batches:,} batches an epoch\n"
+            f"steps      {self._pace(pl_module)}",
         )
         datamodule = trainer.datamodule  # type: ignore[attr-defined]
         if getattr(datamodule, "val_size", None) == 0:
@@ -177,6 +185,11 @@ class TerminalReport(callbacks.Callback):
                 trainer,
                 "validation watches the test set, since val_size is 0; nothing is selected by it",
             )
+
+    @staticmethod
+    def _pace(module: FNNLitModule) -> str:
+        reason = module.single_steps_because
+        return f"one at a time: {reason}" if reason else "run ahead of the Trainer"
 
     def on_validation_end(self, trainer: Trainer, pl_module: LightningModule) -> None:
         assert isinstance(pl_module, FNNLitModule)
