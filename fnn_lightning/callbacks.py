@@ -1,6 +1,7 @@
 """What a run keeps and shows: checkpoints, early stopping, lines in the terminal."""
 
 import math
+import time
 from pathlib import Path
 from typing import Any, Literal
 
@@ -147,12 +148,18 @@ class EarlyStopping(callbacks.EarlyStopping):
 
 
 class ProgressBar(callbacks.TQDMProgressBar):
-    """Lightning's progress bar, drawn every 20 batches, without the number of the run."""
+    """Lightning's progress bar, drawn at most ten times a second, without the number of the run."""
 
     acts_every_n_steps = 0
 
     def __init__(self) -> None:
-        super().__init__(refresh_rate=20)
+        super().__init__()
+        self._drawn = 0.0
+
+    def on_train_batch_end(self, trainer: Trainer, *args: Any) -> None:
+        if time.monotonic() - self._drawn > 0.1 or trainer.is_last_batch:
+            super().on_train_batch_end(trainer, *args)
+            self._drawn = time.monotonic()
 
     def get_metrics(self, trainer: Trainer, pl_module: LightningModule) -> dict[str, Any]:
         metrics = super().get_metrics(trainer, pl_module)

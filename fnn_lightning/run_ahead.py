@@ -1,27 +1,25 @@
 """Several optimiser steps for one step of the Trainer: the loop as one would write it by hand.
 
-For a small net the Trainer's work around a step costs more than the step. So the steps between two
-at which the Trainer has something to do (log, validate, save, end) are taken in a plain loop, and
-the Trainer's counts are then moved on as if it had taken them. Weights, and everything that counts
-steps, come out bit for bit the same.
+For a small net the Trainer's work around a step costs more than the step. So `FNNLitModule` takes
+the steps between two at which the Trainer has something to do (validate, save, end) in a plain
+loop, and moves the Trainer's counts on as if that had taken them. Weights, and everything that
+counts steps, come out bit for bit the same. Here is what it has to know about the Trainer for that.
 """
 
-import time
-from collections.abc import Callable, Iterator
-from itertools import islice
+import inspect
+from collections.abc import Callable
+from functools import partial
 from typing import Any
 
 import torch
 from lightning.pytorch import LightningDataModule, LightningModule, Trainer, callbacks
 from lightning.pytorch.profilers import PassThroughProfiler
 from lightning.pytorch.strategies import SingleDeviceStrategy
-from torch import Tensor
+from torch.optim import Optimizer
 from torch.optim.lr_scheduler import ReduceLROnPlateau
+from torch.optim.optimizer import _global_optimizer_post_hooks, _global_optimizer_pre_hooks
 
-from fnn_lightning.batches import Batch, BatchSource
-
-MAX_STEPS = 100  # as many logits are kept until they reach torchmetrics
-MAX_SECONDS = 0.1  # this often the Trainer looks at its clocks and signals, and moves its bar
+from fnn_lightning.batches import BatchSource
 
 BATCH_HOOKS = (
     "on_train_batch_start",
@@ -60,9 +58,11 @@ def obstacle(trainer: Trainer, base: type[LightningModule]) -> str | None:
     source = trainer.train_dataloader
     if type(trainer.strategy) is not SingleDeviceStrategy:
         return f"the strategy is {type(trainer.strategy).__name__}"
-    if trainer.accumulate_grad_batches != 1:
+    given: list[Any] = trainer.callbacks  # type: ignore[attr-defined]
+    scheduled = any(isinstance(each, callbacks.GradientAccumulationScheduler) for each in given)
+    if trainer.accumulate_grad_batches != 1 or scheduled:
         return "gradients are accumulated"
-    if trainer.gradient_clip_val:  # type: ignore[attr-defined]
+    if trainer.gradient_clip_val:
         return "gradients are clipped"
     if trainer.precision != "32-true":
         return f"the precision is {trainer.precision}"
@@ -78,7 +78,7 @@ def obstacle(trainer: Trainer, base: type[LightningModule]) -> str | None:
         plateau = isinstance(config.scheduler, ReduceLROnPlateau)
         if config.interval == "step" and (plateau or config.frequency != 1):
             return f"{type(config.scheduler).__name__} follows what each step has logged"
-    for callback in trainer.callbacks:  # type: ignore[attr-defined]
+    for callback in given:
         if acts_every_n_steps(callback) == 1:
             return f"{type(callback).__name__} watches every batch"
     for name in MODULE_HOOKS:
@@ -102,7 +102,9 @@ def acts_every_n_steps(callback: callbacks.Callback) -> int:
         return 0
     if type(callback) is callbacks.ModelCheckpoint and (callback.every_n_epochs or 0) > 0:
         return 0
-    hooks = (getattr(type(callback), name) is getattr(callbacks.Callback, name) for name in BATCH_HOOKS)
+    hooks = (
+        getattr(type(callback), name) is getattr(callbacks.Callback, name) for name in BATCH_HOOKS
+    )
     return 0 if all(hooks) else 1
 
 
@@ -111,52 +113,38 @@ def free_steps(trainer: Trainer) -> int:
     step = trainer.global_step
     progress = trainer.fit_loop.epoch_loop.batch_progress
     batch = progress.current.ready
-    by_epoch = trainer.check_val_every_n_epoch is not None  # type: ignore[attr-defined]
+    by_epoch = trainer.check_val_every_n_epoch is not None
+    refresh_rate = getattr(trainer.progress_bar_callback, "refresh_rate", 1)
     recurring = [
-        (trainer.log_every_n_steps, step),  # type: ignore[attr-defined]
         # Lightning leaves None here if it validates by the clock, and infinity if never
-        (trainer.val_check_batch, batch if by_epoch else progress.total.ready),  # type: ignore[attr-defined]
+        (trainer.val_check_batch, batch if by_epoch else progress.total.ready),
+        (refresh_rate if refresh_rate > 1 else 0, batch),
         *((acts_every_n_steps(callback), step) for callback in trainer.callbacks),  # type: ignore[attr-defined]
     ]
     due = [every - count % every for every, count in recurring if every]
     due += [end - step for end in (trainer.max_steps, trainer.min_steps) if end and end > step]
-    return int(min(*due, trainer.num_training_batches - batch, MAX_STEPS)) - 1
+    return int(min(*due, trainer.num_training_batches - batch)) - 1
 
 
-def run_ahead(
-    trainer: Trainer, compute_loss: Callable[[Batch, int], Tensor], batches: Iterator[Batch]
-) -> None:
-    """Take the steps that are free, and move the Trainer's counts on.
+def bare_step(optimizer: Optimizer) -> Callable[[], Any]:
+    """Return the optimiser's step without PyTorch's wrapping, unless someone has hooked into it.
 
-    Args:
-        trainer: Between two steps of its own.
-        compute_loss: Given a batch and the number of its optimiser step, counted from 1.
-        batches: The rest of the epoch; what is taken from it the Trainer does not see.
+    The wrapping (a range for the profiler, the hooks, switching off gradients) costs more than the
+    update of a small net's weights. The hooks are in private places; a test sets one and waits.
     """
-    optimizer = trainer.optimizers[0]
-    parameters = [each for group in optimizer.param_groups for each in group["params"]]
-    configs = trainer.lr_scheduler_configs
-    schedulers = [config.scheduler for config in configs if config.interval == "step"]
-    device = trainer.strategy.root_device
-    deadline = time.monotonic() + MAX_SECONDS
-    first, taken = trainer.global_step + 1, 0
-    try:
-        for images, labels in islice(batches, free_steps(trainer)):
-            loss = compute_loss((images.to(device), labels.to(device)), first + taken)
-            for parameter in parameters:
-                parameter.grad = None
-            loss.backward()  # type: ignore[no-untyped-call]
-            optimizer.step()
-            for scheduler in schedulers:
-                scheduler.step()
-            taken += 1
-            if time.monotonic() > deadline:
-                break
-    finally:
-        _count(trainer, taken, taken * len(schedulers))
+    hooks = (
+        optimizer._optimizer_step_pre_hooks,
+        optimizer._optimizer_step_post_hooks,
+        _global_optimizer_pre_hooks,
+        _global_optimizer_post_hooks,
+    )
+    if any(hooks):
+        return optimizer.step
+    step = torch.no_grad()(inspect.unwrap(type(optimizer).step))
+    return partial(step, optimizer)
 
 
-def _count(trainer: Trainer, steps: int, scheduler_steps: int) -> None:
+def count_steps(trainer: Trainer, steps: int, scheduler_steps: int) -> None:
     """Move on what the Trainer counts in a step.
 
     Lightning has no public way to say that a batch was dealt with. What is missed here is caught by
