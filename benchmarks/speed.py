@@ -14,12 +14,15 @@ shape take its place.
 import argparse
 import json
 import os
+import platform
 import statistics
+import struct
 import subprocess
 import sys
 import tempfile
 import time
 from collections.abc import Sequence
+from importlib.metadata import version
 from pathlib import Path
 from typing import NamedTuple
 
@@ -155,14 +158,24 @@ def compare(names: list[str], rounds: int, data_dir: str) -> None:
         row("peak memory of (e) above its imports, MB", above, "150", "100", ".0f")
 
 
-def get_data(data_dir: str) -> None:
-    """Fetch MNIST, or make random files in its place."""
-    code = "import sys; from fnn_lightning import MNISTDataModule as D; "
-    code += "D(data_dir=sys.argv[1]).prepare_data()"
+def get_data(data_dir: str, folder: Path) -> str:
+    """Fetch MNIST into `data_dir`, or make files of random pixels in `folder`; return which."""
+    code = "import sys; from fnn_lightning import MNISTDataModule as Data; "
+    code += "Data(data_dir=sys.argv[1]).prepare_data()"
     command = [sys.executable, "-c", code, data_dir]
-    if subprocess.run(command, cwd=REPOSITORY, capture_output=True, check=False).returncode == 0:
-        return
-    ...
+    if not subprocess.run(command, cwd=REPOSITORY, capture_output=True, check=False).returncode:
+        print("Data: MNIST.\n")
+        return data_dir
+    raw = folder / "MNIST" / "raw"
+    raw.mkdir(parents=True)
+    for part, size in (("train", 60_000), ("t10k", 10_000)):
+        header = struct.pack(">BBBB3I", 0, 0, 8, 3, size, 28, 28)
+        (raw / f"{part}-images-idx3-ubyte").write_bytes(header + os.urandom(size * 784))
+        labels = bytes(value % 10 for value in os.urandom(size))
+        header = struct.pack(">BBBBI", 0, 0, 8, 1, size)
+        (raw / f"{part}-labels-idx1-ubyte").write_bytes(header + labels)
+    print("Data: random pixels in the shape of MNIST, which is not to be had.\n")
+    return str(folder)
 
 
 def main() -> None:
@@ -170,9 +183,33 @@ def main() -> None:
     parser = argparse.ArgumentParser(description=__doc__)
     parser.add_argument("--rounds", type=int, default=7, help="after one to warm up")
     parser.add_argument("--data_dir", default="data", help="where MNIST lives")
+    parser.add_argument("--profile", action="store_true", help="split the time of a step")
+    parser.add_argument("--growth", action="store_true", help="measure larger nets and batches")
     parser.add_argument("contenders", nargs="*", help=f"default: {' '.join(NAMES)}")
     options = parser.parse_args()
-    compare(options.contenders or list(NAMES), options.rounds, options.data_dir)
+    unknown = set(options.contenders) - NAMES.keys()
+    if unknown or options.rounds < 1:
+        parser.error(f"expected contenders among {' '.join(NAMES)} and at least one round")
+    packages = ("torch", "torchvision", "lightning", "torchmetrics", "scikit-learn")
+    versions = ", ".join(f"{package} {version(package)}" for package in packages)
+    rounds = "" if options.profile else f", {options.rounds} rounds"
+    cores = len(os.sched_getaffinity(0)) if hasattr(os, "sched_getaffinity") else os.cpu_count()
+    print(f"{platform.machine()}, {cores} cores, Python {platform.python_version()}, ", end="")
+    print(f"{versions}{rounds}.\n", flush=True)
+    if options.growth:
+        from growth import show_growth
+
+        show_growth(options.rounds)
+        return
+    with tempfile.TemporaryDirectory() as folder:
+        data_dir = get_data(str(Path(options.data_dir).absolute()), Path(folder))
+        if options.profile:
+            from step_profile import show_profile
+
+            sys.path.insert(0, str(REPOSITORY))
+            show_profile(CONFIG, data_dir)
+        else:
+            compare(options.contenders or list(NAMES), options.rounds, data_dir)
 
 
 if __name__ == "__main__":

@@ -93,8 +93,8 @@ class BatchSource:
 
     def _serve(self) -> Iterator[Batch]:
         order = self.indices[self.sampler.order()] if hasattr(self, "sampler") else self.indices
-        for batch in torch.split(order[self.position * self.batch_size :], self.batch_size):
-            share = batch[self.rank :: self.world_size]
+        for start in range(self.position * self.batch_size, len(order), self.batch_size):
+            share = order[start : start + self.batch_size][self.rank :: self.world_size]
             self.position += 1
             # half the time of `self.images[share]`
             yield self.images.index_select(0, share), self.labels.index_select(0, share)

@@ -1,6 +1,5 @@
 """The Lightning module: the step, the metrics and the optimiser around the network."""
 
-import inspect
 import math
 import time
 from collections.abc import Callable, Iterator, Mapping, Sequence
@@ -11,7 +10,7 @@ from typing import Any, Literal, NamedTuple
 import torch
 from lightning.pytorch import LightningModule
 from lightning.pytorch.loggers import TensorBoardLogger
-from lightning.pytorch.utilities import rank_zero_only
+from lightning.pytorch.utilities import rank_zero_info, rank_zero_only
 from torch import Tensor
 from torch.nn import functional as F
 from torch.optim import Optimizer
@@ -146,6 +145,14 @@ class FNNLitModule(LightningModule):
         return loss
 
     def on_train_start(self) -> None:
+        reason = self.single_steps_because
+        rank_zero_info(f"Steps are taken one at a time: {reason}" if reason else "Steps run ahead")
+        self._set_pace()
+
+    def on_train_epoch_start(self) -> None:
+        self._set_pace()  # a callback may have changed something
+
+    def _set_pace(self) -> None:
         source = self.trainer.train_dataloader
         if isinstance(source, BatchSource):
             source.between = self._run_ahead if self.single_steps_because is None else None
@@ -157,6 +164,8 @@ class FNNLitModule(LightningModule):
             batches: The rest of the epoch; what is taken from it the Trainer does not see.
         """
         trainer, log_every = self.trainer, self.trainer.log_every_n_steps  # type: ignore[attr-defined]
+        if not trainer.training:  # someone else iterates over the same source
+            return
         optimizer, device = trainer.optimizers[0], self.device
         parameters = [each for group in optimizer.param_groups for each in group["params"]]
         configs = trainer.lr_scheduler_configs
@@ -244,7 +253,7 @@ class FNNLitModule(LightningModule):
 
     def configure_optimizers(self) -> Any:
         optimizer: Optimizer = _build(
-            self._with_fused(self.optimizer_config), torch.optim, Optimizer, self.parameters()
+            self.optimizer_config, torch.optim, Optimizer, self.parameters()
         )
         if self.lr_scheduler_config is None:
             return optimizer
@@ -265,20 +274,6 @@ class FNNLitModule(LightningModule):
                 "monitor": monitor,
             },
         }
-
-    def _with_fused(self, config: ClassConfig) -> ClassConfig:
-        """Choose PyTorch's fused update, up to ten times as fast on the CPU, where there is one."""
-        optimizer = _torch_class(config, torch.optim, Optimizer)
-        chosen = config.get("init_args") or {}
-        # plain SGD is one operation a weight as it is
-        if (
-            self.device.type == "cpu"
-            and optimizer is not torch.optim.SGD
-            and "fused" in inspect.signature(optimizer).parameters
-            and not {"foreach", "fused", "differentiable"} & chosen.keys()
-        ):
-            return {**config, "init_args": {**chosen, "fused": True}}
-        return config
 
     def on_fit_start(self) -> None:
         self._pending.clear()

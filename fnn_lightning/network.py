@@ -129,7 +129,8 @@ class FNN(nn.Module):
                 f"Expected images of {self.in_features} pixels in a batch (B, …), "
                 f"but got a tensor of shape {tuple(pixels.shape)}"
             )
-        x = x.to(self.dtype).div(255)
+        # bytes are copied by the conversion, so the copy may be scaled in place
+        x = x.to(self.dtype) / 255 if x.is_floating_point() else x.to(self.dtype).div_(255)
         if self.pixel_mean != 0:
             x = x - self.pixel_mean
         if self.pixel_std != 1:

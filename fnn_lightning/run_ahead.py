@@ -13,6 +13,7 @@ from typing import Any
 
 import torch
 from lightning.pytorch import LightningDataModule, LightningModule, Trainer, callbacks
+from lightning.pytorch.plugins import Precision
 from lightning.pytorch.profilers import PassThroughProfiler
 from lightning.pytorch.strategies import SingleDeviceStrategy
 from torch.optim import Optimizer
@@ -37,6 +38,7 @@ MODULE_HOOKS = (
     "backward",
     "optimizer_step",
     "optimizer_zero_grad",
+    "configure_gradient_clipping",
     "lr_scheduler_step",
 )
 CONTENT_WITH_FEWER_BATCHES = (
@@ -64,7 +66,7 @@ def obstacle(trainer: Trainer, base: type[LightningModule]) -> str | None:
         return "gradients are accumulated"
     if trainer.gradient_clip_val:
         return "gradients are clipped"
-    if trainer.precision != "32-true":
+    if type(trainer.precision_plugin) is not Precision:
         return f"the precision is {trainer.precision}"
     if not isinstance(trainer.profiler, PassThroughProfiler):  # type: ignore[attr-defined]
         return "the run is profiled"
@@ -72,40 +74,46 @@ def obstacle(trainer: Trainer, base: type[LightningModule]) -> str | None:
         return "the data are loaded anew between epochs"
     if not isinstance(source, BatchSource):
         return f"the batches come from a {type(source).__name__}"
-    if isinstance(trainer.optimizers[0], torch.optim.LBFGS):
+    optimizer = trainer.optimizers[0]
+    if isinstance(optimizer, torch.optim.LBFGS):
         return "LBFGS computes the loss several times a step"
+    if not type(optimizer).__module__.startswith("torch.optim."):
+        return f"{type(optimizer).__name__} is not an optimiser of torch.optim"
     for config in trainer.lr_scheduler_configs:
         plateau = isinstance(config.scheduler, ReduceLROnPlateau)
         if config.interval == "step" and (plateau or config.frequency != 1):
-            return f"{type(config.scheduler).__name__} follows what each step has logged"
+            return f"{type(config.scheduler).__name__} looks at every step"
     for callback in given:
         if acts_every_n_steps(callback) == 1:
             return f"{type(callback).__name__} watches every batch"
     for name in MODULE_HOOKS:
-        if getattr(type(module), name) is not getattr(base, name):
+        if is_own(module, name, base):
             return f"{type(module).__name__} has its own {name}"
     for name in TRANSFER_HOOKS:
-        if data and getattr(type(data), name) is not getattr(LightningDataModule, name):
+        if data and is_own(data, name, LightningDataModule):
             return f"{type(data).__name__} has its own {name}"
     return None
+
+
+def is_own(instance: Any, name: str, base: type) -> bool:
+    """Tell whether a hook is not that of `base`, but its class's or its own."""
+    return getattr(getattr(instance, name), "__func__", None) is not getattr(base, name)
 
 
 def acts_every_n_steps(callback: callbacks.Callback) -> int:
     """Return the number of steps between two at which a callback has something to do; 0 is never.
 
-    A callback can say so itself, by an attribute `acts_every_n_steps`.
+    A class of callbacks can say so itself, by an attribute `acts_every_n_steps`; one derived from
+    it has to say it again.
     """
-    every: int | None = getattr(callback, "acts_every_n_steps", None)
-    if every is not None:
+    if "acts_every_n_steps" in vars(type(callback)):
+        every: int = callback.acts_every_n_steps  # type: ignore[attr-defined]
         return every
     if type(callback) in CONTENT_WITH_FEWER_BATCHES:
         return 0
     if type(callback) is callbacks.ModelCheckpoint and (callback.every_n_epochs or 0) > 0:
         return 0
-    hooks = (
-        getattr(type(callback), name) is getattr(callbacks.Callback, name) for name in BATCH_HOOKS
-    )
-    return 0 if all(hooks) else 1
+    return int(any(is_own(callback, name, callbacks.Callback) for name in BATCH_HOOKS))
 
 
 def free_steps(trainer: Trainer) -> int:
@@ -114,7 +122,9 @@ def free_steps(trainer: Trainer) -> int:
     progress = trainer.fit_loop.epoch_loop.batch_progress
     batch = progress.current.ready
     by_epoch = trainer.check_val_every_n_epoch is not None
-    refresh_rate = getattr(trainer.progress_bar_callback, "refresh_rate", 1)
+    bar = trainer.progress_bar_callback
+    # one of Lightning's with a higher rate draws nothing at the batches between
+    refresh_rate = bar.refresh_rate if type(bar) in CONTENT_WITH_FEWER_BATCHES else 1  # type: ignore[union-attr]
     recurring = [
         # Lightning leaves None here if it validates by the clock, and infinity if never
         (trainer.val_check_batch, batch if by_epoch else progress.total.ready),

@@ -74,8 +74,7 @@ def test_a_run_is_bit_for_bit_the_plain_loop(
     data.setup("fit")
     config = config or {"class_path": "torch.optim.SGD", "init_args": {"lr": 0.1}}
     optimizer_class = getattr(torch.optim, config["class_path"].rpartition(".")[2])
-    fused = {"fused": True} if optimizer_class is torch.optim.Adam else {}  # as ours chooses
-    optimizer = optimizer_class(by_hand.parameters(), **config["init_args"], **fused)
+    optimizer = optimizer_class(by_hand.parameters(), **config["init_args"])
     losses, accuracies = plain_loop(by_hand, data, optimizer, epochs=2)
 
     assert len(losses) == run.global_step == 14  # 275 images: seven batches an epoch

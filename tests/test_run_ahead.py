@@ -1,14 +1,20 @@
 """Steps run ahead of the Trainer must leave no trace: everything is compared with single steps."""
 
 from collections.abc import Callable
+from contextlib import nullcontext
 from datetime import timedelta
 from pathlib import Path
 from typing import Any
 
 import pytest
 import torch
+from lightning.fabric.utilities.exceptions import MisconfigurationException
 from lightning.pytorch import Callback, LightningModule, Trainer
-from lightning.pytorch.callbacks import GradientAccumulationScheduler, ModelCheckpoint
+from lightning.pytorch.callbacks import (
+    GradientAccumulationScheduler,
+    LambdaCallback,
+    ModelCheckpoint,
+)
 from torch.optim.optimizer import register_optimizer_step_post_hook
 from torch.utils.data import DataLoader
 
@@ -47,13 +53,13 @@ class Run:
         kwargs.setdefault("callbacks", [Checkpoint()])
         self.trainer = trainer(folder, **{"enable_checkpointing": True, **kwargs})
         self.trainer_steps = 0
-        optimizer_step = model.optimizer_step
+        optimizer_step = self.trainer.strategy.optimizer_step
 
-        def count(*args: Any) -> None:
+        def count(*args: Any, **kwargs: Any) -> Any:
             self.trainer_steps += 1
-            optimizer_step(*args)
+            return optimizer_step(*args, **kwargs)
 
-        model.__dict__["optimizer_step"] = count
+        vars(self.trainer.strategy)["optimizer_step"] = count
         self.trainer.fit(model, datamodule=data, ckpt_path=ckpt_path)
         self.scalars = scalars(self.trainer.log_dir) if self.trainer.log_dir else {}
         self.trainer.save_checkpoint(folder / "end.ckpt")
@@ -222,6 +228,10 @@ class Sparse(Watcher):
     acts_every_n_steps = 4
 
 
+class OwnBar(ProgressBar):
+    def on_after_backward(self, trainer: Trainer, pl_module: LightningModule) -> None: ...
+
+
 class OwnStep(FNNLitModule):
     def on_after_backward(self) -> None:
         self.called = getattr(self, "called", 0) + 1
@@ -244,9 +254,11 @@ PLATEAU = {"class_path": "ReduceLROnPlateau", "init_args": {"monitor": "val/loss
         ({"profiler": "simple"}, {}, "the run is profiled"),
         ({"reload_dataloaders_every_n_epochs": 1}, {}, "the data are loaded anew"),
         ({}, {"optimizer": {"class_path": "LBFGS"}}, "LBFGS computes the loss several times"),
-        ({}, {"lr_scheduler": PLATEAU, "lr_interval": "step"}, "ReduceLROnPlateau follows"),
+        ({}, {"lr_scheduler": PLATEAU, "lr_interval": "step"}, "ReduceLROnPlateau looks at"),
         ({}, {"run_ahead": False}, "run_ahead is off"),
         ({"callbacks": [Watcher()]}, {}, "Watcher watches every batch"),
+        ({"callbacks": [LambdaCallback(on_after_backward=print)]}, {}, "LambdaCallback watches"),
+        ({"callbacks": [OwnBar()], "enable_progress_bar": True}, {}, "OwnBar watches"),
         ({"callbacks": [ModelCheckpoint(every_n_train_steps=7)]}, {}, "ModelCheckpoint watches"),
         (
             {"callbacks": [GradientAccumulationScheduler({1: 2})]},
@@ -263,15 +275,16 @@ def test_what_needs_the_trainer_gets_single_steps(
     model: dict[str, Any],
     reason: str,
 ) -> None:
-    kwargs = {"limit_val_batches": 0, "max_epochs": 1, "limit_train_batches": 4, **kwargs}
-    if "lr_scheduler" in model:
-        kwargs["limit_train_batches"] = 0  # needs a validation before the first step
     module = make_model(**model)
-    run = trainer(tmp_path, **kwargs)
-    run.fit(module, datamodule=make_data(batch_size=20))
-    if kwargs["limit_train_batches"]:
-        assert reason in str(module.single_steps_because)
-        assert run.train_dataloader.between is None  # type: ignore[union-attr]
+    run = trainer(tmp_path, **{"max_epochs": 1, "limit_train_batches": 4, **kwargs})
+    # a plateau by the step needs a validation before the first one
+    expected = (
+        pytest.raises(MisconfigurationException) if "lr_scheduler" in model else nullcontext()
+    )
+    with expected:
+        run.fit(module, datamodule=make_data(batch_size=20))
+    assert reason in str(module.single_steps_because)
+    assert run.train_dataloader.between is None  # type: ignore[union-attr]
 
 
 def test_own_hooks_see_every_step(make_data: MakeData, data_dir: str, tmp_path: Path) -> None:
@@ -287,7 +300,7 @@ def test_own_hooks_see_every_step(make_data: MakeData, data_dir: str, tmp_path: 
     assert module.single_steps_because == "OwnTransfer has its own on_after_batch_transfer"
 
 
-def test_other_loaders_and_strategies_get_single_steps(
+def test_other_loaders_get_single_steps(
     make_data: MakeData, make_model: MakeModel, tmp_path: Path
 ) -> None:
     data, module = make_data(), make_model()
@@ -351,3 +364,27 @@ def test_an_interrupted_step_leaves_the_counts_right(
     with pytest.raises(RuntimeError, match="stop"):
         run.fit(module, datamodule=make_data(batch_size=20))
     assert run.global_step == 6
+
+
+def test_only_the_trainer_s_own_iteration_trains(
+    make_data: MakeData, make_model: MakeModel, tmp_path: Path
+) -> None:
+    module = make_model()
+    run = trainer(tmp_path, max_epochs=-1, max_steps=5)  # ends within an epoch
+    run.fit(module, datamodule=make_data(batch_size=20))
+    source: Any = run.train_dataloader
+    before = [parameter.clone() for parameter in module.parameters()]
+    assert len(list(source)) == 14
+    assert run.global_step == 5
+    for now, then in zip(module.parameters(), before, strict=True):
+        assert torch.equal(now, then)
+
+
+def test_a_hook_set_on_the_module_is_called(
+    make_data: MakeData, make_model: MakeModel, tmp_path: Path
+) -> None:
+    module, calls = make_model(), []
+    vars(module)["on_after_backward"] = lambda: calls.append(1)
+    run = trainer(tmp_path, max_epochs=1)
+    run.fit(module, datamodule=make_data(batch_size=20))
+    assert len(calls) == 14

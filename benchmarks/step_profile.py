@@ -1,0 +1,90 @@
+"""Where the time of a step of this project goes; `speed.py --profile` prints it."""
+
+import contextlib
+import io
+import tempfile
+import time
+from collections import defaultdict
+from collections.abc import Callable, Iterator
+from pathlib import Path
+from typing import Any
+
+import torch
+from lightning.pytorch.loops.evaluation_loop import _EvaluationLoop
+from loop_timer import LoopTimer
+
+from fnn_lightning import batches, callbacks, lit_module, run_ahead
+from fnn_lightning.commands import FNNCLI
+
+
+class Clock:
+    """Adds up seconds by what they were spent on; of nested calls the outermost counts."""
+
+    def __init__(self) -> None:
+        self.seconds: defaultdict[str, float] = defaultdict(float)
+        self.busy = False
+
+    def timed(self, what: str, function: Callable[..., Any]) -> Callable[..., Any]:
+        """Wrap a function."""
+
+        def wrapper(*args: Any, **kwargs: Any) -> Any:
+            if self.busy:
+                return function(*args, **kwargs)
+            self.busy, start = True, time.perf_counter()
+            try:
+                return function(*args, **kwargs)
+            finally:
+                self.seconds[what] += time.perf_counter() - start
+                self.busy = False
+
+        return wrapper
+
+    def wrap(self, owner: Any, name: str, what: str) -> None:
+        """Wrap a method of a class or a function of a module."""
+        setattr(owner, name, self.timed(what, getattr(owner, name)))
+
+
+def show_profile(config: Path, data_dir: str) -> None:
+    """Train by a config, and print a table."""
+    clock = Clock()
+    module = lit_module.FNNLitModule
+    serve, bare_step = batches.BatchSource._serve, run_ahead.bare_step
+
+    def timed_serve(self: Any) -> Iterator[Any]:
+        fetch = clock.timed("data", serve(self).__next__)
+        while True:
+            try:
+                batch = fetch()
+            except StopIteration:
+                return
+            yield batch
+
+    batches.BatchSource._serve = timed_serve  # type: ignore[method-assign]
+    vars(lit_module)["bare_step"] = lambda optimizer: clock.timed("optimiser", bare_step(optimizer))
+    clock.wrap(module, "_step", "forward")
+    clock.wrap(torch.Tensor, "backward", "backward")
+    for name in ("_update_train_metrics", "_log_training", "log_dict"):
+        clock.wrap(module, name, "metrics and logging")
+    clock.wrap(callbacks.Checkpoint, "_save", "checkpoints")
+    clock.wrap(callbacks.ProgressBar, "on_train_batch_end", "progress bar")
+    clock.wrap(_EvaluationLoop, "run", "evaluations")
+
+    command = ["fit", "--config", str(config), "--data.data_dir", data_dir]
+    command += ["--trainer.enable_progress_bar", "true", "--trainer.callbacks"]
+    command += ["benchmarks.loop_timer.LoopTimer", "--trainer.default_root_dir"]
+    for _ in range(2):  # the first run warms up
+        clock.seconds.clear()
+        with (
+            tempfile.TemporaryDirectory() as folder,
+            contextlib.redirect_stdout(io.StringIO()),
+            contextlib.redirect_stderr(io.StringIO()),
+        ):
+            trainer: Any = FNNCLI([*command, folder]).trainer
+    timers = [each for each in trainer.callbacks if type(each).__name__ == LoopTimer.__name__]
+    total, steps = timers[0].seconds, trainer.global_step
+    clock.seconds["framework, and all else"] = total - sum(clock.seconds.values())
+    print(f"{steps:,} steps in {total:.2f} s\n")
+    print("| part | µs a step | share |")
+    print("| --- | --- | --- |")
+    for what, seconds in sorted(clock.seconds.items(), key=lambda item: -item[1]):
+        print(f"| {what} | {1e6 * seconds / steps:.0f} | {100 * seconds / total:.0f} % |")
