@@ -1,6 +1,5 @@
 """The entry of the command line: starts fast, and turns errors into one line."""
 
-import gc
 import os
 import sys
 
@@ -29,8 +28,6 @@ def main(args: list[str] | None = None) -> None:
 
         from fnn_lightning.commands import FNNCLI
 
-        if args is None:  # a process of its own, in which all that was imported stays:
-            gc.freeze()  # the garbage collector need not walk over it again while a net trains
         FNNCLI(words)
     except KeyboardInterrupt as stop:
         print(f"interrupted; {stop}" if str(stop) else "interrupted", file=sys.stderr)
