@@ -8,6 +8,7 @@ import itertools
 import statistics
 import tempfile
 import time
+import warnings
 from typing import Any
 
 import torch
@@ -107,8 +108,6 @@ def measure(data: Data, hidden_dims: list[int], batch: int, rounds: int, seconds
 def show_growth(rounds: int) -> None:
     """Print the rows of the larger nets, and the table."""
     quiet_lightning()
-    import warnings
-
     warnings.filterwarnings("ignore", message=".*does not have many workers|.*val_dataloader")
     data = (
         torch.randint(256, (SIZE, 28, 28), dtype=torch.uint8),

@@ -81,7 +81,7 @@ def contender(name: str, data_dir: str, folder: Path) -> Run:
 
 
 def imports(modules: Sequence[str]) -> Run:
-    """Run a process that only imports."""
+    """Run a process that only imports, without what cannot be imported by its name alone."""
     code = "import importlib, sys, warnings\nwarnings.simplefilter('ignore')\n"
     code += "for name in sys.stdin.read().split():\n"
     code += "    try: importlib.import_module(name)\n    except Exception: pass\n"

@@ -65,9 +65,9 @@ class FNNLitModule(LightningModule):
         lr_scheduler: Class of `torch.optim.lr_scheduler` and its arguments, likewise. Among those
             of `ReduceLROnPlateau` is `monitor`, the name of a logged metric.
         lr_interval: Whether the scheduler counts epochs or steps.
-        run_ahead: Whether the steps at which the Trainer has nothing else to do, log or validate,
-            are taken in a plain loop. For a small net this is several times as fast; the result is
-            bit for bit the same.
+        run_ahead: Whether the steps at which the Trainer has nothing else to do, such as to
+            validate or save, are taken in a plain loop. For a small net that is faster; the result
+            is bit for bit the same.
 
     Raises:
         InputError: If an argument is out of its range.

@@ -14,8 +14,8 @@ from fnn_lightning.download import fetch_mnist, raw_dir
 from fnn_lightning.errors import InputError
 from fnn_lightning.idx import image_count, read_images, read_labels
 
-# The result does not depend on it. In larger batches the tensors are so large that malloc returns
-# them to the system after every step, and the page faults cost more than the step.
+# The result does not depend on it. Larger batches can make malloc return the tensors to the system
+# after every step, and the page faults then cost as much as the step.
 EVAL_BATCH_SIZE = 500
 SPLIT_SEED = 0  # fixed, so that runs with different seeds validate on the same images
 

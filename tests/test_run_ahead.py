@@ -147,20 +147,8 @@ def stop_early() -> list[Callback]:
         ({"detect_anomaly": True}, 28, 4),
         ({"callbacks": lambda: [Checkpoint(every_n_steps=4)]}, 28, 10),  # 4, 8, 12 | 16, 20, 24
         ({"callbacks": lambda: [ModelCheckpoint(monitor="val/acc")]}, 28, 4),
-        (
-            {"callbacks": lambda: [EarlyStopping(0, "val/acc", min_delta=1.0)], "max_epochs": 9},
-            28,
-            4,
-        ),
-        (
-            {
-                "callbacks": lambda: [EarlyStopping(0, "val/acc", min_delta=1.0)],
-                "max_epochs": 9,
-                "min_steps": 33,
-            },
-            33,
-            6,
-        ),
+        ({"callbacks": stop_early, "max_epochs": 9}, 28, 4),
+        ({"callbacks": stop_early, "max_epochs": 9, "min_steps": 33}, 33, 6),
         ({"callbacks": lambda: [ProgressBar()], "enable_progress_bar": True}, 28, 4),
         ({"enable_progress_bar": True, "callbacks": list}, 28, 4),  # Lightning's own bar
     ],
