@@ -41,6 +41,7 @@ class BatchSource:
 
     Every process holds all the images and walks through the same global batches; of each it
     takes every `world_size`-th image from its `rank` on. An epoch's incomplete last batch is kept.
+    Shares may differ by one image, and be empty.
 
     Args:
         images: `uint8` of shape `(N, 28, 28)`.
@@ -81,6 +82,10 @@ class BatchSource:
     def __len__(self) -> int:
         """Return the number of batches in an epoch."""
         return -(-len(self.indices) // self.batch_size)
+
+    def global_batch_size(self, batch_idx: int) -> int:
+        """Return how many images a batch of the epoch has, over all processes."""
+        return min(self.batch_size, len(self.indices) - batch_idx * self.batch_size)
 
     def __iter__(self) -> Iterator[Batch]:
         """Yield this process's share of every batch."""

@@ -5,12 +5,16 @@ import time
 from pathlib import Path
 from typing import Any, Literal
 
+import torch
 from lightning.pytorch import LightningModule, Trainer, callbacks
-from torch import nn
+from lightning.pytorch.callbacks.early_stopping import EarlyStoppingReason
+from torch import Tensor, nn
 from tqdm import tqdm
 
+from fnn_lightning.batches import BatchSource
 from fnn_lightning.errors import InputError
 from fnn_lightning.lit_module import CLASSES, FNNLitModule
+from fnn_lightning.stop import Stopped, StopSignals
 
 Metric = Literal["val/acc", "val/loss"]
 Mode = Literal["min", "max"]
@@ -27,6 +31,9 @@ class Checkpoint(callbacks.Checkpoint):
     Both lie in `checkpoints/` of the run's folder. `last.ckpt` is written after every validation,
     at the end of every epoch and at the end of training, whatever the monitored metric did;
     Lightning's `ModelCheckpoint` writes it only together with a new best one (its issue 5030).
+    From each, training goes on to the bit as if it had never been interrupted.
+
+    A signal to stop (Ctrl-C, SIGTERM) is obeyed after the step, when `last.ckpt` is written.
 
     Args:
         monitor: Name of a logged metric. The checkpoint with its best value is kept as
@@ -34,6 +41,10 @@ class Checkpoint(callbacks.Checkpoint):
         mode: Whether the lowest or the highest value is the best; by default the lowest of a
             metric whose name ends in `loss` and the highest of any other.
         every_n_steps: Number of optimiser steps between further writes of `last.ckpt`.
+        every_n_minutes: Minutes after which `last.ckpt` is written again at the latest.
+
+    Raises:
+        Stopped: In training, when a signal was obeyed.
     """
 
     def __init__(
@@ -41,16 +52,26 @@ class Checkpoint(callbacks.Checkpoint):
         monitor: Metric | None = None,
         mode: Mode | None = None,
         every_n_steps: int | None = None,
+        every_n_minutes: float | None = None,
     ) -> None:
         if every_n_steps is not None and every_n_steps < 1:
             raise InputError(f"Expected `every_n_steps` to be 1 or more, but got {every_n_steps}")
+        if every_n_minutes is not None and not every_n_minutes > 0:
+            raise InputError(
+                f"Expected `every_n_minutes` to be positive, but got {every_n_minutes}"
+            )
         self.monitor = monitor
         self.mode = mode or better_when(monitor or "")
         self.every_n_steps = every_n_steps
+        self.every_n_minutes = every_n_minutes
         self.best_score: float | None = None
         self.best_model_path = ""
         self.last_model_path = ""
-        self._saved_step = 0
+        self._signals = StopSignals()
+        self._stop = 0
+        self._max_steps: int | None = None
+        self._seen_step = self._saved_step = 0
+        self._saved_at = 0.0
 
     @property
     def acts_every_n_steps(self) -> int:
@@ -61,10 +82,41 @@ class Checkpoint(callbacks.Checkpoint):
         if stage == "fit":
             self.folder = Path(trainer.log_dir or trainer.default_root_dir) / "checkpoints"
 
+    def on_load_checkpoint(
+        self, trainer: Trainer, pl_module: LightningModule, checkpoint: dict[str, Any]
+    ) -> None:
+        # From the end of an epoch Lightning goes on with the next one only as long as training is
+        # not limited by steps; so the limit is set when it has made up its mind.
+        epoch = checkpoint["loops"]["fit_loop"]["epoch_progress"]["current"]
+        if epoch["processed"] == epoch["ready"] and checkpoint["global_step"] < trainer.max_steps:
+            self._max_steps = trainer.max_steps
+            trainer.fit_loop.epoch_loop.max_steps = -1
+
+    def on_train_start(self, trainer: Trainer, pl_module: LightningModule) -> None:
+        if self._max_steps is not None:
+            trainer.fit_loop.epoch_loop.max_steps, self._max_steps = self._max_steps, None
+        self._stop = 0
+        self._seen_step = trainer.global_step
+        self._saved_at = time.monotonic()
+        if not trainer.fast_dev_run:  # type: ignore[attr-defined]
+            self._signals.listen()
+
     def on_train_batch_end(self, trainer: Trainer, *_: Any) -> None:
         step = trainer.global_step
-        if self.every_n_steps and step % self.every_n_steps == 0 and step != self._saved_step:
+        if step == self._seen_step:
+            return  # gradients are being accumulated, and would not be in the checkpoint
+        self._seen_step = step
+        late = time.monotonic() - self._saved_at > 60 * (self.every_n_minutes or math.inf)
+        self._stop, late = agree(trainer, self._signals.received, late)
+        due = bool(self.every_n_steps) and step % self.every_n_steps == 0  # type: ignore[operator]
+        ends = step == trainer.max_steps or trainer.should_stop
+        # Training goes on exactly from here only if nothing else is to follow in this step;
+        # otherwise `last.ckpt` is written when that is done.
+        if (due or late or self._stop or ends) and not (
+            trainer.is_last_batch or validation_is_due(trainer)
+        ):
             self._save_last(trainer)
+            self._obey()
 
     def on_validation_end(self, trainer: Trainer, pl_module: LightningModule) -> None:
         # At the end of an epoch `on_train_epoch_end` follows at once and saves a state from which
@@ -72,14 +124,19 @@ class Checkpoint(callbacks.Checkpoint):
         if trainer.state.fn == "fit" and not trainer.sanity_checking and not trainer.is_last_batch:
             self._save_best(trainer)
             self._save_last(trainer)
+            self._obey()
 
     def on_train_epoch_end(self, trainer: Trainer, pl_module: LightningModule) -> None:
-        self._save_best(trainer)
-        self._save_last(trainer)
+        if trainer.is_last_batch:  # otherwise the run ends within an epoch, and this is saved
+            self._save_best(trainer)
+            self._save_last(trainer)
+            if not trainer.fit_loop.done:
+                self._obey()
 
     def on_train_end(self, trainer: Trainer, pl_module: LightningModule) -> None:
         if trainer.global_step != self._saved_step:
             self._save_last(trainer)
+        self._signals.ignore()
 
     def state_dict(self) -> dict[str, Any]:
         return {
@@ -109,11 +166,35 @@ class Checkpoint(callbacks.Checkpoint):
         if not trainer.fast_dev_run:  # type: ignore[attr-defined]
             self.last_model_path = self._save(trainer, "last.ckpt")
             self._saved_step = trainer.global_step
+            self._saved_at = time.monotonic()
+
+    def _obey(self) -> None:
+        if self._stop:
+            raise Stopped(self._stop, self.last_model_path)
 
     def _save(self, trainer: Trainer, name: str) -> str:
         path = self.folder / name
+        for logger in trainer.loggers:
+            logger.save()  # a checkpoint must not be ahead of the curves
         trainer.save_checkpoint(path, weights_only=False)  # the whole state, to go on from
         return str(path)
+
+
+def validation_is_due(trainer: Trainer) -> bool:
+    """Tell whether the Trainer validates after the batch that has just ended."""
+    # Lightning asks itself this only after the callbacks, in a private place; a test of resuming
+    # from every step would fail without it.
+    fit_loop: Any = trainer.fit_loop
+    return bool(fit_loop.epoch_loop._should_check_val_fx(fit_loop._data_fetcher))
+
+
+def agree(trainer: Trainer, stop: int, late: bool) -> tuple[int, bool]:
+    """Let all processes know what one of them knows: that it was asked to stop, or is late."""
+    if trainer.world_size > 1:
+        news = torch.tensor([stop, late], device=trainer.strategy.root_device)
+        stop, known = trainer.strategy.reduce(news, reduce_op="max").tolist()  # type: ignore[union-attr]
+        late = bool(known)
+    return stop, late
 
 
 class EarlyStopping(callbacks.EarlyStopping):
@@ -145,6 +226,17 @@ class EarlyStopping(callbacks.EarlyStopping):
             strict=False,  # an epoch may end without a validation
         )
         self.enabled = patience is not None
+
+    def load_state_dict(self, state_dict: dict[str, Any]) -> None:
+        super().load_state_dict({**state_dict, "patience": self.patience})  # may have been raised
+
+    def on_train_start(self, trainer: Trainer, pl_module: LightningModule) -> None:
+        reason = self.stopping_reason
+        exhausted = reason is EarlyStoppingReason.PATIENCE_EXHAUSTED
+        if exhausted and self.wait_count < self.patience:
+            return
+        # whether it was about to stop when the checkpoint was saved
+        trainer.should_stop = trainer.should_stop or reason is not EarlyStoppingReason.NOT_STOPPED
 
 
 class ProgressBar(callbacks.TQDMProgressBar):
@@ -231,16 +323,51 @@ class TerminalReport(callbacks.Callback):
 
 
 class PredictionWriter(callbacks.Callback):
-    """Prints the predictions as CSV: index of the image, digit, probability of each digit."""
+    """Prints the predictions as CSV: index of the image, digit, probability of each digit.
+
+    On several processes each has predicted its share of a batch; the first prints the whole.
+    """
 
     def on_predict_start(self, trainer: Trainer, pl_module: LightningModule) -> None:
-        print("index,digit," + ",".join(f"p{digit}" for digit in range(CLASSES)))
         self._index = 0
+        if trainer.is_global_zero:
+            print("index,digit," + ",".join(f"p{digit}" for digit in range(CLASSES)))
 
     def on_predict_batch_end(
-        self, trainer: Trainer, pl_module: LightningModule, outputs: Any, *_: Any
+        self,
+        trainer: Trainer,
+        pl_module: LightningModule,
+        outputs: Any,
+        batch: Any,
+        batch_idx: int,
+        dataloader_idx: int = 0,
     ) -> None:
-        rows = zip(outputs["digit"].tolist(), outputs["probabilities"].tolist(), strict=True)
-        for digit, probabilities in rows:
-            print(self._index, digit, *(f"{p:.6f}" for p in probabilities), sep=",")
-            self._index += 1
+        digits, probabilities = outputs["digit"], outputs["probabilities"]
+        source = trainer.predict_dataloaders
+        if trainer.world_size > 1 and isinstance(source, BatchSource):
+            size = source.global_batch_size(batch_idx)
+            digits, probabilities = (whole(pl_module, x, size) for x in (digits, probabilities))
+        if trainer.is_global_zero:
+            for digit, row in zip(digits.tolist(), probabilities.tolist(), strict=True):
+                print(self._index, digit, *(f"{p:.6f}" for p in row), sep=",")
+                self._index += 1
+
+
+def whole(module: LightningModule, share: Tensor, size: int) -> Tensor:
+    """Put together what the processes have of a batch: of `world_size` rows in turn one each.
+
+    Args:
+        module: By which the processes talk.
+        share: This process's rows.
+        size: Number of rows in all.
+
+    Returns:
+        Tensor of shape `(size, …)`, the same on all processes.
+    """
+    world_size = module.trainer.world_size
+    longest = -(-size // world_size)
+    padded = share.new_zeros((longest, *share.shape[1:]))
+    padded[: len(share)] = share
+    shares = module.all_gather(padded)
+    assert isinstance(shares, Tensor)  # (world_size, longest, …)
+    return shares.transpose(0, 1).flatten(0, 1)[:size]

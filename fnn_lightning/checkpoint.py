@@ -1,12 +1,64 @@
-"""Reads checkpoints as data: no code that a file names is imported or run."""
+"""Reads checkpoints as data, runs no code that a file names; writes them whole."""
 
+import io
+import os
 import warnings
+import zipfile
+from collections.abc import Iterator, Mapping
+from itertools import pairwise
 from pathlib import Path
 from typing import Any
 
 import torch
+from lightning.pytorch.plugins import TorchCheckpointIO
+from torch import Tensor
 
 from fnn_lightning.errors import InputError
+
+
+class AtomicCheckpointIO(TorchCheckpointIO):
+    """Lets the Trainer write and read its checkpoints by the functions below."""
+
+    def save_checkpoint(
+        self, checkpoint: dict[str, Any], path: Any, storage_options: Any = None
+    ) -> None:
+        write_checkpoint(checkpoint, Path(path))
+
+    def load_checkpoint(
+        self, path: Any, map_location: Any = None, weights_only: bool | None = None
+    ) -> dict[str, Any]:
+        return read_checkpoint(str(path))
+
+
+def write_checkpoint(checkpoint: dict[str, Any], path: Path) -> None:
+    """Write a checkpoint under its name only when it is whole and on the disk.
+
+    Args:
+        checkpoint: What to save.
+        path: Where; a file that lies there is replaced.
+
+    Raises:
+        OSError: If it cannot be written; what lay there before still does.
+    """
+    content = io.BytesIO()
+    torch.save(checkpoint, content)
+    part = path.with_name(f".{path.name}.part")
+    try:
+        path.parent.mkdir(parents=True, exist_ok=True)
+        with part.open("wb") as file:
+            file.write(content.getbuffer())
+            file.flush()
+            os.fsync(file.fileno())
+        part.replace(path)
+        if hasattr(os, "O_DIRECTORY"):  # where a folder can be opened: its new entry, too
+            folder = os.open(path.parent, os.O_DIRECTORY)
+            os.fsync(folder)
+            os.close(folder)
+    except OSError as error:
+        part.unlink(missing_ok=True)
+        raise OSError(
+            f"{path} cannot be written: {error.strerror}; the checkpoints before it are as they were"
+        ) from error
 
 
 def read_checkpoint(path: str) -> dict[str, Any]:
@@ -28,9 +80,14 @@ def read_checkpoint(path: str) -> dict[str, Any]:
         found = "it is a folder" if file.is_dir() else "there is no such file"
         raise InputError(f"Expected `ckpt_path` to be a checkpoint, but got {path!r}: {found}")
     try:
+        check_archive(file)
         with warnings.catch_warnings():
             warnings.simplefilter("ignore")  # about unusual files, which then fail
             checkpoint = torch.load(file, map_location="cpu", weights_only=True)
+        for tensor in tensors(checkpoint):
+            check_tensor(tensor)
+    except InputError as error:
+        raise InputError(f"Expected a sound checkpoint, but got {path}: {error}") from error
     except PermissionError as error:
         raise InputError(f"{path} cannot be read: {error.strerror}") from error
     except Exception as error:  # a damaged or foreign file can make the reader fail in any way
@@ -54,4 +111,58 @@ def read_checkpoint(path: str) -> dict[str, Any]:
             f"Expected `ckpt_path` to be a checkpoint of fnn_lightning, "
             f"but got {path}: it holds something else"
         )
+    check_weights(checkpoint, path)
     return checkpoint
+
+
+def check_archive(file: Path) -> None:
+    """Refuse an archive that would take more memory than its size on the disk."""
+    with zipfile.ZipFile(file) as archive:  # the form in which PyTorch saves
+        entries = archive.infolist()
+    if any(entry.compress_type != zipfile.ZIP_STORED for entry in entries):
+        raise InputError("its contents are compressed, which PyTorch never does")
+    if sum(entry.file_size for entry in entries) > file.stat().st_size:
+        raise InputError("it claims to hold more than its own size")
+
+
+def tensors(value: Any) -> Iterator[Tensor]:
+    """Go through all tensors in nested dictionaries, lists and tuples."""
+    if isinstance(value, Tensor):
+        yield value
+    elif isinstance(value, Mapping):
+        for part in value.values():
+            yield from tensors(part)
+    elif isinstance(value, list | tuple):
+        for part in value:
+            yield from tensors(part)
+
+
+def check_tensor(tensor: Tensor) -> None:
+    """Refuse a tensor that is not the plain numbers in the file."""
+    if tensor.layout is not torch.strided or tensor.device.type != "cpu" or tensor.is_quantized:
+        raise InputError(f"it holds a tensor of an unusual kind, {tensor.layout}")
+    if tensor.numel() * tensor.element_size() > tensor.untyped_storage().nbytes():
+        raise InputError(f"it holds a tensor of shape {tuple(tensor.shape)} without its numbers")
+
+
+def check_weights(checkpoint: dict[str, Any], path: str) -> None:
+    """Refuse weights that are not finite numbers, or fewer than the network would have."""
+    weights = checkpoint["state_dict"]
+    for name, weight in weights.items():
+        if not isinstance(weight, Tensor):
+            raise InputError(f"Expected weights in {path}, but {name} is {type(weight).__name__}")
+        if not (weight.is_floating_point() or "num_batches" in str(name)):
+            raise InputError(
+                f"Expected floating-point weights in {path}, but {name} is {weight.dtype}"
+            )
+        if not weight.isfinite().all():
+            raise InputError(f"Expected finite weights in {path}, but {name} holds NaN or infinity")
+    hidden_dims = checkpoint["hyper_parameters"]["hidden_dims"]
+    if isinstance(hidden_dims, list | tuple) and all(type(width) is int for width in hidden_dims):
+        # before a network is made that no memory could hold
+        wanted = sum(width * following for width, following in pairwise((*hidden_dims, 1)))
+        if wanted > sum(weight.numel() for weight in weights.values()):
+            raise InputError(
+                f"Expected the weights of hidden layers {list(hidden_dims)} in {path}, "
+                "but there are fewer"
+            )

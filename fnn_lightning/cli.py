@@ -1,10 +1,13 @@
 """The entry of the command line: starts fast, and turns errors into one line."""
 
 import os
+import shlex
+import signal
 import sys
 
 from fnn_lightning import __version__
 from fnn_lightning.errors import DivergenceError, InputError
+from fnn_lightning.stop import Stopped
 
 
 def main(args: list[str] | None = None) -> None:
@@ -29,6 +32,16 @@ def main(args: list[str] | None = None) -> None:
         from fnn_lightning.commands import FNNCLI
 
         FNNCLI(words)
+    except Stopped as stop:
+        if not rank():
+            name, path = signal.Signals(stop.signum).name, shlex.quote(os.path.relpath(stop.path))
+            print(
+                f"stopped by {name}, saved; go on with: "
+                f"python -m fnn_lightning fit --ckpt_path {path}",
+                file=sys.stderr,
+            )
+        # a status other than 0 would make Lightning kill the first process before it says so
+        raise SystemExit(0 if rank() else 128 + stop.signum) from None
     except KeyboardInterrupt as stop:
         print(f"interrupted; {stop}" if str(stop) else "interrupted", file=sys.stderr)
         raise SystemExit(130) from None
@@ -47,8 +60,16 @@ def main(args: list[str] | None = None) -> None:
             or module.startswith("torch.optim.")
         ):
             raise
-        print(f"error: {' '.join(str(error).split())}", file=sys.stderr)
+        where = f" on rank {rank()}" if rank() else ""
+        print(f"error{where}: {' '.join(str(error).split())}", file=sys.stderr)
         raise SystemExit(1 if isinstance(error, DivergenceError) else 2) from None
+
+
+def rank() -> int:
+    """Return the number of this process among those of the run."""
+    from lightning.pytorch.utilities import rank_zero_only
+
+    return int(getattr(rank_zero_only, "rank", 0) or 0)
 
 
 def raised_in(error: BaseException) -> str:

@@ -17,6 +17,7 @@ from jsonargparse import Namespace
 from lightning.pytorch import Callback, Trainer
 from lightning.pytorch.cli import ArgsType, LightningArgumentParser, LightningCLI
 from lightning.pytorch.loggers import TensorBoardLogger
+from lightning.pytorch.plugins import CheckpointIO
 
 from fnn_lightning import __version__
 from fnn_lightning.callbacks import (
@@ -26,10 +27,12 @@ from fnn_lightning.callbacks import (
     ProgressBar,
     TerminalReport,
 )
-from fnn_lightning.checkpoint import read_checkpoint
+from fnn_lightning.checkpoint import AtomicCheckpointIO, read_checkpoint
 from fnn_lightning.errors import DivergenceError, InputError
 from fnn_lightning.lit_module import SGD, FNNLitModule
 from fnn_lightning.mnist import MNISTDataModule
+from fnn_lightning.run_folder import CONFIG, LAST, RunLogger, resuming_logger, run_folder
+from fnn_lightning.stop import Stopped, requeue
 
 TRAINER_DEFAULTS = {"num_sanity_val_steps": 0, "enable_model_summary": False}
 MAX_EPOCHS = 5  # unless something else ends the run
@@ -64,6 +67,7 @@ class FNNCLI(LightningCLI):
         self.words = words
         self.said = said_by(words)
         self._ckpt_path: str | None = self.said.get("ckpt_path")
+        self._run = self._find_run()
         self.checkpoint = None if self._ckpt_path is None else read_checkpoint(self._ckpt_path)
         # An error is raised, and `main` prints it; a shortened option is one.
         strict = {"exit_on_error": False, "allow_abbrev": False}
@@ -81,6 +85,7 @@ class FNNCLI(LightningCLI):
             args=words,
             auto_configure_optimizers=False,  # FNNLitModule does it
             load_from_checkpoint_support=False,  # its arguments are of plain types
+            save_config_kwargs={"overwrite": True},  # a resumed run's limits may be new ones
         )
 
     def subcommands(self) -> dict[str, set[str]]:  # type: ignore[override]
@@ -91,10 +96,31 @@ class FNNCLI(LightningCLI):
         wanted = [name for name in SUBCOMMANDS if name == self.words[0]] or SUBCOMMANDS
         return {name: fixed | loaders for name in wanted}
 
+    def _find_run(self) -> Path | None:
+        """Find the folder to go on in, and the checkpoint to go on from if it is not named."""
+        named = self.said.get("run_folder") if self.words[0] == "fit" else None
+        if named is None:
+            return run_folder(self._ckpt_path) if self._ckpt_path else None
+        if self._ckpt_path is not None:
+            raise InputError(
+                "Expected either --run_folder, which goes on from its own last.ckpt, "
+                "or --ckpt_path, but got both"
+            )
+        run = Path(str(named)).expanduser().absolute()
+        if run.exists() and not run.is_dir():
+            raise InputError(f"Expected --run_folder to be a folder, but got {named}: it is a file")
+        if (run / LAST).exists():
+            self._ckpt_path = str(run / LAST)
+        return run
+
     def fit(self, **kwargs: Any) -> None:
-        trainer = self.trainer
+        trainer, kwargs["ckpt_path"] = self.trainer, self._ckpt_path
         try:
             trainer.fit(weights_only=True, **kwargs)
+        except Stopped as stop:
+            if trainer.is_global_zero:
+                requeue(stop)
+            raise
         except DivergenceError as error:
             raise DivergenceError(f"{error}; {self._kept()}. Try a lower learning rate") from None
         except SystemExit as stop:
@@ -119,12 +145,15 @@ class FNNCLI(LightningCLI):
         return f"the last good checkpoint is {last}" if last else "no checkpoint was saved yet"
 
     def validate(self, **kwargs: Any) -> None:
+        kwargs["ckpt_path"] = self._ckpt_path
         self.trainer.validate(weights_only=True, verbose=False, **kwargs)
 
     def test(self, **kwargs: Any) -> None:
+        kwargs["ckpt_path"] = self._ckpt_path
         self.trainer.test(weights_only=True, verbose=False, **kwargs)
 
     def predict(self, **kwargs: Any) -> None:
+        kwargs["ckpt_path"] = self._ckpt_path
         self.trainer.predict(weights_only=True, return_predictions=False, **kwargs)
 
     def add_default_arguments_to_parser(self, parser: LightningArgumentParser) -> None:
@@ -137,6 +166,13 @@ class FNNCLI(LightningCLI):
 
     def add_arguments_to_parser(self, parser: LightningArgumentParser) -> None:
         self.options = parser
+        if self.words[0] == "fit":
+            parser.add_argument(
+                "--run_folder",
+                type=str | None,
+                default=None,
+                help="Folder of the run. If it holds a checkpoint, the run goes on from it.",
+            )
         parser.add_optimizer_args()
         parser.add_lr_scheduler_args()
         parser.add_class_arguments(Checkpoint, "checkpoint")
@@ -162,6 +198,9 @@ class FNNCLI(LightningCLI):
                 defaults[name] = config
         defaults |= {f"model.{name}": value for name, value in model.items()}
         defaults |= {f"data.{name}": value for name, value in data.items()}
+        gave_config = any(word.partition("=")[0] in ("-c", "--config") for word in self.words)
+        if self.words[0] == "fit" and self._run and not gave_config:
+            defaults |= run_settings(self._run)
         try:
             parser.set_defaults(defaults)
         except (KeyError, TypeError, ValueError) as error:
@@ -182,13 +221,14 @@ class FNNCLI(LightningCLI):
                 f"Expected `seed_everything` to be from 0 to {2**32 - 1}, "
                 f"but got {section.seed_everything}"
             )
-        # Out of LightningCLI's sight, which would let what the checkpoint stores win over what the
-        # user says; `before_instantiate_classes` puts it back.
+        # Out of the sight of LightningCLI, which would let what the checkpoint stores win over what
+        # the user says, and not in the run's config.yaml, which is to run again from the start.
         section.ckpt_path = None
+        if "run_folder" in section:
+            section.run_folder = None
 
     def before_instantiate_classes(self) -> None:
         section = self.config[self.subcommand]
-        section.ckpt_path = self._ckpt_path
         if self.subcommand == "fit":
             check_what_is_monitored(section)
             if self.checkpoint is not None:
@@ -241,6 +281,11 @@ class FNNCLI(LightningCLI):
             config.max_epochs = MAX_EPOCHS
         if config.logger in (None, True):
             config.logger = self._logger(config.default_root_dir)
+        # unless the user has a way of his own to write checkpoints
+        plugins = config.plugins or []
+        given_plugins = plugins if isinstance(plugins, list) else [plugins]
+        if not any(isinstance(each, CheckpointIO) for each in given_plugins):
+            config.plugins = [AtomicCheckpointIO(), *given_plugins]
         if fitting and section.early_stopping.enabled:
             callbacks.append(section.early_stopping)
         if fitting and config.enable_checkpointing is not False and config.logger:
@@ -252,13 +297,11 @@ class FNNCLI(LightningCLI):
         return super().instantiate_trainer(**kwargs)
 
     def _logger(self, root_dir: str | None) -> TensorBoardLogger | Literal[False]:
-        """Log to a new run's folder in `fit`, and to that of the checkpoint's run otherwise."""
+        """Log to a new folder in a new `fit`, and to the run's own otherwise."""
         if self.subcommand == "fit":
-            return TensorBoardLogger(root_dir or ".", "lightning_logs", default_hp_metric=False)
-        run = run_folder(str(self._ckpt_path))
-        return (
-            TensorBoardLogger(run.parent, "", run.name, default_hp_metric=False) if run else False
-        )
+            step = self.checkpoint["global_step"] if self.checkpoint else 0
+            return resuming_logger(self._run, step) if self._run else RunLogger(root_dir or ".")
+        return resuming_logger(self._run, None) if self._run else False
 
     def after_fit(self) -> None:
         callbacks = self.trainer.callbacks  # type: ignore[attr-defined]
@@ -405,11 +448,25 @@ def is_data(value: Any) -> bool:
     return value is None or isinstance(value, bool | int | float)
 
 
-def run_folder(ckpt_path: str) -> Path | None:
-    """Return the folder of the run that a checkpoint lies in, if it lies in one."""
-    folder = Path(ckpt_path).absolute().parent
-    run = folder.parent
-    return run if folder.name == "checkpoints" and (run / "config.yaml").is_file() else None
+def run_settings(run: Path) -> dict[str, Any]:
+    """Read how a run was trained, as far as its checkpoints do not say so themselves.
+
+    Raises:
+        InputError: If the run's config.yaml names code, by which a folder from a stranger could
+            run it; given as --config, it may.
+    """
+    config = read_config(str(run / CONFIG))
+    settings = {}
+    for section in ("trainer", "checkpoint", "early_stopping"):
+        for name, value in (config.get(section) or {}).items():
+            values = list(value.values()) if isinstance(value, dict) else value
+            if name != "default_root_dir" and not is_data(values):
+                raise InputError(
+                    f"{run / CONFIG} names code, as {section}.{name}, which is not run for a "
+                    f"checkpoint: add --config {shlex.quote(str(run / CONFIG))} if you trust it"
+                )
+            settings[f"{section}.{name}"] = value
+    return settings
 
 
 def quiet_lightning() -> None:

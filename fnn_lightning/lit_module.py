@@ -5,7 +5,7 @@ import time
 from collections.abc import Callable, Iterator, Mapping, Sequence
 from itertools import islice
 from types import ModuleType
-from typing import Any, Literal, NamedTuple
+from typing import Any, Literal
 
 import torch
 from lightning.pytorch import LightningModule
@@ -23,27 +23,16 @@ from fnn_lightning.batches import Batch, BatchSource
 from fnn_lightning.errors import DivergenceError, InputError
 from fnn_lightning.network import FNN, Activation
 from fnn_lightning.run_ahead import bare_step, count_steps, free_steps, obstacle
+from fnn_lightning.train_metrics import StepOutput, TrainMetrics, was_updated
 
 CLASSES = 10
 SGD: dict[str, Any] = {"class_path": "torch.optim.SGD", "init_args": {"lr": 0.1}}
 HPARAMS_METRICS = ("val/acc", "test/acc", "train/acc", "val/loss", "test/loss", "train/loss")
-MAX_PENDING_STEPS = 100  # as many steps' logits are kept until they reach torchmetrics
 MAX_SECONDS = 0.1  # this often the Trainer looks at its clocks and signals, and moves its bar
 MONITORED = ("val/acc", "val/loss")  # what can be selected by
 
 ClassConfig = dict[str, Any]
 """A class of torch.optim with its arguments: `{"class_path": …, "init_args": {…}}`."""
-
-
-class StepOutput(NamedTuple):
-    """What one step computes from a batch."""
-
-    loss: Tensor
-    """Cross-entropy, mean over the batch, shape `()`."""
-    logits: Tensor
-    """Shape `(B, 10)`."""
-    labels: Tensor
-    """`int64` of shape `(B,)`."""
 
 
 class FNNLitModule(LightningModule):
@@ -111,17 +100,15 @@ class FNNLitModule(LightningModule):
                 "stats": MulticlassStatScores(CLASSES, average="micro"),
             }
         )
-        self.train_metrics = metrics.clone(prefix="train/")
+        self.train_metrics = TrainMetrics(metrics.clone(prefix="train/"), mean_metric())
         self.val_metrics = metrics.clone(prefix="val/")
         self.test_metrics = metrics.clone(prefix="test/")
         self.test_train_set_metrics = metrics.clone(prefix="test/train_set_")
-        self.loss_since_validation = mean_metric()
-        """Mean training loss since the last validation ended."""
         self.counts: dict[str, tuple[int, int]] = {}
         """Of each split last measured: images classified correctly, images in all."""
         self.validated_step: int | None = None
         """Number of optimiser steps at the last validation."""
-        self._pending: list[tuple[int, StepOutput]] = []
+        self._resumed: dict[str, Any] | None = None
         self._train_means: dict[str, Tensor] = {}
         self._lr = 0.0
         self._logged_step = 0
@@ -132,19 +119,28 @@ class FNNLitModule(LightningModule):
         logits: Tensor = self.network(images)
         return logits
 
+    @property
+    def loss_since_validation(self) -> MeanMetric:
+        """Mean training loss since the last validation ended."""
+        return self.train_metrics.since_validation
+
     def training_step(self, batch: Batch, batch_idx: int) -> Tensor:
-        return self._train(batch, self.global_step + 1)
+        loss = self._train(batch, self.global_step + 1)
+        source, world_size = self.trainer.train_dataloader, self.trainer.world_size
+        if world_size == 1 or not isinstance(source, BatchSource):
+            return loss
+        # DDP takes the mean over the processes, whose shares may differ in size
+        return loss * (len(batch[1]) * world_size / source.global_batch_size(batch_idx))
 
     def _train(self, batch: Batch, step: int) -> Tensor:
-        loss, logits, labels = self._step(batch)
-        # Detached tensors are put aside: metrics computed in every step would cost more time
-        # than the step, and a loss read in every step would make the host wait for the device.
-        self._pending.append((step, StepOutput(loss.detach(), logits.detach(), labels)))
-        if len(self._pending) == MAX_PENDING_STEPS:
-            self._update_train_metrics()
-        return loss
+        output = self._step(batch)
+        self.train_metrics.add(step, output)
+        return output.loss
 
     def on_train_start(self) -> None:
+        if self._resumed is not None:
+            self._restore_progress(self._resumed)
+            self._resumed = None
         reason = self.single_steps_because
         rank_zero_info(f"Steps are taken one at a time: {reason}" if reason else "Steps run ahead")
         self._set_pace()
@@ -201,27 +197,34 @@ class FNNLitModule(LightningModule):
         self._lr = optimizer.param_groups[0]["lr"]
 
     def on_train_batch_end(self, outputs: Any, batch: Any, batch_idx: int) -> None:
-        step, every = self.global_step, self.trainer.log_every_n_steps  # type: ignore[attr-defined]
-        # with gradient accumulation several batches end at the same step
-        if every and step % every == 0 and step != self._logged_step:
-            self._log_training(step, self._lr)
+        self._log_if_due()
         if self._train_means:
             self.log_dict(self._train_means, prog_bar=True, logger=False)
             self._train_means = {}
 
+    def _log_if_due(self) -> None:
+        step, every = self.global_step, self.trainer.log_every_n_steps  # type: ignore[attr-defined]
+        # with gradient accumulation several batches end at the same step
+        if every and step % every == 0 and step != self._logged_step:
+            self._log_training(step, self._lr)
+
     def on_train_end(self) -> None:
-        self._update_train_metrics()
-        if was_updated(self.train_metrics):
+        self.train_metrics.update()
+        if was_updated(self.train_metrics.metrics):
             self._log_training(self.global_step, self._lr)
 
     def on_validation_start(self) -> None:
-        self._update_train_metrics()
+        self.train_metrics.update()
 
     def validation_step(self, batch: Batch, batch_idx: int) -> None:
         self._update(self.val_metrics, self._step(batch))
 
     def on_validation_epoch_end(self) -> None:
-        self._log_split(self.val_metrics)
+        trainer: Any = self.trainer
+        batches = trainer.num_sanity_val_batches if trainer.sanity_checking else None
+        self._log_split(
+            self.val_metrics, trainer.val_dataloaders, (batches or trainer.num_val_batches)[0]
+        )
 
     def on_validation_end(self) -> None:
         self.validated_step = self.global_step
@@ -232,9 +235,15 @@ class FNNLitModule(LightningModule):
         self._update(metrics, self._step(batch))
 
     def on_test_epoch_end(self) -> None:
-        for metrics in (self.test_metrics, self.test_train_set_metrics):
-            if was_updated(metrics):
-                self._log_split(metrics)
+        trainer: Any = self.trainer
+        sources = trainer.test_dataloaders
+        sources = sources if isinstance(sources, list) else [sources]
+        splits = (self.test_metrics, self.test_train_set_metrics)
+        for metrics, source, batches in zip(
+            splits, sources, trainer.num_test_batches, strict=False
+        ):
+            if batches:
+                self._log_split(metrics, source, batches)
 
     def predict_step(self, batch: Tensor | Batch, batch_idx: int) -> dict[str, Tensor]:
         """Predict the digits of a batch.
@@ -276,57 +285,104 @@ class FNNLitModule(LightningModule):
         }
 
     def on_fit_start(self) -> None:
-        self._pending.clear()
         self._train_means = {}
         self.train_metrics.reset()
-        self.loss_since_validation.reset()
         self._logged_step, self.validated_step = 0, None
         self._log_hparams()
 
     def on_save_checkpoint(self, checkpoint: dict[str, Any]) -> None:
         # An error here comes before the file is touched: the last good checkpoint stays.
-        self._update_train_metrics()
+        self.train_metrics.check()
         if not all(parameter.isfinite().all() for parameter in self.parameters()):
             raise DivergenceError(
                 f"A weight is no longer a finite number at step {self.global_step}"
             )
+        if not self.trainer.training and not self.trainer.validating:
+            return  # training has ended: there is nothing to go on with
+        self._log_if_due()  # callbacks save before `on_train_batch_end` comes to the module
+        kept = self.train_metrics.kept()
+        validated_step = self.validated_step
+        if self.trainer.validating:  # and before `on_validation_end`
+            kept["since_validation"], validated_step = {}, self.global_step
+        kept["random_state"] = torch.get_rng_state()
+        if self.device.type == "cuda":
+            kept["cuda_random_state"] = torch.cuda.get_rng_state(self.device)
+        checkpoint["progress"] = {
+            "processes": self._gather(kept),
+            "logged_step": self._logged_step,
+            "validated_step": validated_step,
+            "plateau": self._plateau_due(),
+        }
 
     def on_load_checkpoint(self, checkpoint: dict[str, Any]) -> None:
         self._loaded_step = checkpoint["global_step"]
+        self._resumed = checkpoint.get("progress")
+
+    def _restore_progress(self, progress: dict[str, Any]) -> None:
+        """Go on in the middle of everything that a checkpoint of Lightning's leaves out."""
+        processes, rank = progress["processes"], self.trainer.global_rank
+        own = processes[rank % len(processes)]
+        if len(processes) == self.trainer.world_size:
+            kept = [own]
+        else:  # on another number of processes, the first goes on with the sums of all
+            kept = processes if rank == 0 else []
+        self.train_metrics.restore(kept, self.device)
+        self._logged_step = progress["logged_step"]
+        self.validated_step = progress["validated_step"]
+        if progress["plateau"] is not None:
+            self._step_plateau(progress["plateau"])
+        torch.set_rng_state(own["random_state"])
+        if self.device.type == "cuda" and "cuda_random_state" in own:
+            torch.cuda.set_rng_state(own["cuda_random_state"], self.device)
+
+    def _plateau_due(self) -> float | None:
+        """Return the metric that `ReduceLROnPlateau` is about to see, at the end of an epoch.
+
+        Lightning shows it only after the callbacks have saved.
+        """
+        fit_loop = self.trainer.fit_loop
+        ended = fit_loop.epoch_progress.current.processed > fit_loop.epoch_progress.current.completed
+        for config in self.trainer.lr_scheduler_configs:
+            if config.reduce_on_plateau and ended and not fit_loop.restarting:
+                return float(self.trainer.callback_metrics[str(config.monitor)])
+        return None
+
+    def on_train_epoch_end(self) -> None:
+        # In an epoch resumed in its middle Lightning leaves ReduceLROnPlateau out.
+        if self.trainer.fit_loop.restarting and self.trainer.is_last_batch:
+            for config in self.trainer.lr_scheduler_configs:
+                if config.reduce_on_plateau:
+                    self._step_plateau(self.trainer.callback_metrics[str(config.monitor)])
+
+    def _step_plateau(self, metric: Any) -> None:
+        for config in self.trainer.lr_scheduler_configs:
+            config.scheduler.step(metric)  # type: ignore[call-arg]
+        self.trainer.fit_loop.epoch_loop.scheduler_progress.increment_by(1)
+
+    def _gather(self, kept: dict[str, Any]) -> list[dict[str, Any]]:
+        """Collect what every process keeps, on every process."""
+        everyone: list[Any] = [kept]
+        if self.trainer.world_size > 1:
+            everyone *= self.trainer.world_size
+            torch.distributed.all_gather_object(everyone, kept)
+        return everyone
 
     def _step(self, batch: Batch) -> StepOutput:
         images, labels = batch
         logits = self(images)
-        return StepOutput(F.cross_entropy(logits, labels), logits, labels)
+        # a process's share can be empty, and then adds nothing
+        loss = F.cross_entropy(logits, labels) if len(labels) else logits.sum()
+        return StepOutput(loss, logits, labels)
 
     @staticmethod
     def _update(metrics: MetricCollection, output: StepOutput) -> None:
         loss, logits, labels = output
         metrics.update(preds=logits, target=labels, value=loss, weight=len(labels))
 
-    def _update_train_metrics(self) -> None:
-        """Hand the steps put aside to torchmetrics, all at once."""
-        if not self._pending:
-            return
-        steps, outputs = zip(*self._pending, strict=True)
-        losses, logits, labels = zip(*outputs, strict=True)
-        self._pending.clear()
-        loss = torch.stack(losses)
-        batch_sizes = torch.tensor([len(batch) for batch in labels], device=self.device)
-        if not loss.isfinite().all():
-            first = int((~loss.isfinite()).nonzero()[0])
-            raise DivergenceError(
-                f"The training loss became {loss[first]:g} at step {steps[first]}"
-            )
-        self.train_metrics.update(
-            preds=torch.cat(logits), target=torch.cat(labels), value=loss, weight=batch_sizes
-        )
-        self.loss_since_validation.update(loss, batch_sizes)
-
     def _log_training(self, step: int, lr: float) -> None:
         """Log the means since the last call."""
-        self._update_train_metrics()
-        self._train_means = self._compute(self.train_metrics)
+        self.train_metrics.update()
+        self._train_means = self._compute(self.train_metrics.metrics)
         self._write({**self._train_means, "lr": torch.tensor(lr)}, step)
         self._logged_step = step
 
@@ -334,9 +390,14 @@ class FNNLitModule(LightningModule):
         for logger in self.loggers:
             logger.log_metrics({name: value.item() for name, value in values.items()}, step)
 
-    def _log_split(self, metrics: MetricCollection) -> None:
-        """Log what was measured over a whole split."""
+    def _log_split(self, metrics: MetricCollection, source: Any, batches: int) -> None:
+        """Log what was measured over a split, or over as many batches of it."""
         means = self._compute(metrics)
+        if isinstance(source, BatchSource):
+            _, counted = self.counts[str(metrics.prefix)]
+            expected = min(len(source.indices), int(batches) * source.batch_size)
+            if counted != expected:  # some left out, or some counted on several processes
+                raise RuntimeError(f"{counted:,} images were counted instead of {expected:,}")
         if self.trainer.sanity_checking:
             return
         fitting = self.trainer.state.fn == "fit"
@@ -394,11 +455,6 @@ class FNNLitModule(LightningModule):
                     logger.experiment.file_writer.add_summary(summary)
             else:
                 logger.log_hyperparams(hparams)
-
-
-def was_updated(metrics: MetricCollection) -> bool:
-    """Tell whether metrics have seen a batch since they were last reset."""
-    return any(metric.update_called for metric in metrics.values())
 
 
 def mean_metric() -> MeanMetric:

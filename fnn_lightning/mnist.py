@@ -129,21 +129,12 @@ class MNISTDataModule(LightningDataModule):
     def _serve(
         self, split: str, batch_size: int = EVAL_BATCH_SIZE, shuffle_seed: int | None = None
     ) -> BatchSource:
-        world_size = self.trainer.world_size if self.trainer else 1
-        size = len(self._splits[split].indices)
-        smallest = min(size, batch_size, size % batch_size or batch_size)
-        if smallest < world_size:
-            raise InputError(
-                f"Expected every batch to give each of {world_size} processes an image, but a "
-                f"batch of the {size:,} {split} images has {smallest}: take another batch_size, "
-                "val_size or number of devices"
-            )
         return BatchSource(
             *self._splits[split],
             batch_size=batch_size,
             shuffle_seed=shuffle_seed,
             rank=self.trainer.global_rank if self.trainer else 0,
-            world_size=world_size,
+            world_size=self.trainer.world_size if self.trainer else 1,
         )
 
     def _read(self, train: bool) -> Split:

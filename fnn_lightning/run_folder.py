@@ -1,0 +1,56 @@
+"""The folder of a run: made once, by one process of one run, and gone on in after an interruption."""
+
+from pathlib import Path
+from typing import Any
+
+from lightning.pytorch.loggers import TensorBoardLogger
+from lightning.pytorch.utilities import rank_zero_only
+
+CONFIG, LAST = "config.yaml", Path("checkpoints", "last.ckpt")
+
+
+class RunLogger(TensorBoardLogger):
+    """Logs to `lightning_logs/version_N`, with the first N that no other run has.
+
+    Lightning's logger only looks which N is free, and two runs started at the same moment may take
+    the same; here the folder is made in the same act (its issues 2735 and 5403).
+
+    Args:
+        save_dir: The folder above `lightning_logs`.
+    """
+
+    def __init__(self, save_dir: str | Path) -> None:
+        super().__init__(save_dir, "lightning_logs", default_hp_metric=False)
+        self._own_version: int | None = None
+
+    @property
+    def version(self) -> int | str:
+        if self._own_version is None:
+            version = int(super().version)
+            while rank_zero_only.rank == 0:  # the others learn of it from the first process
+                try:
+                    Path(self.root_dir, f"version_{version}").mkdir(parents=True)
+                    break
+                except FileExistsError:
+                    version += 1
+            self._own_version = version
+        return self._own_version
+
+
+def resuming_logger(run: Path, step: int | None) -> TensorBoardLogger:
+    """Log to the folder of a run.
+
+    Args:
+        run: The folder.
+        step: Number of optimiser steps after which the run goes on. TensorBoard forgets what was
+            logged after it. None adds to what is there, without forgetting anything.
+    """
+    kwargs: dict[str, Any] = {} if step is None else {"purge_step": step + 1 if step else 0}
+    return TensorBoardLogger(run.parent, "", run.name, default_hp_metric=False, **kwargs)
+
+
+def run_folder(ckpt_path: str) -> Path | None:
+    """Return the folder of the run that a checkpoint lies in, if it lies in one."""
+    folder = Path(ckpt_path).absolute().parent
+    run = folder.parent
+    return run if folder.name == LAST.parent.name and (run / CONFIG).is_file() else None
