@@ -108,7 +108,7 @@ class Checkpoint(callbacks.Checkpoint):
         self._seen_step = step
         late = time.monotonic() - self._saved_at > 60 * (self.every_n_minutes or math.inf)
         self._stop, late = agree(trainer, self._signals.received, late)
-        due = bool(self.every_n_steps) and step % self.every_n_steps == 0  # type: ignore[operator]
+        due = self.every_n_steps is not None and step % self.every_n_steps == 0
         ends = step == trainer.max_steps or trainer.should_stop
         # Training goes on exactly from here only if nothing else is to follow in this step;
         # otherwise `last.ckpt` is written when that is done.
@@ -192,7 +192,7 @@ def agree(trainer: Trainer, stop: int, late: bool) -> tuple[int, bool]:
     """Let all processes know what one of them knows: that it was asked to stop, or is late."""
     if trainer.world_size > 1:
         news = torch.tensor([stop, late], device=trainer.strategy.root_device)
-        stop, known = trainer.strategy.reduce(news, reduce_op="max").tolist()  # type: ignore[union-attr]
+        stop, known = trainer.strategy.reduce(news, reduce_op="max").tolist()
         late = bool(known)
     return stop, late
 

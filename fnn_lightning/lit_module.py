@@ -340,10 +340,11 @@ class FNNLitModule(LightningModule):
 
         Lightning shows it only after the callbacks have saved.
         """
-        fit_loop = self.trainer.fit_loop
-        ended = fit_loop.epoch_progress.current.processed > fit_loop.epoch_progress.current.completed
+        fit_loop: Any = self.trainer.fit_loop
+        epoch = fit_loop.epoch_progress.current
+        ended = epoch.processed > epoch.completed and not fit_loop.restarting
         for config in self.trainer.lr_scheduler_configs:
-            if config.reduce_on_plateau and ended and not fit_loop.restarting:
+            if config.reduce_on_plateau and ended:
                 return float(self.trainer.callback_metrics[str(config.monitor)])
         return None
 
@@ -356,7 +357,7 @@ class FNNLitModule(LightningModule):
 
     def _step_plateau(self, metric: Any) -> None:
         for config in self.trainer.lr_scheduler_configs:
-            config.scheduler.step(metric)  # type: ignore[call-arg]
+            config.scheduler.step(metric)
         self.trainer.fit_loop.epoch_loop.scheduler_progress.increment_by(1)
 
     def _gather(self, kept: dict[str, Any]) -> list[dict[str, Any]]:

@@ -1,4 +1,4 @@
-"""The folder of a run: made once, by one process of one run, and gone on in after an interruption."""
+"""The folder of a run: made by one run alone, and gone on in after an interruption."""
 
 from pathlib import Path
 from typing import Any
@@ -13,7 +13,7 @@ class RunLogger(TensorBoardLogger):
     """Logs to `lightning_logs/version_N`, with the first N that no other run has.
 
     Lightning's logger only looks which N is free, and two runs started at the same moment may take
-    the same; here the folder is made in the same act (its issues 2735 and 5403).
+    the same; here the folder is made in the same act, when there is something to log.
 
     Args:
         save_dir: The folder above `lightning_logs`.
@@ -25,16 +25,22 @@ class RunLogger(TensorBoardLogger):
 
     @property
     def version(self) -> int | str:
-        if self._own_version is None:
-            version = int(super().version)
-            while rank_zero_only.rank == 0:  # the others learn of it from the first process
-                try:
-                    Path(self.root_dir, f"version_{version}").mkdir(parents=True)
-                    break
-                except FileExistsError:
-                    version += 1
-            self._own_version = version
-        return self._own_version
+        return super().version if self._own_version is None else self._own_version
+
+    @property
+    def experiment(self) -> Any:
+        self._make_folder()
+        return super().experiment
+
+    @rank_zero_only
+    def _make_folder(self) -> None:  # the other processes learn of it from the first one
+        version = int(self.version)
+        while self._own_version is None:
+            try:
+                Path(self.root_dir, f"version_{version}").mkdir(parents=True)
+                self._own_version = version
+            except FileExistsError:
+                version += 1
 
 
 def resuming_logger(run: Path, step: int | None) -> TensorBoardLogger:

@@ -15,7 +15,11 @@ class RunsACommand:
 
 
 def write(path: Path, kind: str) -> None:
-    good = {"state_dict": {}, "hyper_parameters": {"hidden_dims": [3]}, "global_step": 5}
+    good = {
+        "state_dict": {"layer": torch.zeros(3, 4)},
+        "hyper_parameters": {"hidden_dims": [3]},
+        "global_step": 5,
+    }
     good["pytorch-lightning_version"] = "2.6.6"
     if kind == "folder":
         path.mkdir()

@@ -163,7 +163,7 @@ def test_fit_goes_on_from_a_checkpoint(data_dir: str) -> None:
     fit(data_dir)
     last = "lightning_logs/version_1/checkpoints/last.ckpt"
     main(["fit", "--ckpt_path", last, "--trainer.max_epochs", "3"])
-    resumed = torch.load("lightning_logs/version_2/checkpoints/last.ckpt", weights_only=True)
+    resumed = torch.load(last, weights_only=True)  # in its own folder
     assert resumed["global_step"] == 9
     for name, weight in straight.model.state_dict().items():
         assert torch.equal(resumed["state_dict"][name], weight)
@@ -216,7 +216,7 @@ def test_checkpoints_are_read_as_data(
         return load(*args, **kwargs)
 
     monkeypatch.setattr(torch, "load", spy)
-    FNNCLI([command, "--ckpt_path", LAST])
+    FNNCLI([command, "--ckpt_path", LAST, "--trainer.max_epochs", "3"])
     assert len(calls) >= 2  # once by the command line, once by the Trainer
     assert all(weights_only is True for weights_only in calls)
 
@@ -472,8 +472,7 @@ def test_a_saved_config_beside_a_checkpoint(data_dir: str, config_first: bool) -
     cli = FNNCLI(["fit", *words[0], *words[1], "--trainer.max_epochs", "3"])
     assert cli.trainer.global_step == 9
     assert cli.model.validated_step == 9
-    saved = torch.load(LAST, weights_only=True)
-    assert saved["global_step"] == 6
+    assert torch.load(LAST, weights_only=True)["global_step"] == 9
 
 
 def test_on_from_the_best_with_early_stopping(data_dir: str) -> None:
@@ -510,7 +509,7 @@ def test_a_single_callback(data_dir: str) -> None:
     assert cli.trainer.global_step == 6
 
 
-def test_ctrl_c_says_what_was_kept(data_dir: str) -> None:
+def test_ctrl_c_saves_and_says_how_to_go_on(data_dir: str) -> None:
     command = [sys.executable, "-u", "-m", "fnn_lightning", "fit", "--data.data_dir", data_dir]
     command += ["--trainer.max_epochs", "100000"]
     with (
@@ -527,7 +526,9 @@ def test_ctrl_c_says_what_was_kept(data_dir: str) -> None:
             assert process.wait(timeout=60) == 130
         finally:
             process.kill()
-    assert Path("err").read_text() == f"interrupted; the last good checkpoint is {LAST}\n"
+    assert Path("err").read_text() == (
+        f"stopped by SIGINT, saved; go on with: python -m fnn_lightning fit --ckpt_path {LAST}\n"
+    )
     assert torch.load(LAST, weights_only=True)["global_step"] > 0
 
 

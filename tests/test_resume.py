@@ -31,6 +31,7 @@ class KeepsAll(Checkpoint):
     """Keeps a copy of every `last.ckpt`."""
 
     acts_every_n_steps = Checkpoint.acts_every_n_steps
+    copies: list[Path]
 
     def _save_last(self, trainer: Trainer) -> None:
         super()._save_last(trainer)
@@ -101,7 +102,9 @@ def test_a_run_goes_on_from_every_step(
         return Dropping(hidden_dims=[8], run_ahead=run_ahead, **model)
 
     whole, end, curves = fit(tmp_path / "whole", make(), make_data(batch_size=50), **limits)
-    copies = whole.checkpoint_callbacks[0].copies
+    keeper = whole.checkpoint_callbacks[0]
+    assert isinstance(keeper, KeepsAll)
+    copies = keeper.copies
     assert len(copies) >= whole.global_step // (3 if run_ahead else 1)
     chosen = copies[:-1] if len(copies) < 30 else [*copies[:-1:7], copies[-2]]
     for copy in chosen:
