@@ -96,8 +96,9 @@ class Checkpoint(callbacks.Checkpoint):
         if self._max_steps is not None:
             trainer.fit_loop.epoch_loop.max_steps, self._max_steps = self._max_steps, None
         self._stop = 0
-        self._seen_step = trainer.global_step
+        self._seen_step = self._next_look = trainer.global_step
         self._saved_at = time.monotonic()
+        self._looked = (self._seen_step, self._saved_at)
         if not trainer.fast_dev_run:  # type: ignore[attr-defined]
             self._signals.listen()
 
@@ -106,8 +107,7 @@ class Checkpoint(callbacks.Checkpoint):
         if step == self._seen_step:
             return  # gradients are being accumulated, and would not be in the checkpoint
         self._seen_step = step
-        late = time.monotonic() - self._saved_at > 60 * (self.every_n_minutes or math.inf)
-        self._stop, late = agree(trainer, self._signals.received, late)
+        late = self._look_around(trainer, step)
         due = self.every_n_steps is not None and step % self.every_n_steps == 0
         ends = step == trainer.max_steps or trainer.should_stop
         # Training goes on exactly from here only if nothing else is to follow in this step;
@@ -168,6 +168,28 @@ class Checkpoint(callbacks.Checkpoint):
             self._saved_step = trainer.global_step
             self._saved_at = time.monotonic()
 
+    def _look_around(self, trainer: Trainer, step: int) -> bool:
+        """Note a signal to stop, and tell whether `every_n_minutes` are over, on any process.
+
+        A word between processes can cost as much as the step of a small net, so they have one
+        about every second, all at the same step.
+        """
+        now = time.monotonic()
+        late = now - self._saved_at > 60 * (self.every_n_minutes or math.inf)
+        if trainer.world_size == 1:
+            self._stop = self._signals.received
+        elif step < self._next_look:
+            return False
+        else:
+            steps_a_second = int((step - self._looked[0]) / (now - self._looked[1]))
+            news = torch.tensor(
+                [self._signals.received, late, steps_a_second], device=trainer.strategy.root_device
+            )
+            torch.distributed.all_reduce(news, torch.distributed.ReduceOp.MAX)
+            self._stop, late, steps_a_second = news.tolist()
+            self._looked, self._next_look = (step, now), step + max(1, steps_a_second)
+        return bool(late)
+
     def _obey(self) -> None:
         if self._stop:
             raise Stopped(self._stop, self.last_model_path)
@@ -186,15 +208,6 @@ def validation_is_due(trainer: Trainer) -> bool:
     # from every step would fail without it.
     fit_loop: Any = trainer.fit_loop
     return bool(fit_loop.epoch_loop._should_check_val_fx(fit_loop._data_fetcher))
-
-
-def agree(trainer: Trainer, stop: int, late: bool) -> tuple[int, bool]:
-    """Let all processes know what one of them knows: that it was asked to stop, or is late."""
-    if trainer.world_size > 1:
-        news = torch.tensor([stop, late], device=trainer.strategy.root_device)
-        stop, known = trainer.strategy.reduce(news, reduce_op="max").tolist()
-        late = bool(known)
-    return stop, late
 
 
 class EarlyStopping(callbacks.EarlyStopping):
@@ -346,28 +359,28 @@ class PredictionWriter(callbacks.Callback):
         source = trainer.predict_dataloaders
         if trainer.world_size > 1 and isinstance(source, BatchSource):
             size = source.global_batch_size(batch_idx)
-            digits, probabilities = (whole(pl_module, x, size) for x in (digits, probabilities))
+            digits, probabilities = (
+                whole(share, size, trainer.world_size) for share in (digits, probabilities)
+            )
         if trainer.is_global_zero:
             for digit, row in zip(digits.tolist(), probabilities.tolist(), strict=True):
                 print(self._index, digit, *(f"{p:.6f}" for p in row), sep=",")
                 self._index += 1
 
 
-def whole(module: LightningModule, share: Tensor, size: int) -> Tensor:
-    """Put together what the processes have of a batch: of `world_size` rows in turn one each.
+def whole(share: Tensor, size: int, world_size: int) -> Tensor:
+    """Put together what the processes have of a batch, of its rows each in turn one.
 
     Args:
-        module: By which the processes talk.
         share: This process's rows.
         size: Number of rows in all.
+        world_size: Number of processes.
 
     Returns:
         Tensor of shape `(size, …)`, the same on all processes.
     """
-    world_size = module.trainer.world_size
-    longest = -(-size // world_size)
-    padded = share.new_zeros((longest, *share.shape[1:]))
+    padded = share.new_zeros((-(-size // world_size), *share.shape[1:]))
     padded[: len(share)] = share
-    shares = module.all_gather(padded)
-    assert isinstance(shares, Tensor)  # (world_size, longest, …)
-    return shares.transpose(0, 1).flatten(0, 1)[:size]
+    shares = [torch.empty_like(padded) for _ in range(world_size)]
+    torch.distributed.all_gather(shares, padded)
+    return torch.stack(shares, dim=1).flatten(0, 1)[:size]

@@ -57,7 +57,8 @@ def write_checkpoint(checkpoint: dict[str, Any], path: Path) -> None:
     except OSError as error:
         part.unlink(missing_ok=True)
         raise OSError(
-            f"{path} cannot be written: {error.strerror}; earlier checkpoints are as they were"
+            f"{os.path.relpath(path)} cannot be written: {error.strerror}; "
+            "earlier checkpoints are as they were"
         ) from error
 
 

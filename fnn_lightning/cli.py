@@ -7,7 +7,7 @@ import sys
 
 from fnn_lightning import __version__
 from fnn_lightning.errors import DivergenceError, InputError
-from fnn_lightning.stop import Stopped
+from fnn_lightning.stop import LOST, Stopped, lost_a_process
 
 
 def main(args: list[str] | None = None) -> None:
@@ -59,10 +59,13 @@ def main(args: list[str] | None = None) -> None:
             or (isinstance(error, ValueError) and module.startswith("lightning."))
             or module.startswith("torch.optim.")
         ):
-            raise
+            if not lost_a_process(error):
+                raise
+            error = ConnectionError(LOST)
         where = f" on rank {rank()}" if rank() else ""
         print(f"error{where}: {' '.join(str(error).split())}", file=sys.stderr)
-        raise SystemExit(1 if isinstance(error, DivergenceError) else 2) from None
+        wrong_input = not isinstance(error, DivergenceError | ConnectionError)
+        raise SystemExit(2 if wrong_input else 1) from None
 
 
 def rank() -> int:

@@ -32,7 +32,7 @@ from fnn_lightning.errors import DivergenceError, InputError
 from fnn_lightning.lit_module import SGD, FNNLitModule
 from fnn_lightning.mnist import MNISTDataModule
 from fnn_lightning.run_folder import CONFIG, LAST, RunLogger, resuming_logger, run_folder
-from fnn_lightning.stop import Stopped, requeue
+from fnn_lightning.stop import LOST, Stopped, lost_a_process, requeue
 
 TRAINER_DEFAULTS = {"num_sanity_val_steps": 0, "enable_model_summary": False}
 MAX_EPOCHS = 5  # unless something else ends the run
@@ -123,6 +123,10 @@ class FNNCLI(LightningCLI):
             raise
         except DivergenceError as error:
             raise DivergenceError(f"{error}; {self._kept()}. Try a lower learning rate") from None
+        except RuntimeError as error:
+            if lost_a_process(error):
+                raise ConnectionError(f"{LOST}; {self._kept()}") from None
+            raise
         except SystemExit as stop:
             if isinstance(stop.__context__, KeyboardInterrupt):
                 raise KeyboardInterrupt(self._kept()) from None
@@ -142,7 +146,9 @@ class FNNCLI(LightningCLI):
         last = next(
             (each.last_model_path for each in callbacks if isinstance(each, Checkpoint)), ""
         )
-        return f"the last good checkpoint is {last}" if last else "no checkpoint was saved yet"
+        if not last:
+            return "no checkpoint was saved yet"
+        return f"the last good checkpoint is {os.path.relpath(last)}"
 
     def validate(self, **kwargs: Any) -> None:
         kwargs["ckpt_path"] = self._ckpt_path
@@ -276,7 +282,6 @@ class FNNCLI(LightningCLI):
             callbacks.append(ProgressBar())
         if self.subcommand == "predict":
             callbacks.append(PredictionWriter())
-            config.devices = config.num_nodes = 1  # so that the lines come in order
         if config.max_epochs is None and config.max_steps == -1 and config.max_time is None:
             config.max_epochs = MAX_EPOCHS
         if config.logger in (None, True):
@@ -474,6 +479,7 @@ def quiet_lightning() -> None:
     # hardware found, seeds set, advertisements: TerminalReport prints what matters
     logging.getLogger("lightning.pytorch.utilities.rank_zero").setLevel(logging.WARNING)
     logging.getLogger("lightning.fabric.utilities.seed").setLevel(logging.WARNING)
+    logging.getLogger("lightning.fabric.utilities.distributed").setLevel(logging.WARNING)
     # FNNLitModule's logging interval may span epochs
     warnings.filterwarnings("ignore", message="The number of training batches .* is smaller than")
     # Lightning 2.6.6 calls what torch 2.14 has deprecated

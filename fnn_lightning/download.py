@@ -42,10 +42,10 @@ def fetch_mnist(data_dir: str, mirror: str | None) -> None:
         InputError: If a file is neither there nor to be had, or cannot be written.
     """
     folder = raw_dir(data_dir)
-    problems = {name: problem for name in FILES if (problem := _problem(folder / name))}
-    if not problems:
+    if not _problems(folder):
         return
 
+    from filelock import FileLock
     from torchvision.datasets import MNIST
 
     digests = dict(MNIST.resources)
@@ -54,8 +54,13 @@ def fetch_mnist(data_dir: str, mirror: str | None) -> None:
     made = [path for path in (folder, *folder.parents) if not path.exists()]
     try:
         folder.mkdir(parents=True, exist_ok=True)
+        made = [lock := folder / ".lock", *made]
         # beside the files' final place, so that the last move is a rename and hence atomic
-        with tempfile.TemporaryDirectory(prefix="download-", dir=folder) as scratch:
+        with (
+            FileLock(lock),
+            tempfile.TemporaryDirectory(prefix="download-", dir=folder) as scratch,
+        ):
+            problems = _problems(folder)  # another run may have been here meanwhile
             for name in problems:
                 archive = f"{name}.gz"
                 here = [folder] if (folder / archive).is_file() else []
@@ -74,9 +79,15 @@ def fetch_mnist(data_dir: str, mirror: str | None) -> None:
             f"but got {data_dir!r}: {error.strerror}: {error.filename}"
         ) from error
     finally:
-        for path in made:  # from the innermost outwards; those that were of no use
-            with suppress(OSError):
-                path.rmdir()
+        if _problems(folder):
+            for path in made:  # from the innermost outwards; those that were of no use
+                with suppress(OSError):
+                    path.unlink() if path.name == ".lock" else path.rmdir()
+
+
+def _problems(folder: Path) -> dict[str, str]:
+    """Say what is wrong with which files of a folder."""
+    return {name: problem for name in FILES if (problem := _problem(folder / name))}
 
 
 def _problem(path: Path) -> str | None:

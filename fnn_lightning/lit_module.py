@@ -23,7 +23,7 @@ from fnn_lightning.batches import Batch, BatchSource
 from fnn_lightning.errors import DivergenceError, InputError
 from fnn_lightning.network import FNN, Activation
 from fnn_lightning.run_ahead import bare_step, count_steps, free_steps, obstacle
-from fnn_lightning.train_metrics import StepOutput, TrainMetrics, was_updated
+from fnn_lightning.train_metrics import StepOutput, TrainMetrics, mark_updated
 
 CLASSES = 10
 SGD: dict[str, Any] = {"class_path": "torch.optim.SGD", "init_args": {"lr": 0.1}}
@@ -209,8 +209,7 @@ class FNNLitModule(LightningModule):
             self._log_training(step, self._lr)
 
     def on_train_end(self) -> None:
-        self.train_metrics.update()
-        if was_updated(self.train_metrics.metrics):
+        if self.global_step > self._logged_step:
             self._log_training(self.global_step, self._lr)
 
     def on_validation_start(self) -> None:
@@ -378,7 +377,8 @@ class FNNLitModule(LightningModule):
     @staticmethod
     def _update(metrics: MetricCollection, output: StepOutput) -> None:
         loss, logits, labels = output
-        metrics.update(preds=logits, target=labels, value=loss, weight=len(labels))
+        if len(labels):
+            metrics.update(preds=logits, target=labels, value=loss, weight=len(labels))
 
     def _log_training(self, step: int, lr: float) -> None:
         """Log the means since the last call."""
@@ -414,6 +414,7 @@ class FNNLitModule(LightningModule):
 
     def _compute(self, metrics: MetricCollection) -> dict[str, Tensor]:
         """Compute loss and accuracy over all processes, keep the counts, and start anew."""
+        mark_updated(metrics)
         values: dict[str, Tensor] = metrics.compute()
         metrics.reset()
         prefix = str(metrics.prefix)

@@ -1,4 +1,4 @@
-"""Signals that ask a run to stop: noted first, obeyed when the step is done and saved."""
+"""How a run ends early: asked to by a signal, when its step is saved, or left by a process."""
 
 import os
 import signal
@@ -7,6 +7,8 @@ import sys
 import threading
 from types import FrameType
 from typing import Any
+
+LOST = "another process of the run has ended or is out of reach; see what it said"
 
 
 class Stopped(BaseException):
@@ -66,3 +68,16 @@ def requeue(stop: Stopped) -> None:
         subprocess.run(["scontrol", "requeue", f"{array}_{task}" if array else job], check=True)
     except (OSError, subprocess.CalledProcessError) as error:
         print(f"the job could not be queued again: {error}", file=sys.stderr)
+
+
+def lost_a_process(error: Exception) -> bool:
+    """Tell whether a word between the processes of a run found nobody to answer."""
+    from torch import distributed
+
+    backends = ("gloo", "NCCL", "Connection closed", "Connection reset", "Broken pipe")
+    return (
+        isinstance(error, RuntimeError)
+        and distributed.is_available()
+        and (distributed.is_initialized() or isinstance(error, distributed.DistError))
+        and any(sign in str(error) for sign in backends)
+    )

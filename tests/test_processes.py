@@ -1,0 +1,293 @@
+"""Runs on several processes, and runs that are killed: real processes, ended by the tests."""
+
+import os
+import re
+import signal
+import socket
+import subprocess
+import sys
+import time
+from collections.abc import Callable, Iterator
+from pathlib import Path
+from typing import Any
+
+import pytest
+import torch
+from torchvision.datasets import MNIST
+
+from fnn_lightning.cli import main
+from tests.test_lit_module import scalars
+from tests.test_run_ahead import assert_same
+
+FIT = ["-m", "fnn_lightning", "fit", "--trainer.accelerator", "cpu"]
+GO_ON = re.compile(r"stopped by (\w+), saved; go on with: python (-m fnn_lightning fit .*)\n")
+SECONDS = 120  # in which anything here has to end
+
+Start = Callable[..., subprocess.Popen[str]]
+
+
+@pytest.fixture
+def start() -> Iterator[Start]:
+    """Return a function that starts Python; what is still running at the end is killed."""
+    processes: list[subprocess.Popen[str]] = []
+
+    def run(*words: str, **env: str) -> subprocess.Popen[str]:
+        command = [sys.executable, *words]
+        environment = {**os.environ, "OMP_NUM_THREADS": "1", "PYTHONUNBUFFERED": "1", **env}
+        processes.append(
+            subprocess.Popen(
+                command,
+                env=environment,
+                stdout=subprocess.PIPE,
+                stderr=subprocess.PIPE,
+                text=True,
+                start_new_session=True,
+            )
+        )
+        return processes[-1]
+
+    yield run
+    for process in processes:
+        if alive(process):
+            os.killpg(process.pid, signal.SIGKILL)
+        process.communicate()
+
+
+def alive(process: subprocess.Popen[str]) -> bool:
+    """Tell whether anything is left of a process and those it has started."""
+    process.poll()
+    try:
+        os.killpg(process.pid, 0)
+    except ProcessLookupError:
+        return False
+    return True
+
+
+def ended(process: subprocess.Popen[str], seconds: float = SECONDS) -> tuple[int, str, str]:
+    """Wait for the end of a process, and of all it has started; return status, stdout, stderr."""
+    begin = time.monotonic()
+    out, err = process.communicate(timeout=seconds)
+    while alive(process):
+        assert time.monotonic() < begin + seconds, "a process was left behind"
+        time.sleep(0.05)
+    return process.returncode, out, err
+
+
+def wait_for(process: subprocess.Popen[str], step: int) -> None:
+    """Read what a run prints until it has come to a step."""
+    assert process.stdout
+    for line in process.stdout:
+        found = re.match(r"step\s+([\d,]+)", line)
+        if found and int(found[1].replace(",", "")) >= step:
+            return
+    pytest.fail(f"the run ended: {process.stderr and process.stderr.read()}")
+
+
+def done(process: subprocess.Popen[str]) -> str:
+    status, out, err = ended(process)
+    assert status == 0, err
+    return out
+
+
+def free_port() -> str:
+    with socket.socket() as probe:
+        probe.bind(("127.0.0.1", 0))
+        return str(probe.getsockname()[1])
+
+
+def torchrun(processes: int) -> list[str]:
+    rendezvous = ["--rdzv-backend", "c10d", "--rdzv-endpoint", f"127.0.0.1:{free_port()}"]
+    return ["-m", "torch.distributed.run", f"--nproc-per-node={processes}", *rendezvous]
+
+
+def ddp(processes: int) -> list[str]:
+    return ["--trainer.devices", str(processes), "--trainer.strategy", "ddp"]
+
+
+def end_of(run: str) -> Any:
+    return torch.load(Path(run) / "checkpoints" / "last.ckpt", weights_only=True)
+
+
+def assert_same_run(run: str, other: str) -> None:
+    """Compare all that two runs have left, to the bit."""
+    assert_same(end_of(run), end_of(other))
+    assert scalars(run) == scalars(other)
+
+
+def test_the_number_of_processes_changes_nothing(
+    data_dir: str, start: Start, capsys: pytest.CaptureFixture[str]
+) -> None:
+    # batches of 137, 137 and 1: shares of different sizes, and empty ones
+    options = ["--data.data_dir", data_dir, "--data.batch_size", "137", "--model.hidden_dims=[16]"]
+    options += ["--trainer.max_steps", "100", "--trainer.log_every_n_steps", "1"]
+    outputs = [
+        done(start(*FIT, *options, "--run_folder", "run1")),
+        done(start(*FIT, *options, *ddp(2), "--run_folder", "run2")),
+        done(start(*torchrun(4), *FIT, *options, *ddp(4), "--run_folder", "run4")),
+    ]
+    one, *others = (scalars(f"run{processes}") for processes in (1, 2, 4))
+    assert len(one["train/loss"]) == 100
+    for curves in others:
+        for tag, points in one.items():
+            assert [step for step, _ in points] == [step for step, _ in curves[tag]]
+            values = [[value for _, value in each] for each in (curves[tag], points)]
+            assert values[0] == pytest.approx(values[1], rel=1e-5), tag
+    for processes, output in zip((2, 4), outputs[1:], strict=True):
+        # the first process alone speaks and writes
+        assert (
+            output.replace(f"run{processes}", "run1").splitlines()[4:]
+            == (outputs[0].splitlines()[4:])
+        )
+        assert len(list(Path(f"run{processes}").glob("config.yaml"))) == 1
+        pids = {path.name.split(".")[-2] for path in Path(f"run{processes}").glob("events*")}
+        assert len(pids) == 1
+
+    last = "run2/checkpoints/last.ckpt"
+    for command in ("test", "predict"):
+        words = [command, "--ckpt_path", last, "--trainer.accelerator=cpu"]
+        capsys.readouterr()
+        main(words)
+        alone = capsys.readouterr().out
+        # 100 images for 3 processes
+        assert done(start(*torchrun(3), "-m", "fnn_lightning", *words, *ddp(3))) == alone
+        assert ("/ 100 correct" in alone) == (command == "test")
+
+
+def test_two_nodes(data_dir: str, start: Start) -> None:
+    options = ["--data.data_dir", data_dir, "--trainer.max_epochs", "3", "--trainer.devices", "1"]
+    port = free_port()
+    nodes = [
+        start("-m", "torch.distributed.run", "--nnodes=2", f"--node-rank={node}",
+              "--nproc-per-node=1", "--master-addr=127.0.0.1", f"--master-port={port}",
+              *FIT, *options, "--trainer.num_nodes", "2", "--run_folder", "two")
+        for node in (0, 1)
+    ]  # fmt: skip
+    outputs = [done(node) for node in nodes]
+    assert "device     2 × cpu" in outputs[0]
+    assert outputs[1] == ""
+    done(start(*FIT, *options, "--run_folder", "one"))
+    one, two = scalars("one"), scalars("two")
+    assert one["val/acc"] == two["val/acc"]
+    assert [loss for _, loss in two["val/loss"]] == pytest.approx(
+        [loss for _, loss in one["val/loss"]]
+    )
+
+
+LONG = ["--model.hidden_dims=[16]", "--optimizer=Adam", "--optimizer.lr=0.001"]
+LONG += ["--data.batch_size=32", "--trainer.max_epochs=60", "--trainer.log_every_n_steps=7"]
+LONG += ["--checkpoint.monitor=val/loss", "--checkpoint.every_n_steps=5"]  # 9 steps an epoch
+
+
+@pytest.mark.parametrize("processes", [1, 2])
+def test_killed_and_resumed(data_dir: str, start: Start, processes: int) -> None:
+    devices = ddp(processes) if processes > 1 else []
+    options = ["--data.data_dir", data_dir, *LONG, *devices]
+    straight = start(*FIT, *options, "--run_folder", "straight")
+    if processes > 1:  # two runs of two processes at a time take longer than one after the other
+        done(straight)
+    run = start(*FIT, *options)
+    again = "lightning_logs/version_0/checkpoints/last.ckpt"
+    for step, signum in enumerate((signal.SIGKILL, signal.SIGTERM, signal.SIGINT), start=1):
+        wait_for(run, 90 * step)
+        sent = time.monotonic()
+        run.send_signal(signum)
+        status, _, err = ended(run, seconds=60)
+        if signum == signal.SIGKILL:
+            assert status == -signum
+        else:
+            assert time.monotonic() - sent < 10
+            assert status == 128 + signum
+            found = GO_ON.search(err)
+            assert found, err
+            assert found[1] == signal.Signals(signum).name
+            assert found[2] == f"-m fnn_lightning fit --ckpt_path {again}"
+        run = start("-m", "fnn_lightning", "fit", "--ckpt_path", again)
+    if processes > 1:
+        wait_for(run, 400)
+        child = Path(f"/proc/{run.pid}/task/{run.pid}/children").read_text().split()[0]
+        os.kill(int(child), signal.SIGKILL)
+        status, _, err = ended(run, seconds=60)
+        assert status == 1
+        assert "error: another process of the run has ended" in err
+        assert f"the last good checkpoint is {again}" in err
+        run = start("-m", "fnn_lightning", "fit", "--ckpt_path", again)
+    done(run)
+    if processes == 1:
+        done(straight)
+    assert [path.name for path in Path("lightning_logs").iterdir()] == ["version_0"]
+    assert_same_run("lightning_logs/version_0", "straight")
+
+
+def test_a_slurm_job_that_is_queued_again(data_dir: str, tmp_path: Path, start: Start) -> None:
+    bin_folder = tmp_path / "bin"
+    bin_folder.mkdir()
+    (bin_folder / "scontrol").write_text('#!/bin/sh\necho "$@" >> scontrol.log\n')
+    (bin_folder / "scontrol").chmod(0o755)
+    options = ["--data.data_dir", data_dir, *LONG, *ddp(2)]
+    done(start(*FIT, *options, "--run_folder", "straight"))
+    job = {
+        "PATH": f"{bin_folder}:{os.environ['PATH']}",
+        "SLURM_JOB_ID": "4217", "SLURM_JOB_NAME": "digits", "SLURM_NTASKS": "2",
+        "SLURM_NTASKS_PER_NODE": "2", "SLURM_NNODES": "1", "SLURM_NODEID": "0",
+        "SLURM_JOB_NODELIST": "127.0.0.1", "SLURM_NODELIST": "127.0.0.1",
+        "MASTER_ADDR": "127.0.0.1",
+    }  # fmt: skip
+
+    def srun() -> list[subprocess.Popen[str]]:
+        job["MASTER_PORT"] = free_port()
+        return [
+            start(*FIT, *options, "--run_folder", "job",
+                  **job, SLURM_PROCID=str(task), SLURM_LOCALID=str(task))
+            for task in (0, 1)
+        ]  # fmt: skip
+
+    tasks = srun()
+    wait_for(tasks[0], 90)
+    for task in tasks:
+        task.send_signal(signal.SIGUSR1)
+    status, _, err = ended(tasks[0])
+    assert status == 128 + signal.SIGUSR1
+    assert "stopped by SIGUSR1, saved" in err
+    ended(tasks[1])
+    assert Path("scontrol.log").read_text() == "requeue 4217\n"
+    for task in srun():
+        done(task)
+    assert_same_run("job", "straight")
+
+
+def test_two_runs_started_at_the_same_moment(mirror: Path, start: Start) -> None:
+    # the digests of the tiny archives stand in for those of MNIST, as in this process
+    code = (
+        "import sys; from torchvision.datasets import MNIST; "
+        f"MNIST.resources, MNIST.mirrors = {MNIST.resources!r}, []; "
+        "from fnn_lightning.cli import main; main(sys.argv[1:])"
+    )
+    words = ["-c", code, "fit", "--data.data_dir", "new", "--data.mirror", str(mirror)]
+    words += ["--trainer.max_epochs", "1", "--trainer.accelerator", "cpu"]
+    for run in [start(*words) for _ in range(2)]:
+        done(run)
+    runs = sorted(Path("lightning_logs").iterdir())
+    assert [run.name for run in runs] == ["version_0", "version_1"]
+    for folder in runs:
+        assert len({path.name.split(".")[-2] for path in folder.glob("events*")}) == 1
+    assert_same(end_of(str(runs[0])), end_of(str(runs[1])))
+
+
+def test_a_full_disk(data_dir: str, start: Start) -> None:
+    # a limit on the size of files is met like the end of a disk
+    code = (
+        "import resource, sys; resource.setrlimit(resource.RLIMIT_FSIZE, (300_000, 300_000)); "
+        "from fnn_lightning.cli import main; main(sys.argv[1:])"
+    )
+    words = ["fit", "--data.data_dir", data_dir, "--trainer.max_epochs", "1"]
+    done(start("-c", code, *words, "--model.hidden_dims=[4]"))
+    last = Path("lightning_logs/version_0/checkpoints/last.ckpt")
+    before = last.read_bytes()
+    status, _, err = ended(start("-c", code, *words, "--model.hidden_dims=[200]"))  # 640 kB
+    assert status == 2
+    new = "lightning_logs/version_1/checkpoints/last.ckpt"
+    assert err == (
+        f"error: {new} cannot be written: File too large; earlier checkpoints are as they were\n"
+    )
+    assert list(Path(new).parent.iterdir()) == []
+    assert last.read_bytes() == before
