@@ -7,6 +7,8 @@ import numpy as np
 import torch
 from torch import Tensor
 
+from fnn_lightning.errors import InputError
+
 Batch = tuple[Tensor, Tensor]
 """Images, `uint8` of shape `(B, 28, 28)`, and labels, `int64` of shape `(B,)`."""
 
@@ -109,5 +111,14 @@ class BatchSource:
         return {"position": self.position % len(self)}
 
     def load_state_dict(self, state: dict[str, Any]) -> None:
-        """Let the next iteration begin at a saved position."""
-        self._start = state["position"]
+        """Let the next iteration begin at a saved position.
+
+        Raises:
+            InputError: If there is no such position.
+        """
+        position = state["position"]
+        if type(position) is not int or not 0 <= position <= len(self):
+            raise InputError(
+                f"Expected a position in an epoch of {len(self):,} batches, but got {position!r}"
+            )
+        self._start = position

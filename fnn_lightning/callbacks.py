@@ -146,9 +146,9 @@ class Checkpoint(callbacks.Checkpoint):
         }
 
     def load_state_dict(self, state_dict: dict[str, Any]) -> None:
-        if state_dict["monitor"] == self.monitor:
-            self.best_score = state_dict["best_score"]
-            self.best_model_path = state_dict["best_model_path"]
+        if state_dict["monitor"] == self.monitor and state_dict["best_score"] is not None:
+            self.best_score = float(state_dict["best_score"])
+            self.best_model_path = str(state_dict["best_model_path"])
 
     def _save_best(self, trainer: Trainer) -> None:
         metrics = trainer.callback_metrics

@@ -123,9 +123,16 @@ class FNNCLI(LightningCLI):
             raise
         except DivergenceError as error:
             raise DivergenceError(f"{error}; {self._kept()}. Try a lower learning rate") from None
-        except RuntimeError as error:
+        except InputError:
+            raise
+        except Exception as error:
             if lost_a_process(error):
                 raise ConnectionError(f"{LOST}; {self._kept()}") from None
+            if self.checkpoint and not (self.model.began or isinstance(error, OSError)):
+                raise InputError(
+                    f"Expected a state to go on from in {self._ckpt_path}, but it cannot be "
+                    f"restored: {type(error).__name__}: {error}"
+                ) from error
             raise
         except SystemExit as stop:
             if isinstance(stop.__context__, KeyboardInterrupt):

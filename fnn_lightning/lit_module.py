@@ -108,6 +108,8 @@ class FNNLitModule(LightningModule):
         """Of each split last measured: images classified correctly, images in all."""
         self.validated_step: int | None = None
         """Number of optimiser steps at the last validation."""
+        self.began = False
+        """Whether training has begun: all that a checkpoint brings is in its place."""
         self._resumed: dict[str, Any] | None = None
         self._train_means: dict[str, Tensor] = {}
         self._lr = 0.0
@@ -141,6 +143,7 @@ class FNNLitModule(LightningModule):
         if self._resumed is not None:
             self._restore_progress(self._resumed)
             self._resumed = None
+        self.began = True
         reason = self.single_steps_because
         rank_zero_info(f"Steps are taken one at a time: {reason}" if reason else "Steps run ahead")
         self._set_pace()
