@@ -10,10 +10,9 @@ from pathlib import Path
 from typing import Any
 
 import torch
-from lightning.pytorch.loops.evaluation_loop import _EvaluationLoop
 from loop_timer import LoopTimer
 
-from fnn_lightning import batches, callbacks, lit_module, run_ahead
+from fnn_lightning import batches, callbacks, lit_module, run_ahead, train_metrics
 from fnn_lightning.commands import FNNCLI
 
 
@@ -30,14 +29,22 @@ class Clock:
         def wrapper(*args: Any, **kwargs: Any) -> Any:
             if self.busy:
                 return function(*args, **kwargs)
-            self.busy, start = True, time.perf_counter()
+            self.start()
             try:
                 return function(*args, **kwargs)
             finally:
-                self.seconds[what] += time.perf_counter() - start
-                self.busy = False
+                self.stop(what)
 
         return wrapper
+
+    def start(self) -> None:
+        """Begin something."""
+        self.busy, self.began = True, time.perf_counter()
+
+    def stop(self, what: str) -> None:
+        """End it, and say what it was."""
+        self.seconds[what] += time.perf_counter() - self.began
+        self.busy = False
 
     def wrap(self, owner: Any, name: str, what: str) -> None:
         """Wrap a method of a class or a function of a module."""
@@ -63,11 +70,23 @@ def show_profile(config: Path, data_dir: str) -> None:
     vars(lit_module)["bare_step"] = lambda optimizer: clock.timed("optimiser", bare_step(optimizer))
     clock.wrap(module, "_step", "forward")
     clock.wrap(torch.Tensor, "backward", "backward")
-    for name in ("_update_train_metrics", "_log_training", "log_dict"):
+    clock.wrap(train_metrics.TrainMetrics, "update", "metrics and logging")
+    for name in ("_log_training", "log_dict"):
         clock.wrap(module, name, "metrics and logging")
     clock.wrap(callbacks.Checkpoint, "_save", "checkpoints")
     clock.wrap(callbacks.ProgressBar, "on_train_batch_end", "progress bar")
-    clock.wrap(_EvaluationLoop, "run", "evaluations")
+    on_validation_start, on_validation_end = module.on_validation_start, module.on_validation_end
+
+    def start_evaluation(self: Any) -> None:
+        on_validation_start(self)
+        clock.start()
+
+    def end_evaluation(self: Any) -> None:
+        clock.stop("evaluations")
+        on_validation_end(self)
+
+    module.on_validation_start = start_evaluation  # type: ignore[method-assign]
+    module.on_validation_end = end_evaluation  # type: ignore[method-assign]
 
     command = ["fit", "--config", str(config), "--data.data_dir", data_dir]
     command += ["--trainer.enable_progress_bar", "true", "--trainer.callbacks"]

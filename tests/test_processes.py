@@ -125,6 +125,8 @@ def test_the_number_of_processes_changes_nothing(
         done(start(*FIT, *options, *ddp(2), "--run_folder", "run2")),
         done(start(*torchrun(4), *FIT, *options, *ddp(4), "--run_folder", "run4")),
     ]
+    assert "run ahead of the Trainer" in outputs[0]
+    assert "one at a time: the strategy is DDPStrategy" in outputs[1]
     one, *others = (scalars(f"run{processes}") for processes in (1, 2, 4))
     assert len(one["train/loss"]) == 100
     for curves in others:
