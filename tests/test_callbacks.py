@@ -116,3 +116,16 @@ def test_bad_arguments() -> None:
         Checkpoint(every_n_steps=0)
     with pytest.raises(InputError, match="`patience` to be 0 or more, but got -1"):
         EarlyStopping(patience=-1)
+
+
+@pytest.mark.parametrize(("minutes", "steps"), [(1e-9, [1, 2, 3, 4, 5, 6, 7]), (60.0, [7])])
+def test_every_n_minutes(
+    make_data: MakeData, monkeypatch: pytest.MonkeyPatch, minutes: float, steps: list[int]
+) -> None:
+    saved = []
+    monkeypatch.setattr(
+        Trainer, "save_checkpoint", lambda self, *_, **__: saved.append(self.global_step)
+    )
+    module = FNNLitModule(hidden_dims=[4], run_ahead=False)
+    run_with(Checkpoint(every_n_minutes=minutes), module, make_data(batch_size=40), max_epochs=1)
+    assert saved == steps
