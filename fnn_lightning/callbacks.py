@@ -14,7 +14,7 @@ from tqdm import tqdm
 from fnn_lightning.batches import BatchSource
 from fnn_lightning.errors import InputError
 from fnn_lightning.lit_module import CLASSES, FNNLitModule
-from fnn_lightning.stop import Stopped, StopSignals
+from fnn_lightning.stop import Stopped, StopSignals, end_at_once
 
 Metric = Literal["val/acc", "val/loss"]
 Mode = Literal["min", "max"]
@@ -33,7 +33,8 @@ class Checkpoint(callbacks.Checkpoint):
     Lightning's `ModelCheckpoint` writes it only together with a new best one (its issue 5030).
     From each, training goes on to the bit as if it had never been interrupted.
 
-    A signal to stop (Ctrl-C, SIGTERM) is obeyed after the step, when `last.ckpt` is written.
+    A signal to stop (Ctrl-C, SIGTERM) is obeyed after the step, when `last.ckpt` is written. With
+    `writes` set to false it is obeyed likewise, but nothing is written.
 
     Args:
         monitor: Name of a logged metric. The checkpoint with its best value is kept as
@@ -64,6 +65,7 @@ class Checkpoint(callbacks.Checkpoint):
         self.mode = mode or better_when(monitor or "")
         self.every_n_steps = every_n_steps
         self.every_n_minutes = every_n_minutes
+        self.writes = True
         self.best_score: float | None = None
         self.best_model_path = ""
         self.last_model_path = ""
@@ -142,17 +144,19 @@ class Checkpoint(callbacks.Checkpoint):
         return {
             "monitor": self.monitor,
             "best_score": self.best_score,
-            "best_model_path": self.best_model_path,
         }
 
     def load_state_dict(self, state_dict: dict[str, Any]) -> None:
-        if state_dict["monitor"] == self.monitor and state_dict["best_score"] is not None:
-            self.best_score = float(state_dict["best_score"])
-            self.best_model_path = str(state_dict["best_model_path"])
+        score = state_dict["best_score"]
+        if state_dict["monitor"] == self.monitor and score is not None and math.isfinite(score):
+            self.best_score = float(score)
+            best = self.folder / "best.ckpt"  # wherever the folder lies now
+            self.best_model_path = str(best) if best.is_file() else ""
 
     def _save_best(self, trainer: Trainer) -> None:
         metrics = trainer.callback_metrics
-        if self.monitor not in metrics or trainer.fast_dev_run:  # type: ignore[attr-defined]
+        writes = self.writes and not trainer.fast_dev_run  # type: ignore[attr-defined]
+        if self.monitor not in metrics or not writes:
             return
         score = float(metrics[self.monitor])
         sign = 1 if self.mode == "max" else -1
@@ -163,7 +167,7 @@ class Checkpoint(callbacks.Checkpoint):
             self._save(trainer, "best.ckpt")
 
     def _save_last(self, trainer: Trainer) -> None:
-        if not trainer.fast_dev_run:  # type: ignore[attr-defined]
+        if self.writes and not trainer.fast_dev_run:  # type: ignore[attr-defined]
             self.last_model_path = self._save(trainer, "last.ckpt")
             self._saved_step = trainer.global_step
             self._saved_at = time.monotonic()
@@ -333,6 +337,20 @@ class TerminalReport(callbacks.Callback):
     def _print(trainer: Trainer, text: str) -> None:
         if trainer.is_global_zero:
             tqdm.write(text)  # `print` would run into a progress bar
+
+
+class EndsAtOnce(callbacks.Callback):
+    """Lets SIGTERM end what has nothing to save, which the Trainer would finish first."""
+
+    def on_validation_start(self, trainer: Trainer, pl_module: LightningModule) -> None:
+        if trainer.state.fn != "fit":
+            end_at_once()
+
+    def on_test_start(self, trainer: Trainer, pl_module: LightningModule) -> None:
+        end_at_once()
+
+    def on_predict_start(self, trainer: Trainer, pl_module: LightningModule) -> None:
+        end_at_once()
 
 
 class PredictionWriter(callbacks.Callback):

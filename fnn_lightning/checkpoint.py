@@ -2,9 +2,12 @@
 
 import io
 import os
+import pickletools
+import re
 import warnings
 import zipfile
-from collections.abc import Iterator, Mapping
+from collections.abc import Iterable, Iterator, Mapping
+from contextlib import suppress
 from itertools import pairwise
 from pathlib import Path
 from typing import Any
@@ -14,6 +17,11 @@ from lightning.pytorch.plugins import TorchCheckpointIO
 from torch import Tensor
 
 from fnn_lightning.errors import InputError
+
+# what PyTorch writes for tensors and Lightning for its checkpoints, and nothing else
+PARTS = re.compile(
+    r"collections\.OrderedDict|torch\._utils\._rebuild_(tensor_v2|parameter)|torch\.\w+Storage"
+)
 
 
 class AtomicCheckpointIO(TorchCheckpointIO):
@@ -45,7 +53,8 @@ def write_checkpoint(checkpoint: dict[str, Any], path: Path) -> None:
     part = path.with_name(f".{path.name}.part")
     try:
         path.parent.mkdir(parents=True, exist_ok=True)
-        with part.open("wb") as file:
+        part.unlink(missing_ok=True)  # of a run that was killed; or a link, which is not followed
+        with part.open("xb") as file:
             file.write(content.getbuffer())
             file.flush()
             os.fsync(file.fileno())
@@ -54,8 +63,11 @@ def write_checkpoint(checkpoint: dict[str, Any], path: Path) -> None:
             folder = os.open(path.parent, os.O_DIRECTORY)
             os.fsync(folder)
             os.close(folder)
-    except OSError as error:
-        part.unlink(missing_ok=True)
+    except BaseException as error:
+        with suppress(OSError):
+            part.unlink()
+        if not isinstance(error, OSError):
+            raise
         raise OSError(
             f"{os.path.relpath(path)} cannot be written: {error.strerror}; "
             "earlier checkpoints are as they were"
@@ -85,8 +97,7 @@ def read_checkpoint(path: str) -> dict[str, Any]:
         with warnings.catch_warnings():
             warnings.simplefilter("ignore")  # about unusual files, which then fail
             checkpoint = torch.load(file, map_location="cpu", weights_only=True)
-        for tensor in tensors(checkpoint):
-            check_tensor(tensor)
+        check_tensors(tensors(checkpoint), file.stat().st_size)
     except InputError as error:
         raise InputError(f"Expected a sound checkpoint, but got {path}: {error}") from error
     except PermissionError as error:
@@ -107,6 +118,7 @@ def read_checkpoint(path: str) -> dict[str, Any]:
         or not all(isinstance(checkpoint.get(part), kind) for part, kind in parts.items())
         or not isinstance(checkpoint.get("datamodule_hyper_parameters", {}), dict)
         or "hidden_dims" not in checkpoint["hyper_parameters"]
+        or checkpoint["global_step"] < 0
     ):
         raise InputError(
             f"Expected `ckpt_path` to be a checkpoint of fnn_lightning, "
@@ -117,13 +129,21 @@ def read_checkpoint(path: str) -> dict[str, Any]:
 
 
 def check_archive(file: Path) -> None:
-    """Refuse an archive that would take more memory than its size on the disk."""
+    """Refuse an archive that would take more memory than its size on the disk, or names code."""
     with zipfile.ZipFile(file) as archive:  # the form in which PyTorch saves
         entries = archive.infolist()
+        pickles = [entry for entry in entries if entry.filename.endswith("data.pkl")]
+        limited = [entry for entry in pickles if entry.file_size <= file.stat().st_size]
+        contents = [archive.read(entry) for entry in limited if not entry.compress_type]
     if any(entry.compress_type != zipfile.ZIP_STORED for entry in entries):
         raise InputError("its contents are compressed, which PyTorch never does")
     if sum(entry.file_size for entry in entries) > file.stat().st_size:
         raise InputError("it claims to hold more than its own size")
+    for content in contents:
+        for code, argument, _ in pickletools.genops(content):
+            name = str(argument).replace(" ", ".")
+            if "GLOBAL" in code.name and not (code.name == "GLOBAL" and PARTS.fullmatch(name)):
+                raise InputError(f"it names {name if argument else 'code'}, which is not run")
 
 
 def tensors(value: Any) -> Iterator[Tensor]:
@@ -138,12 +158,15 @@ def tensors(value: Any) -> Iterator[Tensor]:
             yield from tensors(part)
 
 
-def check_tensor(tensor: Tensor) -> None:
-    """Refuse a tensor that is not the plain numbers in the file."""
-    if tensor.layout is not torch.strided or tensor.device.type != "cpu" or tensor.is_quantized:
-        raise InputError(f"it holds a tensor of an unusual kind, {tensor.layout}")
-    if tensor.numel() * tensor.element_size() > tensor.untyped_storage().nbytes():
-        raise InputError(f"it holds a tensor of shape {tuple(tensor.shape)} without its numbers")
+def check_tensors(found: Iterable[Tensor], size: int) -> None:
+    """Refuse tensors that are not plain numbers, each in the file for itself."""
+    claimed = 0
+    for tensor in found:
+        if tensor.layout is not torch.strided or tensor.device.type != "cpu":
+            raise InputError(f"it holds a tensor of an unusual kind, {tensor.layout}")
+        claimed += tensor.numel() * tensor.element_size()
+        if claimed > size:
+            raise InputError("it holds tensors with more numbers than there are in the file")
 
 
 def check_weights(checkpoint: dict[str, Any], path: str) -> None:
@@ -159,11 +182,38 @@ def check_weights(checkpoint: dict[str, Any], path: str) -> None:
         if not weight.isfinite().all():
             raise InputError(f"Expected finite weights in {path}, but {name} holds NaN or infinity")
     hidden_dims = checkpoint["hyper_parameters"]["hidden_dims"]
-    if isinstance(hidden_dims, list | tuple) and all(type(width) is int for width in hidden_dims):
-        # before a network is made that no memory could hold
-        wanted = sum(width * following for width, following in pairwise((*hidden_dims, 1)))
-        if wanted > sum(weight.numel() for weight in weights.values()):
-            raise InputError(
-                f"Expected the weights of hidden layers {list(hidden_dims)} in {path}, "
-                "but there are fewer"
-            )
+    if not isinstance(hidden_dims, list | tuple) or not all(type(n) is int for n in hidden_dims):
+        raise InputError(f"Expected `hidden_dims` in {path} to be integers")
+    # before a network is made that no memory could hold
+    wanted = sum(width * following for width, following in pairwise((*hidden_dims, 1)))
+    if wanted > sum(weight.numel() for weight in weights.values()):
+        raise InputError(
+            f"Expected the weights of all hidden layers in {path}, but there are fewer"
+        )
+
+
+def check_state(checkpoint: dict[str, Any], path: str) -> None:
+    """Refuse a state of training that cannot have come from one.
+
+    Raises:
+        InputError: If the optimiser's state is missing, or something that is counted is not a
+            whole number from 0 on.
+    """
+    if "optimizer_states" not in checkpoint:
+        raise InputError("Expected a checkpoint with the optimiser's state, to go on from it")
+    progress = checkpoint.get("progress")
+    kept = progress if isinstance(progress, dict) else {}
+    steps = [checkpoint["global_step"], kept.get("logged_step", 0), kept.get("validated_step") or 0]
+    for count in (*steps, *counts(checkpoint.get("loops"))):
+        if type(count) is not int or not 0 <= count < 2**53:
+            raise InputError(f"Expected the counts of a run in {path}, but got {count!r:.50}")
+
+
+def counts(loops: Any) -> Iterator[Any]:
+    """Go through what Lightning's loops have counted."""
+    if isinstance(loops, dict):
+        for name, value in loops.items():
+            if name in ("ready", "started", "processed", "completed", "_batches_that_stepped"):
+                yield value
+            else:
+                yield from counts(value)

@@ -9,6 +9,8 @@ from fnn_lightning import __version__
 from fnn_lightning.errors import DivergenceError, InputError
 from fnn_lightning.stop import LOST, Stopped, lost_a_process
 
+MAX_MESSAGE = 1_000  # characters; what a file holds can be repeated in a message
+
 
 def main(args: list[str] | None = None) -> None:
     """Run the command line.
@@ -34,12 +36,11 @@ def main(args: list[str] | None = None) -> None:
         FNNCLI(words)
     except Stopped as stop:
         if not rank():
-            name, path = signal.Signals(stop.signum).name, shlex.quote(os.path.relpath(stop.path))
-            print(
-                f"stopped by {name}, saved; go on with: "
-                f"python -m fnn_lightning fit --ckpt_path {path}",
-                file=sys.stderr,
-            )
+            saved = "nothing was saved"
+            if stop.path:
+                path = shlex.quote(os.path.relpath(stop.path))
+                saved = f"saved; go on with: python -m fnn_lightning fit --ckpt_path {path}"
+            print(f"stopped by {signal.Signals(stop.signum).name}, {saved}", file=sys.stderr)
         # a status other than 0 would make Lightning kill the first process before it says so
         raise SystemExit(0 if rank() else 128 + stop.signum) from None
     except KeyboardInterrupt as stop:
@@ -63,7 +64,9 @@ def main(args: list[str] | None = None) -> None:
                 raise
             error = ConnectionError(LOST)
         where = f" on rank {rank()}" if rank() else ""
-        print(f"error{where}: {' '.join(str(error).split())}", file=sys.stderr)
+        text = "".join(filter(str.isprintable, " ".join(str(error).split())))
+        text = text if len(text) <= MAX_MESSAGE else f"{text[:MAX_MESSAGE]} …"
+        print(f"error{where}: {text}", file=sys.stderr)
         wrong_input = not isinstance(error, DivergenceError | ConnectionError)
         raise SystemExit(2 if wrong_input else 1) from None
 

@@ -1,11 +1,12 @@
 """LightningCLI with this project's defaults, checkpoints and messages."""
 
 import difflib
-import json
 import logging
 import os
 import re
+import reprlib
 import shlex
+import signal
 import sys
 import warnings
 from argparse import ArgumentError
@@ -23,15 +24,16 @@ from fnn_lightning import __version__
 from fnn_lightning.callbacks import (
     Checkpoint,
     EarlyStopping,
+    EndsAtOnce,
     PredictionWriter,
     ProgressBar,
     TerminalReport,
 )
-from fnn_lightning.checkpoint import AtomicCheckpointIO, read_checkpoint
+from fnn_lightning.checkpoint import AtomicCheckpointIO, check_state, read_checkpoint
 from fnn_lightning.errors import DivergenceError, InputError
 from fnn_lightning.lit_module import SGD, FNNLitModule
 from fnn_lightning.mnist import MNISTDataModule
-from fnn_lightning.run_folder import CONFIG, LAST, RunLogger, resuming_logger, run_folder
+from fnn_lightning.run_folder import CONFIG, LAST, RunLogger, logged_at, resuming_logger, run_folder
 from fnn_lightning.stop import LOST, Stopped, lost_a_process, requeue
 
 TRAINER_DEFAULTS = {"num_sanity_val_steps": 0, "enable_model_summary": False}
@@ -39,6 +41,13 @@ MAX_EPOCHS = 5  # unless something else ends the run
 SUBCOMMANDS = ("fit", "validate", "test", "predict")
 COMMAND = "python -m fnn_lightning"
 PLATEAU = "lightning.pytorch.cli.ReduceLROnPlateau"
+# the texts that settings of the Trainer, the checkpoints and torch.optim's classes can be
+WORDS = (
+    *("auto", "cpu", "gpu", "cuda", "mps", "tpu", "ddp", "fsdp"),
+    *("16-mixed", "bf16-mixed", "16-true", "bf16-true", "32-true", "64-true", "bf16"),
+    *("val/acc", "val/loss", "min", "max", "rel", "abs", "norm", "value", "cos", "linear"),
+    *("triangular", "triangular2", "exp_range", "cycle", "iterations"),
+)
 
 
 class FNNCLI(LightningCLI):
@@ -111,6 +120,11 @@ class FNNCLI(LightningCLI):
             raise InputError(f"Expected --run_folder to be a folder, but got {named}: it is a file")
         if (run / LAST).exists():
             self._ckpt_path = str(run / LAST)
+        elif (run / CONFIG).exists() and self.said.keys() == {"run_folder"}:
+            raise InputError(
+                f"Expected a checkpoint in {named}, but it holds none yet: give the settings "
+                f"again, as --config {shlex.quote(str(Path(str(named)) / CONFIG))}"
+            )
         return run
 
     def fit(self, **kwargs: Any) -> None:
@@ -137,16 +151,32 @@ class FNNCLI(LightningCLI):
         except SystemExit as stop:
             if isinstance(stop.__context__, KeyboardInterrupt):
                 raise KeyboardInterrupt(self._kept()) from None
+            if trainer.received_sigterm:  # before training has begun
+                raise Stopped(signal.SIGTERM, "") from None
             raise
-        if self.checkpoint and trainer.global_step == self.checkpoint["global_step"]:
-            raise InputError(
-                f"Expected more than the {trainer.global_step:,} steps that the checkpoint has "
-                "seen already: raise --trainer.max_epochs or --trainer.max_steps"
-            )
+        if self.checkpoint and not self.model.began:
+            self._finish()
         unvalidated = trainer.global_step not in (0, self.model.validated_step)
         if unvalidated and trainer.enable_validation and not trainer.fast_dev_run:  # type: ignore[attr-defined]
             # The result is that of the last step, wherever the last validation was.
             trainer.validate(self.model, datamodule=self.datamodule, verbose=False)
+
+    def _finish(self) -> None:
+        """Do what is left of a run that was interrupted after its last step, if anything is."""
+        trainer = self.trainer
+        to_go_on = "to go on, raise --trainer.max_epochs, --trainer.max_steps or --trainer.max_time"
+        if self._run is None:
+            raise InputError(
+                f"Expected more than the {trainer.global_step:,} steps that the checkpoint has "
+                f"seen already; {to_go_on}"
+            )
+        logged = logged_at(self._run, trainer.global_step) if trainer.is_global_zero else None
+        logged = trainer.strategy.broadcast(logged) or set()
+        self.model.finish(log="train/loss" not in logged)
+        if "val/acc" in logged:
+            trainer.loggers = []
+        if trainer.is_global_zero:
+            print(f"all {trainer.global_step:,} steps are done already; {to_go_on}")
 
     def _kept(self) -> str:
         callbacks = self.trainer.callbacks  # type: ignore[attr-defined]
@@ -245,6 +275,7 @@ class FNNCLI(LightningCLI):
         if self.subcommand == "fit":
             check_what_is_monitored(section)
             if self.checkpoint is not None:
+                check_state(self.checkpoint, str(self._ckpt_path))
                 check_resumes(section, self.checkpoint)
         elif self._ckpt_path is None:
             raise InputError(
@@ -279,7 +310,7 @@ class FNNCLI(LightningCLI):
     def instantiate_trainer(self, **kwargs: Any) -> Trainer:
         section = self.config_init[self.subcommand]
         config = section.trainer
-        callbacks: list[Callback] = [TerminalReport()]
+        callbacks: list[Callback] = [EndsAtOnce(), TerminalReport()]
         fitting = self.subcommand == "fit"
         if config.enable_progress_bar is None:
             # in a file, and between the lines of CSV, a progress bar is noise
@@ -300,10 +331,13 @@ class FNNCLI(LightningCLI):
             config.plugins = [AtomicCheckpointIO(), *given_plugins]
         if fitting and section.early_stopping.enabled:
             callbacks.append(section.early_stopping)
-        if fitting and config.enable_checkpointing is not False and config.logger:
+        if fitting:
+            # it also obeys signals to stop, whether it writes or not
+            section.checkpoint.writes = bool(
+                config.enable_checkpointing is not False and config.logger
+            )
             callbacks.append(section.checkpoint)
-        else:
-            config.enable_checkpointing = False
+        config.enable_checkpointing = fitting
         given = config.callbacks or []
         config.callbacks = [*(given if isinstance(given, list) else [given]), *callbacks]
         return super().instantiate_trainer(**kwargs)
@@ -426,11 +460,11 @@ def check_ranges(trainer: Namespace) -> None:
 
 def check_resumes(config: Namespace, checkpoint: dict[str, Any]) -> None:
     """Refuse another optimiser or schedule than the one whose state the checkpoint brings."""
-    if "optimizer_states" not in checkpoint:
-        raise InputError("Expected a checkpoint with the optimiser's state, to go on from it")
     for name in ("optimizer", "lr_scheduler"):
         stored, now = checkpoint["hyper_parameters"].get(name), plain(config[name])
-        if json.dumps(stored) != json.dumps(now):
+        if stored:
+            check_is_data(stored)
+        if stored != now:
             raise InputError(
                 f"Expected `{name}` to be that of the checkpoint, whose state comes with it, "
                 f"{stored}, but got {now}"
@@ -440,23 +474,27 @@ def check_resumes(config: Namespace, checkpoint: dict[str, Any]) -> None:
 def check_is_data(config: Any) -> None:
     """Refuse a stored class or argument by which the parser would import code."""
     path = str(config.get("class_path")) if isinstance(config, dict) else ""
-    arguments = (config.get("init_args") or {}) if isinstance(config, dict) else None
     name = path.rpartition(".")[2]
     known = (f"torch.optim.{name}", f"torch.optim.lr_scheduler.{name}", PLATEAU)
+    arguments = (config.get("init_args") or {}) if isinstance(config, dict) else None
     if (
         path not in known
+        or not set(config) <= {"class_path", "init_args"}
         or not isinstance(arguments, dict)
         or not all(map(is_data, arguments.values()))
     ):
-        raise InputError(f"The checkpoint names code, which is not run: {config}")
+        raise InputError(f"The checkpoint names code, which is not run: {config!r:.200}")
 
 
 def is_data(value: Any) -> bool:
-    """Tell whether the parser takes a value as it is: no path to import, however deep in lists."""
+    """Tell whether a stored setting is a number or one of the few words that settings can be.
+
+    The parser takes any other text for YAML, the name of a class or that of a file.
+    """
     if isinstance(value, list | tuple):
-        return all(map(is_data, value))
+        return all(part is None or isinstance(part, int | float) for part in value)
     if isinstance(value, str):
-        return "." not in value
+        return value in WORDS or re.fullmatch(r"[0-9:,.]+", value) is not None
     return value is None or isinstance(value, bool | int | float)
 
 
@@ -471,10 +509,11 @@ def run_settings(run: Path) -> dict[str, Any]:
     settings = {}
     for section in ("trainer", "checkpoint", "early_stopping"):
         for name, value in (config.get(section) or {}).items():
-            values = list(value.values()) if isinstance(value, dict) else value
-            if name != "default_root_dir" and not is_data(values):
+            if name == "default_root_dir":
+                continue  # the run has its folder
+            if not is_data(value):
                 raise InputError(
-                    f"{run / CONFIG} names code, as {section}.{name}, which is not run for a "
+                    f"{run / CONFIG} may name code, as {section}.{name}, which is not run for a "
                     f"checkpoint: add --config {shlex.quote(str(run / CONFIG))} if you trust it"
                 )
             settings[f"{section}.{name}"] = value
@@ -521,16 +560,18 @@ def read_config(path: str) -> dict[str, Any]:
         raise InputError(
             f"Expected --config to be a YAML file, but got {path!r}: {error.strerror}"
         ) from error
-    except (UnicodeDecodeError, yaml.YAMLError) as error:
+    except (RecursionError, ValueError, yaml.YAMLError) as error:  # a date like 2001-99-99
         raise InputError(f"Expected {path} to be a YAML file, but it is not: {error}") from error
     if not isinstance(config, dict):
-        raise InputError(f"Expected {path} to hold settings, `name: value`, but got {config!r}")
+        raise InputError(
+            f"Expected {path} to hold settings, `name: value`, but got {reprlib.repr(config):.100}"
+        )
     for section in ("trainer", "model", "data", "checkpoint", "early_stopping", "optimizer"):
         accepted = dict | str if section == "optimizer" else dict
         if section in config and not isinstance(config[section], accepted):
             raise InputError(
                 f"Expected `{section}` in {path} to hold settings, `name: value`, "
-                f"but got {config[section]!r}"
+                f"but got {reprlib.repr(config[section]):.100}"
             )
     # linked: the parser would ignore them here
     linked = {"model": ("optimizer", "lr_scheduler"), "data": ("seed",)}

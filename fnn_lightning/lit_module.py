@@ -312,6 +312,7 @@ class FNNLitModule(LightningModule):
         checkpoint["progress"] = {
             "processes": self._gather(kept),
             "logged_step": self._logged_step,
+            "lr": self._lr,
             "validated_step": validated_step,
             "plateau": self._plateau_due(),
         }
@@ -319,6 +320,18 @@ class FNNLitModule(LightningModule):
     def on_load_checkpoint(self, checkpoint: dict[str, Any]) -> None:
         self._loaded_step = checkpoint["global_step"]
         self._resumed = checkpoint.get("progress")
+
+    def finish(self, log: bool) -> None:
+        """Do what is left of a run that was interrupted after its last step.
+
+        Args:
+            log: Whether the means since the last line of the log are still to be written.
+        """
+        if self._resumed is not None:
+            self._restore_progress({**self._resumed, "plateau": None})
+            self._resumed = None
+            if log:
+                self.on_train_end()
 
     def _restore_progress(self, progress: dict[str, Any]) -> None:
         """Go on in the middle of everything that a checkpoint of Lightning's leaves out."""
@@ -329,7 +342,7 @@ class FNNLitModule(LightningModule):
         else:  # on another number of processes, the first goes on with the sums of all
             kept = processes if rank == 0 else []
         self.train_metrics.restore(kept, self.device)
-        self._logged_step = progress["logged_step"]
+        self._logged_step, self._lr = progress["logged_step"], progress["lr"]
         self.validated_step = progress["validated_step"]
         if progress["plateau"] is not None:
             self._step_plateau(progress["plateau"])

@@ -5,6 +5,7 @@ from typing import Any
 
 from lightning.pytorch.loggers import TensorBoardLogger
 from lightning.pytorch.utilities import rank_zero_only
+from tensorboard.backend.event_processing.event_accumulator import EventAccumulator
 
 CONFIG, LAST = "config.yaml", Path("checkpoints", "last.ckpt")
 
@@ -60,3 +61,13 @@ def run_folder(ckpt_path: str) -> Path | None:
     folder = Path(ckpt_path).absolute().parent
     run = folder.parent
     return run if folder.name == LAST.parent.name and (run / CONFIG).is_file() else None
+
+
+def logged_at(run: Path, step: int) -> set[str]:
+    """Return the names of the curves in a run's folder that have a point at a step."""
+    events = EventAccumulator(str(run), size_guidance={"scalars": 0}).Reload()
+    return {
+        tag
+        for tag in events.Tags()["scalars"]
+        if any(event.step == step for event in events.Scalars(tag))
+    }

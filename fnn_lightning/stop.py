@@ -12,11 +12,11 @@ LOST = "another process of the run has ended or is out of reach; see what it sai
 
 
 class Stopped(BaseException):
-    """The run was asked to stop, and has saved its last step.
+    """The run was asked to stop.
 
     Args:
         signum: The signal.
-        path: The checkpoint to go on from.
+        path: The checkpoint to go on from, "" if there is none.
     """
 
     def __init__(self, signum: int, path: str) -> None:
@@ -56,6 +56,12 @@ class StopSignals:
         if signum == signal.SIGINT == self.received:
             raise KeyboardInterrupt
         self.received = self.received or signum
+
+
+def end_at_once() -> None:
+    """Let SIGTERM end this process, as it does where nobody handles it."""
+    if threading.current_thread() is threading.main_thread():
+        signal.signal(signal.SIGTERM, signal.SIG_DFL)
 
 
 def requeue(stop: Stopped) -> None:

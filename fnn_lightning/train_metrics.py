@@ -147,7 +147,7 @@ def set_states(metric: Any, kept: Sequence[dict[str, Tensor]]) -> None:
     if not kept:
         return
     for name, value in metric.metric_state.items():
-        setattr(metric, name, sum(each[name].to(value.device) for each in kept))
+        setattr(metric, name, sum(each[name].to(value).view_as(value) for each in kept))
     # torchmetrics has no public way to say so, and loading a `state_dict` does not; a test resumes
     # between two lines of the log.
     metric._update_count = 1

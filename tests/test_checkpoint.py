@@ -55,7 +55,7 @@ def write(path: Path, kind: str) -> None:
         ("list", "it holds something else"),
         ("other network", "it holds something else"),
         ("weights alone", "it holds something else"),
-        ("command", "it is damaged or something else"),
+        ("command", r"it names \w+.mkdir, which is not run"),
         ("pickled command", "it is damaged or something else"),
     ],
 )

@@ -487,10 +487,56 @@ def test_on_from_the_best_with_early_stopping(data_dir: str) -> None:
 
 def test_nothing_left_to_train(data_dir: str, capsys: Capture) -> None:
     fit(data_dir)
+    before = scalars(str(RUN))
     capsys.readouterr()
+    main(["fit", "--ckpt_path", LAST])  # the run's own limits
+    assert "all 6 steps are done already; to go on, raise" in capsys.readouterr().out
+    assert scalars(str(RUN)) == before
+    Path("alone.ckpt").write_bytes(Path(LAST).read_bytes())
     with pytest.raises(SystemExit):
-        main(["fit", "--ckpt_path", LAST, "--trainer.max_epochs", "2"])
+        main(["fit", "--ckpt_path", "alone.ckpt", "--trainer.max_epochs", "2"])
     assert "more than the 6 steps that the checkpoint has seen" in capsys.readouterr().err
+
+
+@pytest.mark.parametrize(
+    "limits",
+    [["--trainer.max_steps", "5"], ["--trainer.max_epochs", "2"]],
+    ids=["in an epoch", "at the end of one"],
+)
+def test_interrupted_after_the_last_step(
+    data_dir: str, monkeypatch: pytest.MonkeyPatch, limits: list[str]
+) -> None:
+    words = ["fit", "--data.data_dir", data_dir, "--model.hidden_dims=[8]", *limits]
+    words += ["--trainer.log_every_n_steps", "4"]
+    main([*words, "--run_folder", "straight"])
+    with monkeypatch.context() as patch:
+        patch.delattr(FNNLitModule, "on_train_end")
+        patch.setattr(Trainer, "validate", lambda *_, **__: None)
+        main([*words, "--run_folder", "killed"])
+    assert scalars("killed") != scalars("straight")
+    for _ in range(2):
+        main([*words, "--run_folder", "killed"])
+        assert scalars("killed") == scalars("straight")
+
+
+def test_a_run_folder_without_a_checkpoint(data_dir: str, capsys: Capture) -> None:
+    fit(data_dir, "--run_folder", "some run")
+    shutil.rmtree("some run/checkpoints")
+    with pytest.raises(SystemExit):
+        main(["fit", "--run_folder", "some run"])
+    assert "give the settings again, as --config 'some run/config.yaml'" in capsys.readouterr().err
+    main(["fit", "--run_folder", "some run", "--config", "some run/config.yaml"])
+    both = ["fit", "--run_folder", "some run", "--ckpt_path", "some run/checkpoints/last.ckpt"]
+    with pytest.raises(SystemExit):
+        main(both)
+    assert "either --run_folder" in capsys.readouterr().err
+
+
+def test_the_best_checkpoint_of_a_run_that_was_moved(data_dir: str, capsys: Capture) -> None:
+    fit(data_dir, "--checkpoint.monitor", "val/loss")
+    RUN.rename("moved")
+    main(["fit", "--ckpt_path", "moved/checkpoints/last.ckpt"])
+    assert "checkpoint moved/checkpoints/best.ckpt\n" in capsys.readouterr().out
 
 
 def test_max_steps_alone_ends_the_run(data_dir: str) -> None:

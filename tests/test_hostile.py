@@ -3,8 +3,9 @@
 import os
 import resource
 import struct
+import sys
 import zipfile
-from collections.abc import Callable
+from collections.abc import Callable, Iterator
 from pathlib import Path
 from typing import Any
 
@@ -44,6 +45,9 @@ def put(*path: Any) -> Callable[[Any], None]:
     return change
 
 
+# as the parser reads it, YAML that names a class
+HIDDEN = r'{"class_path": "evilmod\x2eEvil"}'
+
 CHANGES: dict[str, Callable[[Any], None]] = {
     "command": put("extra", RunsACommand()),
     "_instantiator": put("hyper_parameters", "_instantiator", "os.mkdir"),
@@ -53,6 +57,20 @@ CHANGES: dict[str, Callable[[Any], None]] = {
         "optimizer",
         {"class_path": "subprocess.Popen", "init_args": {"args": ["mkdir", "it-ran"]}},
     ),
+    "beside the arguments": put(
+        "hyper_parameters", "optimizer", "dict_kwargs", {"x": {"class_path": "evilmod.Evil"}}
+    ),
+    "hidden dot": put("hyper_parameters", "optimizer", "init_args", "lr", HIDDEN),
+    "function": put(
+        "hyper_parameters",
+        "lr_scheduler",
+        {"class_path": "torch.optim.lr_scheduler.LambdaLR", "init_args": {"lr_lambda": HIDDEN}},
+    ),
+    "file": put("hyper_parameters", "optimizer", "init_args", "weight_decay", "evilcfg"),
+    "bytes": put("extra", bytearray(10)),
+    "words for widths": put("hyper_parameters", "hidden_dims", ["8"]),
+    "same numbers nine times": put("extra", [torch.ones(10**6)] * 9),
+    "negative steps": put("global_step", -5),
     "other argument": put("hyper_parameters", "widths", [3]),
     "NaN": lambda checkpoint: checkpoint["state_dict"][WEIGHT].fill_(torch.nan),
     "whole numbers": put("state_dict", WEIGHT, torch.ones(8, 784, dtype=torch.int64)),
@@ -79,6 +97,21 @@ TRAINING: dict[str, Callable[[Any], None]] = {
     "schedule": put("lr_schedulers", None),
     "loops": put("loops", "fit_loop", {}),
     "epoch": put("loops", "fit_loop", "epoch_progress", "current", "processed", "x"),
+    "negative": put(
+        "loops",
+        "fit_loop",
+        "epoch_progress",
+        "current",
+        {"ready": -5, "started": -5, "processed": -5, "completed": -7},
+    ),
+    "logged": put("progress", "logged_step", "x"),
+    "sum": put(
+        "progress",
+        "processes",
+        0,
+        "since_validation",
+        {"mean_value": torch.ones(3, 3), "weight": 1},
+    ),
     "position": put("loops", "fit_loop", "state_dict", "combined_loader", [{"position": 10**9}]),
     "callbacks": put("callbacks", {"Checkpoint": {"monitor": None, "best_score": "x"}}),
     "progress": put("progress", 7),
@@ -87,6 +120,16 @@ TRAINING: dict[str, Callable[[Any], None]] = {
     "sums": put("progress", "processes", 0, "metrics", {}),
     "plateau": put("progress", "plateau", "x"),
 }
+
+
+@pytest.fixture(autouse=True)
+def _evil_module(monkeypatch: pytest.MonkeyPatch, tmp_path: Path) -> Iterator[None]:
+    """Put a module that leaves a mark when it is imported where `python -m` would find it."""
+    monkeypatch.syspath_prepend(tmp_path)
+    Path("evilmod.py").write_text("import os; os.mkdir('it-ran')\nclass Evil: pass\n")
+    Path("evilcfg").write_text("class_path: evilmod.Evil\n")
+    yield
+    sys.modules.pop("evilmod", None)
 
 
 @pytest.fixture
@@ -152,18 +195,46 @@ def test_a_zip_bomb(checkpoint: Any, capsys: Capture, command: str) -> None:
     assert resource.getrusage(resource.RUSAGE_SELF).ru_maxrss - limit < 50_000  # kB
 
 
-def test_a_run_folder_whose_config_names_code(data_dir: str, capsys: Capture) -> None:
+@pytest.mark.parametrize("name", ["callbacks", "strategy", "logger", "plugins", "profiler"])
+@pytest.mark.parametrize(
+    "value",
+    ["{class_path: evilmod.Evil}", "evilmod.Evil", f"'{HIDDEN}'", f"'[{HIDDEN}]'", "[evilcfg]",
+     "evilcfg", "ModelCheckpoint"],
+)  # fmt: skip
+def test_a_run_folder_whose_config_names_code(
+    data_dir: str, capsys: Capture, name: str, value: str
+) -> None:
     fit(data_dir)
     config = RUN / "config.yaml"
-    good = config.read_text()
-    for evil in ("  callbacks:\n    class_path: os.mkdir\n", "  strategy: os.mkdir\n"):
-        name = evil.split(":")[0].strip()
-        config.write_text(
-            "\n".join(line for line in good.splitlines() if not line.startswith(f"  {name}:"))
-            .replace("trainer:\n", f"trainer:\n{evil}")
-        )  # fmt: skip
-        error = refused("fit", LAST, capsys)
-        assert f"names code, as trainer.{name}, which is not run for a checkpoint" in error
+    lines = config.read_text().splitlines()
+    config.write_text(
+        "\n".join(f"  {name}: {value}" if line.startswith(f"  {name}:") else line for line in lines)
+    )
+    error = refused("fit", LAST, capsys)
+    assert f"may name code, as trainer.{name}, which is not run for a checkpoint" in error
+
+
+@pytest.mark.parametrize(
+    "text",
+    ["trainer: {max_epochs: 2001-99-99}", "trainer: {max_epochs: !!int '0b'}", "[" * 3000,
+     "trainer:\n  devices: &a [*a]", "trainer: {max_epochs: " + "9" * 5000 + "}",
+     "a: &a [1, 1]\n" + "".join(f"b{n}: &b{n} [*{'a' if n == 0 else f'b{n - 1}'}, "
+     f"*{'a' if n == 0 else f'b{n - 1}'}]\n" for n in range(40)) + "trainer: *b39"],
+    ids=["date", "number", "deep", "circular", "digits", "laughs"],
+)  # fmt: skip
+def test_a_run_folder_whose_config_is_odd(data_dir: str, capsys: Capture, text: str) -> None:
+    fit(data_dir)
+    (RUN / "config.yaml").write_text(text)
+    refused("fit", LAST, capsys)
+
+
+def test_a_link_in_the_place_of_a_part(data_dir: str) -> None:
+    fit(data_dir)
+    Path("precious").write_text("mine")
+    (RUN / "checkpoints" / ".last.ckpt.part").symlink_to(Path("precious").absolute())
+    main(["fit", "--ckpt_path", LAST, "--trainer.max_epochs", "3"])
+    assert Path("precious").read_text() == "mine"
+    assert not Path(LAST).is_symlink()
 
 
 @pytest.fixture(scope="module")

@@ -221,6 +221,25 @@ def test_killed_and_resumed(data_dir: str, start: Start, processes: int) -> None
     assert_same_run("lightning_logs/version_0", "straight")
 
 
+def test_signals_where_nothing_is_saved(data_dir: str, start: Start) -> None:
+    options = ["--data.data_dir", data_dir, "--model.hidden_dims=[8]"]
+    run = start(*FIT, *options, "--trainer.max_epochs=9999", "--trainer.logger=false")
+    wait_for(run, 30)
+    run.send_signal(signal.SIGTERM)
+    assert ended(run)[::2] == (143, "stopped by SIGTERM, nothing was saved\n")
+
+    done(start(*FIT, *options, "--run_folder", "run"))
+    words = ["predict", "--ckpt_path", "run/checkpoints/last.ckpt", "--data.data_dir", data_dir]
+    # a reader that does not read holds the command up in its midst
+    many = "from fnn_lightning import mnist; mnist.EVAL_BATCH_SIZE = 1; "
+    code = f"{many}import sys; from fnn_lightning.cli import main; main(sys.argv[1:])"
+    run = start("-c", code, *words, "--trainer.accelerator=cpu")
+    assert run.stdout
+    run.stdout.readline()
+    run.send_signal(signal.SIGTERM)
+    assert run.wait(SECONDS) == -signal.SIGTERM
+
+
 SRUN = """#!/bin/bash
 [ "$1" = --kill-on-bad-exit=1 ] || exit 64
 shift
