@@ -2,10 +2,10 @@
 
     python benchmarks/chaos.py --data_dir data
 
-Each of the twenty trials starts two epochs of `configs/relu_100.yaml` on one or two processes,
-kills it at a random moment (the whole run by SIGKILL or SIGTERM, or one process of two by SIGKILL),
-waits until nothing of it is left, goes on with the same command, and compares weights, optimiser,
-metrics and curves with those of a run that was left alone.
+Each of twenty trials starts the work of `configs/relu_100.yaml` on one process, or two epochs of
+it on two, kills it at a random moment of training (the whole run by SIGKILL or SIGTERM, or one
+process of two by SIGKILL), waits until nothing of it is left, goes on with the same command, and
+compares weights, optimiser, metrics and curves with those of a run that was left alone.
 """
 
 import argparse
@@ -36,10 +36,23 @@ def start(folder: Path, processes: int, data_dir: str, log: Any) -> subprocess.P
     command = [sys.executable, "-m", "fnn_lightning", "fit", "--config", str(CONFIG)]
     command += ["--run_folder", str(folder), "--data.data_dir", data_dir]
     command += ["--trainer.accelerator", "cpu", "--trainer.log_every_n_steps", "7"]
-    command += ["--checkpoint.every_n_steps", "50", "--trainer.max_epochs", "2"]
+    command += ["--checkpoint.every_n_steps", "50"]
     if processes > 1:
-        command += ["--trainer.devices", str(processes), "--trainer.strategy", "ddp"]
+        command += [
+            "--trainer.max_epochs",
+            "2",
+            "--trainer.devices",
+            str(processes),
+            "--trainer.strategy",
+            "ddp",
+        ]
     return subprocess.Popen(command, cwd=REPOSITORY, stdout=log, stderr=log, start_new_session=True)
+
+
+def wait_for_training(process: subprocess.Popen[bytes], log: Path) -> None:
+    """Wait until a run has said what it is going to do."""
+    while process.poll() is None and b"\nsteps " not in log.read_bytes():
+        time.sleep(0.01)
 
 
 def kill(process: subprocess.Popen[bytes], kind: str) -> None:
@@ -102,34 +115,39 @@ def main() -> None:
     options = parser.parse_args()
     data_dir, rng = str(Path(options.data_dir).absolute()), random.Random(options.seed)
     identical = 0
-    with tempfile.TemporaryDirectory() as scratch, (Path(scratch) / "log").open("w+b") as log:
+    with tempfile.TemporaryDirectory() as scratch:
         undisturbed, seconds = {}, {}
         for processes in (1, 2):
-            folder, begin = Path(scratch) / f"undisturbed{processes}", time.monotonic()
-            if start(folder, processes, data_dir, log).wait():
-                sys.exit(f"the undisturbed run failed:\n{Path(log.name).read_text()}")
+            folder, log = Path(scratch) / f"undisturbed{processes}", Path(scratch) / "log"
+            with log.open("wb") as file:
+                process = start(folder, processes, data_dir, file)
+                wait_for_training(process, log)
+                begin = time.monotonic()
+                if process.wait():
+                    sys.exit(f"the undisturbed run failed:\n{log.read_text()}")
             seconds[processes] = time.monotonic() - begin
             undisturbed[processes] = result(folder)
-        print("| kill | processes | signal | after, s | step saved | gone after, s | identical |")
-        print("| --- | --- | --- | --- | --- | --- | --- |")
+        print(
+            "| kill | processes | signal | after s of training | step saved | gone after s | same |"
+        )
+        print("| --- | --- | --- | --- | --- | --- | --- |", flush=True)
         for trial in range(options.kills):
             processes, kind = KINDS[trial % len(KINDS)]
-            folder = Path(scratch) / f"trial{trial}"
-            after = rng.uniform(0.4, 0.95) * seconds[processes]
-            process = start(folder, processes, data_dir, log)
-            with suppress(subprocess.TimeoutExpired):
-                process.wait(after)
-            if process.poll() is None:
-                kill(process, kind)
-            gone = wait(process)
-            saved = 0
-            if (folder / LAST).exists():
-                saved = torch.load(folder / LAST, weights_only=True)["global_step"]
-            if (
-                saved < undisturbed[processes][0]["global_step"]
-                and start(folder, processes, data_dir, log).wait()
-            ):
-                sys.exit(f"the run did not go on:\n{Path(log.name).read_text()[-3000:]}")
+            folder, log = Path(scratch) / f"trial{trial}", Path(scratch) / f"log{trial}"
+            after = rng.uniform(0, 0.9) * seconds[processes]
+            with log.open("wb") as file:
+                process = start(folder, processes, data_dir, file)
+                wait_for_training(process, log)
+                with suppress(subprocess.TimeoutExpired):
+                    process.wait(after)
+                if process.poll() is None:
+                    kill(process, kind)
+                gone = wait(process)
+                saved = 0
+                if (folder / LAST).exists():
+                    saved = torch.load(folder / LAST, weights_only=True)["global_step"]
+                if start(folder, processes, data_dir, file).wait():
+                    sys.exit(f"the run did not go on:\n{log.read_text()[-3000:]}")
             alike = same(result(folder), undisturbed[processes])
             identical += alike
             print(

@@ -7,7 +7,6 @@ import re
 import warnings
 import zipfile
 from collections.abc import Iterable, Iterator, Mapping
-from contextlib import suppress
 from itertools import pairwise
 from pathlib import Path
 from typing import Any
@@ -50,28 +49,34 @@ def write_checkpoint(checkpoint: dict[str, Any], path: Path) -> None:
     """
     content = io.BytesIO()
     torch.save(checkpoint, content)
-    part = path.with_name(f".{path.name}.part")
     try:
-        path.parent.mkdir(parents=True, exist_ok=True)
-        part.unlink(missing_ok=True)  # of a run that was killed; or a link, which is not followed
-        with part.open("xb") as file:
-            file.write(content.getbuffer())
-            file.flush()
-            os.fsync(file.fileno())
-        part.replace(path)
-        if hasattr(os, "O_DIRECTORY"):  # where a folder can be opened: its new entry, too
-            folder = os.open(path.parent, os.O_DIRECTORY)
-            os.fsync(folder)
-            os.close(folder)
-    except BaseException as error:
-        with suppress(OSError):
-            part.unlink()
-        if not isinstance(error, OSError):
-            raise
+        write_whole(path, content.getbuffer())
+    except OSError as error:
         raise OSError(
             f"{os.path.relpath(path)} cannot be written: {error.strerror}; "
             "earlier checkpoints are as they were"
         ) from error
+
+
+def write_whole(path: Path, content: bytes | memoryview) -> None:
+    """Write a file under another name first, and rename it when it is whole and on the disk."""
+    part = path.with_name(f".{path.name}.part")
+    path.parent.mkdir(parents=True, exist_ok=True)
+    try:
+        part.unlink(missing_ok=True)  # of a run that was killed; or a link, which is not followed
+        with part.open("xb") as file:
+            file.write(content)
+            file.flush()
+            os.fsync(file.fileno())
+        part.replace(path)
+    finally:
+        part.unlink(missing_ok=True)
+    if hasattr(os, "O_DIRECTORY"):  # where a folder can be opened: its new entry, too
+        folder = os.open(path.parent, os.O_DIRECTORY)
+        try:
+            os.fsync(folder)
+        finally:
+            os.close(folder)
 
 
 def read_checkpoint(path: str) -> dict[str, Any]:

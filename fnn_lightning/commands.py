@@ -33,7 +33,15 @@ from fnn_lightning.checkpoint import AtomicCheckpointIO, check_state, read_check
 from fnn_lightning.errors import DivergenceError, InputError
 from fnn_lightning.lit_module import SGD, FNNLitModule
 from fnn_lightning.mnist import MNISTDataModule
-from fnn_lightning.run_folder import CONFIG, LAST, RunLogger, logged_at, resuming_logger, run_folder
+from fnn_lightning.run_folder import (
+    CONFIG,
+    LAST,
+    RunLogger,
+    SaveConfig,
+    logged_at,
+    resuming_logger,
+    run_folder,
+)
 from fnn_lightning.stop import LOST, Stopped, lost_a_process, requeue
 
 TRAINER_DEFAULTS = {"num_sanity_val_steps": 0, "enable_model_summary": False}
@@ -94,7 +102,8 @@ class FNNCLI(LightningCLI):
             args=words,
             auto_configure_optimizers=False,  # FNNLitModule does it
             load_from_checkpoint_support=False,  # its arguments are of plain types
-            save_config_kwargs={"overwrite": True},  # a resumed run's limits may be new ones
+            save_config_callback=SaveConfig,
+            save_config_kwargs={"save_to_log_dir": False},  # it does that itself
         )
 
     def subcommands(self) -> dict[str, set[str]]:  # type: ignore[override]

@@ -3,9 +3,13 @@
 from pathlib import Path
 from typing import Any
 
+from lightning.pytorch import LightningModule, Trainer
+from lightning.pytorch.cli import SaveConfigCallback
 from lightning.pytorch.loggers import TensorBoardLogger
 from lightning.pytorch.utilities import rank_zero_only
 from tensorboard.backend.event_processing.event_accumulator import EventAccumulator
+
+from fnn_lightning.checkpoint import write_whole
 
 CONFIG, LAST = "config.yaml", Path("checkpoints", "last.ckpt")
 
@@ -44,6 +48,14 @@ class RunLogger(TensorBoardLogger):
                 version += 1
 
 
+class SaveConfig(SaveConfigCallback):
+    """Writes `config.yaml` into the run's folder, whole or not at all: resuming relies on it."""
+
+    def save_config(self, trainer: Trainer, pl_module: LightningModule, stage: str) -> None:
+        text = self.parser.dump(self.config, skip_none=False)
+        write_whole(Path(str(trainer.loggers[0].log_dir)) / CONFIG, text.encode())
+
+
 def resuming_logger(run: Path, step: int | None) -> TensorBoardLogger:
     """Log to the folder of a run.
 
@@ -52,7 +64,9 @@ def resuming_logger(run: Path, step: int | None) -> TensorBoardLogger:
         step: Number of optimiser steps after which the run goes on. TensorBoard forgets what was
             logged after it. None adds to what is there, without forgetting anything.
     """
-    kwargs: dict[str, Any] = {} if step is None else {"purge_step": step + 1 if step else 0}
+    kwargs = {}
+    if step is not None and any(run.glob("events*")):
+        kwargs["purge_step"] = step + 1 if step else 0
     return TensorBoardLogger(run.parent, "", run.name, default_hp_metric=False, **kwargs)
 
 

@@ -114,6 +114,7 @@ def assert_same_run(run: str, other: str) -> None:
     assert scalars(run) == scalars(other)
 
 
+@pytest.mark.soak
 def test_the_number_of_processes_changes_nothing(
     data_dir: str, start: Start, capsys: pytest.CaptureFixture[str]
 ) -> None:
@@ -180,6 +181,7 @@ LONG += ["--data.batch_size=32", "--trainer.max_epochs=60", "--trainer.log_every
 LONG += ["--checkpoint.monitor=val/loss", "--checkpoint.every_n_steps=5"]  # 9 steps an epoch
 
 
+@pytest.mark.soak
 @pytest.mark.parametrize("processes", [1, 2])
 def test_killed_and_resumed(data_dir: str, start: Start, processes: int) -> None:
     devices = ddp(processes) if processes > 1 else []
@@ -252,6 +254,7 @@ wait -n && wait -n
 """
 
 
+@pytest.mark.soak
 def test_a_slurm_job_that_is_queued_again(data_dir: str, tmp_path: Path, start: Start) -> None:
     bin_folder = tmp_path / "bin"
     bin_folder.mkdir()

@@ -70,6 +70,7 @@ def fit(
     return done, end, scalars(done.log_dir)
 
 
+@pytest.mark.soak
 @pytest.mark.parametrize("run_ahead", [True, False], ids=["ahead", "single"])
 @pytest.mark.parametrize(
     ("model", "limits"),
