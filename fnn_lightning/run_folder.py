@@ -64,7 +64,7 @@ def resuming_logger(run: Path, step: int | None) -> TensorBoardLogger:
         step: Number of optimiser steps after which the run goes on. TensorBoard forgets what was
             logged after it. None adds to what is there, without forgetting anything.
     """
-    kwargs = {}
+    kwargs: dict[str, Any] = {}
     if step is not None and any(run.glob("events*")):
         kwargs["purge_step"] = step + 1 if step else 0
     return TensorBoardLogger(run.parent, "", run.name, default_hp_metric=False, **kwargs)
