@@ -54,10 +54,9 @@ def fetch_mnist(data_dir: str, mirror: str | None) -> None:
     made = [path for path in (folder, *folder.parents) if not path.exists()]
     try:
         folder.mkdir(parents=True, exist_ok=True)
-        made = [lock := folder / ".lock", *made]
         # beside the files' final place, so that the last move is a rename and hence atomic
         with (
-            FileLock(lock),
+            FileLock(folder / ".lock"),
             tempfile.TemporaryDirectory(prefix="download-", dir=folder) as scratch,
         ):
             problems = _problems(folder)  # another run may have been here meanwhile
@@ -79,10 +78,12 @@ def fetch_mnist(data_dir: str, mirror: str | None) -> None:
             f"but got {data_dir!r}: {error.strerror}: {error.filename}"
         ) from error
     finally:
-        if _problems(folder):
-            for path in made:  # from the innermost outwards; those that were of no use
-                with suppress(OSError):
-                    path.unlink() if path.name == ".lock" else path.rmdir()
+        # Another run that waits for the lock then finds the files, or its own way to fail.
+        with suppress(OSError):
+            (folder / ".lock").unlink()
+        for path in made:  # from the innermost outwards; those that were of no use
+            with suppress(OSError):
+                path.rmdir()
 
 
 def _problems(folder: Path) -> dict[str, str]:
