@@ -7,7 +7,6 @@ from lightning.pytorch import LightningModule, Trainer
 from lightning.pytorch.cli import SaveConfigCallback
 from lightning.pytorch.loggers import TensorBoardLogger
 from lightning.pytorch.utilities import rank_zero_only
-from tensorboard.backend.event_processing.event_accumulator import EventAccumulator
 
 from fnn_lightning.checkpoint import write_whole
 
@@ -79,6 +78,9 @@ def run_folder(ckpt_path: str) -> Path | None:
 
 def logged_at(run: Path, step: int) -> set[str]:
     """Return the names of the curves in a run's folder that have a point at a step."""
+    # rarely needed, and slow to import
+    from tensorboard.backend.event_processing.event_accumulator import EventAccumulator
+
     events = EventAccumulator(str(run), size_guidance={"scalars": 0}).Reload()
     return {
         tag
