@@ -27,7 +27,7 @@ from tensorboard.backend.event_processing.event_accumulator import EventAccumula
 REPOSITORY = Path(__file__).parent.parent
 CONFIG = REPOSITORY / "configs" / "relu_100.yaml"
 LAST = Path("checkpoints", "last.ckpt")
-KINDS = [(1, "SIGKILL"), (2, "SIGKILL of one"), (1, "SIGTERM"), (2, "SIGTERM"), (1, "SIGKILL")]
+KINDS = [(1, "SIGKILL"), (1, "SIGTERM"), (2, "SIGKILL of one"), (2, "SIGTERM"), (2, "SIGKILL")]
 SECONDS_TO_END = 60  # after a kill; SIGTERM is given time to save
 
 
