@@ -138,7 +138,7 @@ class Checkpoint(callbacks.Checkpoint):
     def on_train_end(self, trainer: Trainer, pl_module: LightningModule) -> None:
         if trainer.global_step != self._saved_step:
             self._save_last(trainer)
-        self._signals.ignore()
+        self._signals.release()
 
     def state_dict(self) -> dict[str, Any]:
         return {

@@ -7,7 +7,7 @@ import re
 import warnings
 import zipfile
 from collections.abc import Iterable, Iterator, Mapping
-from itertools import pairwise
+from itertools import chain, pairwise
 from pathlib import Path
 from typing import Any
 
@@ -137,15 +137,14 @@ def check_archive(file: Path) -> None:
     """Refuse an archive that would take more memory than its size on the disk, or names code."""
     with zipfile.ZipFile(file) as archive:  # the form in which PyTorch saves
         entries = archive.infolist()
+        if any(entry.compress_type != zipfile.ZIP_STORED for entry in entries):
+            raise InputError("its contents are compressed, which PyTorch never does")
+        if sum(entry.file_size for entry in entries) > file.stat().st_size:
+            raise InputError("it claims to hold more than its own size")
         pickles = [entry for entry in entries if entry.filename.endswith("data.pkl")]
-        limited = [entry for entry in pickles if entry.file_size <= file.stat().st_size]
-        contents = [archive.read(entry) for entry in limited if not entry.compress_type]
-    if any(entry.compress_type != zipfile.ZIP_STORED for entry in entries):
-        raise InputError("its contents are compressed, which PyTorch never does")
-    if sum(entry.file_size for entry in entries) > file.stat().st_size:
-        raise InputError("it claims to hold more than its own size")
-    for content in contents:
-        for code, argument, _ in pickletools.genops(content):
+        for code, argument, _ in chain.from_iterable(
+            pickletools.genops(archive.read(entry)) for entry in pickles
+        ):
             name = str(argument).replace(" ", ".")
             if "GLOBAL" in code.name and not (code.name == "GLOBAL" and PARTS.fullmatch(name)):
                 raise InputError(f"it names {name if argument else 'code'}, which is not run")

@@ -103,7 +103,6 @@ class FNNCLI(LightningCLI):
             auto_configure_optimizers=False,  # FNNLitModule does it
             load_from_checkpoint_support=False,  # its arguments are of plain types
             save_config_callback=SaveConfig,
-            save_config_kwargs={"save_to_log_dir": False},  # it does that itself
         )
 
     def subcommands(self) -> dict[str, set[str]]:  # type: ignore[override]

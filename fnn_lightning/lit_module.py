@@ -223,10 +223,7 @@ class FNNLitModule(LightningModule):
 
     def on_validation_epoch_end(self) -> None:
         trainer: Any = self.trainer
-        batches = trainer.num_sanity_val_batches if trainer.sanity_checking else None
-        self._log_split(
-            self.val_metrics, trainer.val_dataloaders, (batches or trainer.num_val_batches)[0]
-        )
+        self._log_split(self.val_metrics, trainer.val_dataloaders, trainer.num_val_batches[0])
 
     def on_validation_end(self) -> None:
         self.validated_step = self.global_step
@@ -410,13 +407,13 @@ class FNNLitModule(LightningModule):
     def _log_split(self, metrics: MetricCollection, source: Any, batches: int) -> None:
         """Log what was measured over a split, or over as many batches of it."""
         means = self._compute(metrics)
+        if self.trainer.sanity_checking:
+            return
         if isinstance(source, BatchSource):
             _, counted = self.counts[str(metrics.prefix)]
             expected = min(len(source.indices), int(batches) * source.batch_size)
             if counted != expected:  # some left out, or some counted on several processes
                 raise RuntimeError(f"{counted:,} images were counted instead of {expected:,}")
-        if self.trainer.sanity_checking:
-            return
         fitting = self.trainer.state.fn == "fit"
         # torchmetrics has them over all processes already; the maximum of equals leaves them so.
         self.log_dict(

@@ -50,9 +50,11 @@ class RunLogger(TensorBoardLogger):
 class SaveConfig(SaveConfigCallback):
     """Writes `config.yaml` into the run's folder, whole or not at all: resuming relies on it."""
 
-    def save_config(self, trainer: Trainer, pl_module: LightningModule, stage: str) -> None:
-        text = self.parser.dump(self.config, skip_none=False)
-        write_whole(Path(str(trainer.loggers[0].log_dir)) / CONFIG, text.encode())
+    def setup(self, trainer: Trainer, pl_module: LightningModule, stage: str) -> None:
+        folder = trainer.log_dir  # the first process tells the others
+        if stage == "fit" and folder and trainer.is_global_zero:
+            text = self.parser.dump(self.config, skip_none=False)
+            write_whole(Path(folder) / CONFIG, text.encode())
 
 
 def resuming_logger(run: Path, step: int | None) -> TensorBoardLogger:

@@ -2,7 +2,6 @@
 
 import os
 import signal
-import subprocess
 import sys
 import threading
 from types import FrameType
@@ -46,7 +45,7 @@ class StopSignals:
         self.received = 0
         self._before = {signum: signal.signal(signum, self._note) for signum in wanted}
 
-    def ignore(self) -> None:
+    def release(self) -> None:
         """Leave the signals to whoever handled them before."""
         for signum, handler in self._before.items():
             signal.signal(signum, handler)
@@ -69,6 +68,8 @@ def requeue(stop: Stopped) -> None:
     job = os.environ.get("SLURM_JOB_ID")
     if job is None or stop.signum != getattr(signal, "SIGUSR1", None):
         return
+    import subprocess  # slow to import, and this file is read even by `--version`
+
     array, task = os.environ.get("SLURM_ARRAY_JOB_ID"), os.environ.get("SLURM_ARRAY_TASK_ID")
     try:
         subprocess.run(["scontrol", "requeue", f"{array}_{task}" if array else job], check=True)

@@ -58,9 +58,8 @@ class TrainMetrics(nn.Module):
         """
         if not self.pending:
             return
-        self.check()
-        losses, logits, labels = zip(*(output for _, output in self.pending), strict=True)
-        loss = torch.stack(losses)
+        loss = self.check()
+        _, logits, labels = zip(*(output for _, output in self.pending), strict=True)
         batch_sizes = torch.tensor([len(batch) for batch in labels], device=loss.device)
         target = torch.cat(labels)
         if len(target):  # of a few small batches this process may have no share
@@ -70,20 +69,24 @@ class TrainMetrics(nn.Module):
         self.since_validation.update(loss, batch_sizes)
         self.pending.clear()
 
-    def check(self) -> None:
+    def check(self) -> Tensor:
         """Check the losses put aside.
+
+        Returns:
+            The losses, shape `(steps,)`.
 
         Raises:
             DivergenceError: If one is not finite.
         """
-        if not self.pending:
-            return
-        loss = torch.stack([output.loss for _, output in self.pending])
+        loss = torch.tensor([])
+        if self.pending:
+            loss = torch.stack([output.loss for _, output in self.pending])
         if not loss.isfinite().all():
             first = int((~loss.isfinite()).nonzero()[0])
             step = self.pending[first][0]
             self.pending.clear()
             raise DivergenceError(f"The training loss became {loss[first]:g} at step {step}")
+        return loss
 
     def reset(self) -> None:
         """Forget everything."""
