@@ -96,7 +96,7 @@ def read_checkpoint(path: str) -> dict[str, Any]:
     file = Path(path)
     if not file.is_file():
         found = "it is a folder" if file.is_dir() else "there is no such file"
-        raise InputError(f"Expected `ckpt_path` to be a checkpoint, but got {path!r}: {found}")
+        raise InputError(f"Expected a checkpoint, but got {path!r}: {found}")
     try:
         check_archive(file)
         with warnings.catch_warnings():
@@ -109,9 +109,7 @@ def read_checkpoint(path: str) -> dict[str, Any]:
         raise InputError(f"{path} cannot be read: {error.strerror}") from error
     except Exception as error:  # a damaged or foreign file can make the reader fail in any way
         found = "it is damaged or something else" if file.stat().st_size else "it is empty"
-        raise InputError(
-            f"Expected `ckpt_path` to be a checkpoint, but got {path}: {found}"
-        ) from error
+        raise InputError(f"Expected a checkpoint, but got {path}: {found}") from error
     parts = {
         "state_dict": dict,
         "hyper_parameters": dict,
@@ -126,8 +124,7 @@ def read_checkpoint(path: str) -> dict[str, Any]:
         or checkpoint["global_step"] < 0
     ):
         raise InputError(
-            f"Expected `ckpt_path` to be a checkpoint of fnn_lightning, "
-            f"but got {path}: it holds something else"
+            f"Expected a checkpoint of fnn_lightning, but got {path}: it holds something else"
         )
     check_weights(checkpoint, path)
     return checkpoint

@@ -4,11 +4,14 @@ import os
 import shlex
 import signal
 import sys
+from importlib import import_module
 
 from fnn_lightning import __version__
 from fnn_lightning.errors import DivergenceError, InputError
 from fnn_lightning.stop import LOST, Stopped, lost_a_process
 
+# what does without the Trainer: subcommands and the modules whose `main` runs them
+WITHOUT_TRAINER: dict[str, str] = {}
 MAX_MESSAGE = 1_000  # characters; what a file holds can be repeated in a message
 
 
@@ -28,6 +31,9 @@ def main(args: list[str] | None = None) -> None:
         return
 
     try:
+        if words and words[0] in WITHOUT_TRAINER:
+            import_module(WITHOUT_TRAINER[words[0]]).main(words[1:])
+            return
         # Not at the top: importing torch and Lightning takes seconds, and --version needs neither.
         from lightning.fabric.utilities.exceptions import MisconfigurationException
 

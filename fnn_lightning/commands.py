@@ -1,6 +1,5 @@
 """LightningCLI with this project's defaults, checkpoints and messages."""
 
-import difflib
 import logging
 import os
 import re
@@ -33,6 +32,7 @@ from fnn_lightning.checkpoint import AtomicCheckpointIO, check_state, read_check
 from fnn_lightning.errors import DivergenceError, InputError
 from fnn_lightning.lit_module import SGD, FNNLitModule
 from fnn_lightning.mnist import MNISTDataModule
+from fnn_lightning.options import explain
 from fnn_lightning.run_folder import (
     CONFIG,
     LAST,
@@ -264,7 +264,7 @@ class FNNCLI(LightningCLI):
         try:
             self.config = parser.parse_args(self.words)
         except ArgumentError as error:
-            raise InputError(self._explain(str(error))) from None
+            raise InputError(explain(str(error), self.options.get_defaults().keys())) from None
         section = self.config[self.config.subcommand]
         check_ranges(section.trainer)
         if not 0 <= section.seed_everything < 2**32:
@@ -380,48 +380,6 @@ class FNNCLI(LightningCLI):
         print(f"checkpoint {path}")
         print(f"test it    {COMMAND} test --ckpt_path {shlex.quote(path)}")
         print(f"look at it tensorboard --logdir {shlex.quote(runs)}")
-
-    def _explain(self, message: str) -> str:
-        """Turn the parser's message into one line, with the nearest option if one is unknown."""
-        text = " ".join(message.split())
-        unknown = (
-            re.search(r"unrecognized arguments: (?P<name>[^\s=]+)", text)
-            or re.search(r"does not accept option '(?P<name>[^']+)'", text)
-            or re.search(r'"(?P<group>\w+)":.*Option \'(?P<name>[^\']+)\' is not accepted', text)
-        )
-        if unknown:
-            parts = unknown.groupdict()
-            name = ".".join(filter(None, (parts.get("group"), parts["name"]))).lstrip("-")
-            known = self.options.get_defaults().keys()
-            keys = [key.replace("init_args.", "") for key in known]
-            groups = {key.partition(".")[0] for key in keys}
-            near = difflib.get_close_matches(
-                name, keys if "." in name else [*keys, *groups], n=1, cutoff=0.5
-            )
-            return f"Unknown option {name}" + (f"; did you mean {near[0]}?" if near else "")
-        text = re.sub(r"typing\.Literal\[(.*?)\]", r"one of \1", text)
-        text = re.sub(r"<class '(?:\w+\.)*(\w+)'>", r"\1", text)
-        wrong = re.search(r'Parser key "(?P<key>[\w.]+)":', text)
-        if not wrong:
-            return text
-        if argument := re.search(r"NestedArg\(key='(\w+)', val='?(.*?)'?\)$", text):
-            return f"`{wrong['key']}.{argument[1]}` cannot be {argument[2]}"
-        if required := re.search(r"class_path '([\w.]+)': (the following [^-]+)", text):
-            return f"{required[1]} as {wrong['key']}: {required[2].strip()}"
-        expected = [
-            choice.removeprefix("a ")
-            for choice in re.findall(
-                r"Expected (?:an? )?(.+?)(?=\.? Got value| - | Given value|$)", text
-            )
-        ]
-        value = re.search(r"(?:Got|Given) value: (.*)", text)
-        if not expected or not value:
-            return text
-        if wrong["key"] in ("optimizer", "lr_scheduler"):
-            expected = [f"a class of torch.optim{'.lr_scheduler' * (wrong['key'] != 'optimizer')}"]
-        choices = " or ".join(dict.fromkeys(expected)).replace("NoneType", "null")
-        choices = choices.replace("Sequence", "a list")
-        return f"Expected `{wrong['key']}` to be {choices}, but got {value[1]}"
 
 
 def check_what_is_monitored(config: Namespace) -> None:

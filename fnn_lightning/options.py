@@ -1,0 +1,79 @@
+"""The options of a subcommand: parsed by jsonargparse, refused in one line."""
+
+import difflib
+import re
+from argparse import ArgumentError
+from collections.abc import Iterable
+
+from jsonargparse import ArgumentParser, Namespace
+
+from fnn_lightning.errors import InputError
+
+
+def make_parser(subcommand: str, description: str) -> ArgumentParser:
+    """Make the parser of a subcommand that does without the Trainer, for `parse`."""
+    return ArgumentParser(
+        prog=f"python -m fnn_lightning {subcommand}",
+        description=description,
+        exit_on_error=False,
+        allow_abbrev=False,
+    )
+
+
+def parse(parser: ArgumentParser, words: list[str]) -> Namespace:
+    """Parse what follows the subcommand.
+
+    Raises:
+        InputError: If it does not fit the parser.
+    """
+    try:
+        return parser.parse_args(words)
+    except ArgumentError as error:
+        raise InputError(explain(str(error), parser.get_defaults().keys())) from None
+
+
+def explain(message: str, known: Iterable[str]) -> str:
+    """Turn the parser's message into one line, with the nearest option if one is unknown.
+
+    Args:
+        message: What jsonargparse says.
+        known: The names of all options.
+    """
+    text = " ".join(message.split())
+    unknown = (
+        re.search(r"unrecognized arguments: (?P<name>[^\s=]+)", text)
+        or re.search(r"does not accept option '(?P<name>[^']+)'", text)
+        or re.search(r'"(?P<group>\w+)":.*Option \'(?P<name>[^\']+)\' is not accepted', text)
+    )
+    if unknown:
+        parts = unknown.groupdict()
+        name = ".".join(filter(None, (parts.get("group"), parts["name"]))).lstrip("-")
+        keys = [key.replace("init_args.", "") for key in known]
+        groups = {key.partition(".")[0] for key in keys}
+        near = difflib.get_close_matches(
+            name, keys if "." in name else [*keys, *groups], n=1, cutoff=0.5
+        )
+        return f"Unknown option {name}" + (f"; did you mean {near[0]}?" if near else "")
+    text = re.sub(r"typing\.Literal\[(.*?)\]", r"one of \1", text)
+    text = re.sub(r"<class '(?:\w+\.)*(\w+)'>", r"\1", text)
+    wrong = re.search(r'Parser key "(?P<key>[\w.]+)":', text)
+    if not wrong:
+        return text
+    if argument := re.search(r"NestedArg\(key='(\w+)', val='?(.*?)'?\)$", text):
+        return f"`{wrong['key']}.{argument[1]}` cannot be {argument[2]}"
+    if required := re.search(r"class_path '([\w.]+)': (the following [^-]+)", text):
+        return f"{required[1]} as {wrong['key']}: {required[2].strip()}"
+    expected = [
+        choice.removeprefix("a ")
+        for choice in re.findall(
+            r"Expected (?:an? )?(.+?)(?=\.? Got value| - | Given value|$)", text
+        )
+    ]
+    value = re.search(r"(?:Got|Given) value: (.*)", text)
+    if not expected or not value:
+        return text
+    if wrong["key"] in ("optimizer", "lr_scheduler"):
+        expected = [f"a class of torch.optim{'.lr_scheduler' * (wrong['key'] != 'optimizer')}"]
+    choices = " or ".join(dict.fromkeys(expected)).replace("NoneType", "null")
+    choices = choices.replace("Sequence", "a list")
+    return f"Expected `{wrong['key']}` to be {choices}, but got {value[1]}"
