@@ -11,7 +11,10 @@ from fnn_lightning.errors import DivergenceError, InputError
 from fnn_lightning.stop import LOST, Stopped, lost_a_process
 
 # what does without the Trainer: subcommands and the modules whose `main` runs them
-WITHOUT_TRAINER: dict[str, str] = {}
+WITHOUT_TRAINER: dict[str, str] = {
+    "seeds": "fnn_lightning.seeds",
+    "sweep": "fnn_lightning.sweep",
+}
 MAX_MESSAGE = 1_000  # characters; what a file holds can be repeated in a message
 
 

@@ -32,6 +32,40 @@ def parse(parser: ArgumentParser, words: list[str]) -> Namespace:
         raise InputError(explain(str(error), parser.get_defaults().keys())) from None
 
 
+def split(parser: ArgumentParser, words: list[str]) -> tuple[list[str], list[str]]:
+    """Tell a subcommand's own options from those that it hands on to another.
+
+    Args:
+        parser: That of the subcommand.
+        words: What follows the subcommand.
+
+    Returns:
+        The words for `parse`, which are those before the first option, too, and the others.
+    """
+    known = parser.get_defaults().keys()
+    names = {"-h", "--help", *(f"--{key}" for key in known)}
+    own: list[str] = []
+    others: list[str] = []
+    target = own
+    for word in words:
+        if word.startswith("--") or word in ("-h", "-c"):
+            target = own if word.partition("=")[0] in names else others
+        target.append(word)
+    return own, others
+
+
+def refuse(words: list[str], subcommand: str, names: Iterable[str]) -> None:
+    """Refuse options that a subcommand gives to `fit` itself.
+
+    Raises:
+        InputError: If the words hold one of them.
+    """
+    for word in words:
+        option = word.partition("=")[0]
+        if option in names:
+            raise InputError(f"Expected no {option}, which `{subcommand}` itself gives to `fit`")
+
+
 def explain(message: str, known: Iterable[str]) -> str:
     """Turn the parser's message into one line, with the nearest option if one is unknown.
 
