@@ -142,38 +142,37 @@ def report(folder: Path, seeds: Sequence[int], test: bool) -> None:
                 column = columns.setdefault(f"{name}, %" if percent else name, {})
                 column[seed] = 100 * value if percent else value
     print(table(columns, seeds))
-    for name, column in columns.items():
-        print(f"{name:<16} {summary(name, list(column.values()), len(seeds))}")
     if yaml.safe_load((folder / CONFIG).read_text(encoding="utf-8"))["data"]["val_size"] == 0:
         print("validation is the test set, since val_size is 0")
-    print(f"look at it       tensorboard --logdir {shlex.quote(str(folder))}")
+    print(f"look at them: tensorboard --logdir {shlex.quote(str(folder))}")
 
 
 def table(columns: dict[str, Column], seeds: Sequence[int]) -> str:
-    """Draw the figures, a line for each seed."""
-    lines = ["  ".join(["seed", *(f"{name:>16}" for name in columns)])]
+    """Draw the figures, a line for each seed, and below them what is known of their mean."""
+    rows = [["seed", *columns]]
     for seed in seeds:
-        cells = [f"{c[seed]:{form(n)}}" if seed in c else "failed" for n, c in columns.items()]
-        lines.append("  ".join([f"{seed:>4}", *(f"{cell:>16}" for cell in cells)]))
-    return "\n".join(lines)
+        figures = [
+            f"{column[seed]:{form(name)}}" if seed in column else "failed"
+            for name, column in columns.items()
+        ]
+        rows.append([str(seed), *figures])
+    ended = {len(column) for column in columns.values()}
+    if ended and min(ended) > 1:
+        known = [(form(name), *mean_interval([*c.values()])) for name, c in columns.items()]
+        count = f"{min(ended)} of {len(seeds)}" if min(ended) < len(seeds) else f"{len(seeds)}"
+        means = [f"{mean:{f}} ± {std:{f}}" for f, mean, std, _ in known]
+        rows.append([f"mean ± standard deviation of {count}", *means])
+        bounds = [f"{mean - half:{f}} to {mean + half:{f}}" for f, mean, _, half in known]
+        rows.append(["95 % interval of the mean", *bounds])
+    width = max(len(row[0]) for row in rows)
+    return "\n".join(
+        "  ".join([row[0].ljust(width), *(f"{cell:>16}" for cell in row[1:])]) for row in rows
+    )
 
 
 def form(name: str) -> str:
     """Return how the figures of a column are written."""
     return ".2f" if name.endswith("%") else ".4f"
-
-
-def summary(name: str, values: list[float], seeds: int) -> str:
-    """Say what is known of the mean over the seeds."""
-    number = form(name)
-    if len(values) == 1:
-        return f"{values[0]:{number}}, from one seed alone"
-    mean, std, half_width = mean_interval(values)
-    return (
-        f"{mean:{number}} ± {std:{number}}, mean ± standard deviation of {len(values)} "
-        f"{'' if len(values) == seeds else f'of {seeds} '}seeds; 95 % interval of the mean "
-        f"{mean - half_width:{number}}–{mean + half_width:{number}}"
-    )
 
 
 def mean_interval(values: Sequence[float]) -> tuple[float, float, float]:
