@@ -8,12 +8,13 @@ from typing import Any, Literal
 import torch
 from lightning.pytorch import LightningModule, Trainer, callbacks
 from lightning.pytorch.callbacks.early_stopping import EarlyStoppingReason
-from torch import Tensor, nn
+from torch import nn
 from tqdm import tqdm
 
 from fnn_lightning.batches import BatchSource
 from fnn_lightning.errors import InputError
 from fnn_lightning.lit_module import CLASSES, FNNLitModule
+from fnn_lightning.predictions import whole
 from fnn_lightning.stop import Stopped, StopSignals, end_at_once
 
 Metric = Literal["val/acc", "val/loss"]
@@ -384,21 +385,3 @@ class PredictionWriter(callbacks.Callback):
             for digit, row in zip(digits.tolist(), probabilities.tolist(), strict=True):
                 print(self._index, digit, *(f"{p:.6f}" for p in row), sep=",")
                 self._index += 1
-
-
-def whole(share: Tensor, size: int, world_size: int) -> Tensor:
-    """Put together what the processes have of a batch, of its rows each in turn one.
-
-    Args:
-        share: This process's rows.
-        size: Number of rows in all.
-        world_size: Number of processes.
-
-    Returns:
-        Tensor of shape `(size, …)`, the same on all processes.
-    """
-    padded = share.new_zeros((-(-size // world_size), *share.shape[1:]))
-    padded[: len(share)] = share
-    shares = [torch.empty_like(padded) for _ in range(world_size)]
-    torch.distributed.all_gather(shares, padded)
-    return torch.stack(shares, dim=1).flatten(0, 1)[:size]

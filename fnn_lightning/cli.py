@@ -38,8 +38,6 @@ def main(args: list[str] | None = None) -> None:
             import_module(WITHOUT_TRAINER[words[0]]).main(words[1:])
             return
         # Not at the top: importing torch and Lightning takes seconds, and --version needs neither.
-        from lightning.fabric.utilities.exceptions import MisconfigurationException
-
         from fnn_lightning.commands import FNNCLI
 
         FNNCLI(words)
@@ -60,6 +58,8 @@ def main(args: list[str] | None = None) -> None:
         os.dup2(os.open(os.devnull, os.O_WRONLY), sys.stdout.fileno())
         raise SystemExit(1) from None
     except Exception as error:
+        from lightning.fabric.utilities.exceptions import MisconfigurationException
+
         meant_for_the_user = (InputError, DivergenceError, MisconfigurationException, OSError)
         module = raised_in(error)
         if not (

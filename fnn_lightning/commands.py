@@ -7,6 +7,7 @@ import reprlib
 import shlex
 import signal
 import sys
+import time
 import warnings
 from argparse import ArgumentError
 from pathlib import Path
@@ -30,7 +31,8 @@ from fnn_lightning.callbacks import (
 )
 from fnn_lightning.checkpoint import AtomicCheckpointIO, check_state, read_checkpoint
 from fnn_lightning.errors import DivergenceError, InputError
-from fnn_lightning.lit_module import SGD, FNNLitModule
+from fnn_lightning.insight import Insight
+from fnn_lightning.lit_module import MONITORED, SGD, FNNLitModule
 from fnn_lightning.mnist import MNISTDataModule
 from fnn_lightning.options import explain
 from fnn_lightning.run_folder import (
@@ -41,6 +43,7 @@ from fnn_lightning.run_folder import (
     logged_at,
     resuming_logger,
     run_folder,
+    write_metrics,
 )
 from fnn_lightning.stop import LOST, Stopped, lost_a_process, requeue
 
@@ -137,6 +140,7 @@ class FNNCLI(LightningCLI):
 
     def fit(self, **kwargs: Any) -> None:
         trainer, kwargs["ckpt_path"] = self.trainer, self._ckpt_path
+        began = time.monotonic()
         try:
             trainer.fit(weights_only=True, **kwargs)
         except Stopped as stop:
@@ -168,6 +172,7 @@ class FNNCLI(LightningCLI):
         if unvalidated and trainer.enable_validation and not trainer.fast_dev_run:  # type: ignore[attr-defined]
             # The result is that of the last step, wherever the last validation was.
             trainer.validate(self.model, datamodule=self.datamodule, verbose=False)
+        self._seconds = time.monotonic() - began
 
     def _finish(self) -> None:
         """Do what is left of a run that was interrupted after its last step, if anything is."""
@@ -228,6 +233,7 @@ class FNNCLI(LightningCLI):
         parser.add_lr_scheduler_args()
         parser.add_class_arguments(Checkpoint, "checkpoint")
         parser.add_class_arguments(EarlyStopping, "early_stopping")
+        parser.add_class_arguments(Insight, "insight")
         parser.link_arguments("optimizer", "model.optimizer", compute_fn=plain)
         parser.link_arguments("lr_scheduler", "model.lr_scheduler", compute_fn=plain)
         parser.link_arguments("seed_everything", "data.seed")
@@ -337,6 +343,8 @@ class FNNCLI(LightningCLI):
         given_plugins = plugins if isinstance(plugins, list) else [plugins]
         if not any(isinstance(each, CheckpointIO) for each in given_plugins):
             config.plugins = [AtomicCheckpointIO(), *given_plugins]
+        if section.insight.enabled:
+            callbacks.append(section.insight)
         if fitting and section.early_stopping.enabled:
             callbacks.append(section.early_stopping)
         if fitting:
@@ -369,8 +377,9 @@ class FNNCLI(LightningCLI):
             name, value, path = f"best {keeper.monitor}", keeper.best_score, keeper.best_model_path
         if not path:  # fast_dev_run
             return
-        path = os.path.relpath(path)
-        runs = os.path.relpath(Path(path).absolute().parents[2])  # above RUN/checkpoints/FILE
+        run = Path(path).absolute().parents[1]  # RUN/checkpoints/FILE
+        write_metrics(run, "fit", self._figures(keeper, Path(path).absolute().relative_to(run)))
+        path, runs = os.path.relpath(path), os.path.relpath(run.parent)
         figure = ""
         if value is not None:
             figure = (
@@ -380,6 +389,18 @@ class FNNCLI(LightningCLI):
         print(f"checkpoint {path}")
         print(f"test it    {COMMAND} test --ckpt_path {shlex.quote(path)}")
         print(f"look at it tensorboard --logdir {shlex.quote(runs)}")
+
+    def _figures(self, keeper: Checkpoint, checkpoint: Path) -> dict[str, Any]:
+        """Collect what a finished run came to."""
+        metrics = self.trainer.callback_metrics
+        best = {"monitor": keeper.monitor, "score": keeper.best_score}
+        return {
+            "step": self.trainer.global_step,
+            **{name: float(metrics[name]) for name in MONITORED if name in metrics},
+            "best": best if keeper.best_model_path else None,
+            "checkpoint": checkpoint.as_posix(),
+            "seconds": round(self._seconds, 1),
+        }
 
 
 def check_what_is_monitored(config: Namespace) -> None:
@@ -473,7 +494,7 @@ def run_settings(run: Path) -> dict[str, Any]:
     """
     config = read_config(str(run / CONFIG))
     settings = {}
-    for section in ("trainer", "checkpoint", "early_stopping"):
+    for section in ("trainer", "checkpoint", "early_stopping", "insight"):
         for name, value in (config.get(section) or {}).items():
             if name == "default_root_dir":
                 continue  # the run has its folder
@@ -532,7 +553,10 @@ def read_config(path: str) -> dict[str, Any]:
         raise InputError(
             f"Expected {path} to hold settings, `name: value`, but got {reprlib.repr(config):.100}"
         )
-    for section in ("trainer", "model", "data", "checkpoint", "early_stopping", "optimizer"):
+    for section in (
+        *("trainer", "model", "data"),
+        *("checkpoint", "early_stopping", "insight", "optimizer"),
+    ):
         accepted = dict | str if section == "optimizer" else dict
         if section in config and not isinstance(config[section], accepted):
             raise InputError(

@@ -1,5 +1,6 @@
 """The folder of a run: made by one run alone, and gone on in after an interruption."""
 
+import json
 from pathlib import Path
 from typing import Any
 
@@ -10,7 +11,7 @@ from lightning.pytorch.utilities import rank_zero_only
 
 from fnn_lightning.checkpoint import write_whole
 
-CONFIG, LAST = "config.yaml", Path("checkpoints", "last.ckpt")
+CONFIG, LAST, METRICS = "config.yaml", Path("checkpoints", "last.ckpt"), "metrics.json"
 
 
 class RunLogger(TensorBoardLogger):
@@ -89,3 +90,21 @@ def logged_at(run: Path, step: int) -> set[str]:
         for tag in events.Tags()["scalars"]
         if any(event.step == step for event in events.Scalars(tag))
     }
+
+
+def write_metrics(folder: Path, stage: str, figures: dict[str, Any]) -> None:
+    """Write what `fit` or `test` found into `metrics.json`, beside what the other one did.
+
+    Args:
+        folder: That of the run.
+        stage: `fit`, which begins the file anew, or `test`.
+        figures: Plain data.
+    """
+    file = folder / METRICS
+    found: dict[str, Any] = {}
+    if stage != "fit" and file.exists():
+        try:
+            found = dict(json.loads(file.read_text(encoding="utf-8")))
+        except (TypeError, ValueError):  # damaged, or not ours: it is made anew from a checkpoint
+            found = {}
+    write_whole(file, json.dumps({**found, stage: figures}, indent=2).encode() + b"\n")

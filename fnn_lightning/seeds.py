@@ -1,8 +1,6 @@
 """The subcommand `seeds`: trains one config with several seeds, and says how far they differ."""
 
-import math
 import shlex
-import statistics
 import sys
 from collections.abc import Sequence
 from pathlib import Path
@@ -22,6 +20,7 @@ from fnn_lightning.children import (
 )
 from fnn_lightning.errors import InputError
 from fnn_lightning.options import make_parser, parse, refuse, split
+from fnn_lightning.uncertainty import mean_interval
 
 CONFIG = "seeds.yaml"  # what all runs of the folder are trained with
 GIVEN = ("--seed_everything", "--run_folder", "--ckpt_path", "--print_config")
@@ -133,8 +132,10 @@ def report(folder: Path, seeds: Sequence[int], test: bool) -> None:
     columns: dict[str, Column] = {}
     for seed in seeds:
         metrics = read_metrics(folder / f"seed_{seed}")
-        figures = [val_result(metrics)] if "fit" in metrics else []
-        if test and "test" in metrics:
+        if "fit" not in metrics or (test and "test" not in metrics):
+            continue
+        figures = [val_result(metrics)]
+        if test:
             figures.append(("test/acc", metrics["test"]["accuracy"]))
         for name, value in figures:
             if value is not None:
@@ -156,10 +157,10 @@ def table(columns: dict[str, Column], seeds: Sequence[int]) -> str:
             for name, column in columns.items()
         ]
         rows.append([str(seed), *figures])
-    ended = {len(column) for column in columns.values()}
-    if ended and min(ended) > 1:
+    ended = min((len(column) for column in columns.values()), default=0)
+    if ended > 1:
         known = [(form(name), *mean_interval([*c.values()])) for name, c in columns.items()]
-        count = f"{min(ended)} of {len(seeds)}" if min(ended) < len(seeds) else f"{len(seeds)}"
+        count = f"{ended} of {len(seeds)}" if ended < len(seeds) else f"{ended}"
         means = [f"{mean:{f}} ± {std:{f}}" for f, mean, std, _ in known]
         rows.append([f"mean ± standard deviation of {count}", *means])
         bounds = [f"{mean - half:{f}} to {mean + half:{f}}" for f, mean, _, half in known]
@@ -173,20 +174,3 @@ def table(columns: dict[str, Column], seeds: Sequence[int]) -> str:
 def form(name: str) -> str:
     """Return how the figures of a column are written."""
     return ".2f" if name.endswith("%") else ".4f"
-
-
-def mean_interval(values: Sequence[float]) -> tuple[float, float, float]:
-    """Estimate a mean from a sample.
-
-    Args:
-        values: The sample, two values or more.
-
-    Returns:
-        The mean, the standard deviation (n - 1 in the denominator) and half the width of the
-        95 % interval of the mean, by Student's t-distribution.
-    """
-    from scipy import stats  # slow to import
-
-    std = statistics.stdev(values)
-    quantile = float(stats.t.ppf(0.975, len(values) - 1))
-    return statistics.fmean(values), std, quantile * std / math.sqrt(len(values))

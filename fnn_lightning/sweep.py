@@ -260,8 +260,8 @@ def begin(folder: Path, settings: str, space: Space, url: str | None) -> "tuple[
     import optuna
 
     described = {name: json.loads(as_json(entry)) for name, entry in space.items()}
-    new = not (folder / CONFIG).is_file()
     with locked(folder):
+        new = not (folder / CONFIG).is_file()
         settle(folder / CONFIG, settings)
         settle(folder / SPACE, yaml.safe_dump(described, sort_keys=False))
         try:
@@ -391,10 +391,12 @@ def distribution(name: str, entry: Any) -> "BaseDistribution":
     try:
         with warnings.catch_warnings():
             warnings.simplefilter("error")  # a step that does not divide the range
-            if isinstance(low, int) and isinstance(high, int):
-                return IntDistribution(low, high, log=log, step=1 if step is None else step)  # type: ignore[arg-type]
-            return FloatDistribution(low, high, log=log, step=step)
-    except (TypeError, UserWarning, ValueError) as error:
+            if not (isinstance(low, int) and isinstance(high, int)):
+                return FloatDistribution(low, high, log=log, step=step)
+            if isinstance(step, float):
+                raise ValueError("between whole numbers the step is one, too")
+            return IntDistribution(low, high, log=log, step=step or 1)
+    except (UserWarning, ValueError) as error:
         raise InputError(f"Expected another range of `{name}`: {error}") from error
 
 

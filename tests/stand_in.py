@@ -1,13 +1,15 @@
 """Stands in for `python -m fnn_lightning fit` and `test`, at once and without training.
 
 A run is as good as 0.9 + its seed / 100 + its learning rate / 1000; a negative learning rate
-diverges. While there is a file `hold`, a run waits, unless SIGTERM comes.
+diverges. While there is a file `hold`, a run waits, unless SIGTERM comes; while there is a file
+`ignore`, it does not heed it.
 """
 
 import json
 import signal
 import sys
 import time
+from itertools import pairwise
 from pathlib import Path
 from types import FrameType
 
@@ -16,9 +18,12 @@ def main(subcommand: str, *words: str) -> None:
     given = dict(word.partition("=")[::2] for word in words if "=" in word)
     given |= {
         word: following
-        for word, following in zip(words, words[1:], strict=False)
+        for word, following in pairwise(words)
         if word.startswith("--") and "=" not in word
     }
+    if "--bad" in words:
+        print("error: Expected nothing bad", file=sys.stderr)
+        sys.exit(2)
     if "--print_config" in words:
         print("data:\n  val_size:", given.get("--data.val_size", "null"))
         print("lr:", given.get("--optimizer.lr", 0))
@@ -29,9 +34,15 @@ def main(subcommand: str, *words: str) -> None:
         metrics["test"] = {"accuracy": metrics["fit"]["best"]["score"] - 0.5}
         (run / "metrics.json").write_text(json.dumps(metrics))
         return
+    if "--config" in given:
+        settings = Path(given["--config"]).read_text().split()
+        given["--optimizer.lr"] = settings[settings.index("lr:") + 1]
     lr, seed = float(given.get("--optimizer.lr", 0)), int(given.get("--seed_everything", 0))
     print("fit", *words, flush=True)
-    if "--bad" in words or lr > 10:
+    if given.get("--data.val_size") == "0" and "--checkpoint.monitor" in given:
+        print("error: Nothing is selected by it", file=sys.stderr)
+        sys.exit(2)
+    if lr > 10:
         print("error: Expected something else", file=sys.stderr)
         sys.exit(2)
     if "--trainer.fast_dev_run=1" in words:
@@ -56,5 +67,5 @@ def stop(signum: int, frame: FrameType | None) -> None:
 
 
 if __name__ == "__main__":
-    signal.signal(signal.SIGTERM, stop)
+    signal.signal(signal.SIGTERM, signal.SIG_IGN if Path("ignore").exists() else stop)
     main(*sys.argv[1:])
