@@ -11,7 +11,7 @@ from fnn_lightning.errors import DivergenceError, InputError
 from fnn_lightning.stop import LOST, Stopped, lost_a_process
 
 # what does without the Trainer: subcommands and the modules whose `main` runs them
-WITHOUT_TRAINER: dict[str, str] = {}
+WITHOUT_TRAINER = {"compare": "fnn_lightning.compare"}
 MAX_MESSAGE = 1_000  # characters; what a file holds can be repeated in a message
 
 
@@ -35,8 +35,6 @@ def main(args: list[str] | None = None) -> None:
             import_module(WITHOUT_TRAINER[words[0]]).main(words[1:])
             return
         # Not at the top: importing torch and Lightning takes seconds, and --version needs neither.
-        from lightning.fabric.utilities.exceptions import MisconfigurationException
-
         from fnn_lightning.commands import FNNCLI
 
         FNNCLI(words)
@@ -57,6 +55,8 @@ def main(args: list[str] | None = None) -> None:
         os.dup2(os.open(os.devnull, os.O_WRONLY), sys.stdout.fileno())
         raise SystemExit(1) from None
     except Exception as error:
+        from lightning.fabric.utilities.exceptions import MisconfigurationException
+
         meant_for_the_user = (InputError, DivergenceError, MisconfigurationException, OSError)
         module = raised_in(error)
         if not (
@@ -65,6 +65,8 @@ def main(args: list[str] | None = None) -> None:
             # an optimiser or a schedule finds some only when it steps.
             or (isinstance(error, ValueError) and module.startswith("lightning."))
             or module.startswith("torch.optim.")
+            # a path that begins with ~nobody
+            or (isinstance(error, RuntimeError) and module.startswith("pathlib"))
         ):
             if not lost_a_process(error):
                 raise
