@@ -35,12 +35,14 @@ from fnn_lightning.insight import Insight
 from fnn_lightning.lit_module import MONITORED, SGD, FNNLitModule
 from fnn_lightning.mnist import MNISTDataModule
 from fnn_lightning.options import explain
+from fnn_lightning.report import Report
 from fnn_lightning.run_folder import (
     CONFIG,
     LAST,
     RunLogger,
     SaveConfig,
-    logged_at,
+    read_curves,
+    read_metrics,
     resuming_logger,
     run_folder,
     write_metrics,
@@ -183,9 +185,16 @@ class FNNCLI(LightningCLI):
                 f"Expected more than the {trainer.global_step:,} steps that the checkpoint has "
                 f"seen already; {to_go_on}"
             )
-        logged = logged_at(self._run, trainer.global_step) if trainer.is_global_zero else None
-        logged = trainer.strategy.broadcast(logged) or set()
+        logged: set[str] = set()
+        if trainer.is_global_zero:
+            step = trainer.global_step
+            for name, points in read_curves(self._run).items():
+                logged |= {name for logged_step, _ in points if logged_step == step}
+        logged = trainer.strategy.broadcast(logged)
         self.model.finish(log="train/loss" not in logged)
+        insight = self.config_init[self.subcommand].insight
+        if insight.enabled:
+            insight.save_losses(trainer, self.model)
         if "val/acc" in logged:
             trainer.loggers = []
         if trainer.is_global_zero:
@@ -207,6 +216,9 @@ class FNNCLI(LightningCLI):
     def test(self, **kwargs: Any) -> None:
         kwargs["ckpt_path"] = self._ckpt_path
         self.trainer.test(weights_only=True, verbose=False, **kwargs)
+        lone = self._run is None and self.config["test"].report_folder is None
+        if lone and self.trainer.is_global_zero:
+            print("no report: the checkpoint lies in no run's folder; name one by --report_folder")
 
     def predict(self, **kwargs: Any) -> None:
         kwargs["ckpt_path"] = self._ckpt_path
@@ -228,6 +240,14 @@ class FNNCLI(LightningCLI):
                 type=str | None,
                 default=None,
                 help="Folder of the run. If it holds a checkpoint, the run goes on from it.",
+            )
+        if self.words[0] == "test":
+            parser.add_argument(
+                "--report_folder",
+                type=str | None,
+                default=None,
+                help="Folder for report.html, predictions.csv and metrics.json; that of the run, "
+                "if the checkpoint lies in one.",
             )
         parser.add_optimizer_args()
         parser.add_lr_scheduler_args()
@@ -334,6 +354,8 @@ class FNNCLI(LightningCLI):
             callbacks.append(ProgressBar())
         if self.subcommand == "predict":
             callbacks.append(PredictionWriter())
+        if self.subcommand == "test" and (report := self._report(section)):
+            callbacks.append(report)
         if config.max_epochs is None and config.max_steps == -1 and config.max_time is None:
             config.max_epochs = MAX_EPOCHS
         if config.logger in (None, True):
@@ -365,6 +387,21 @@ class FNNCLI(LightningCLI):
             return resuming_logger(self._run, step) if self._run else RunLogger(root_dir or ".")
         return resuming_logger(self._run, None) if self._run else False
 
+    def _report(self, section: Namespace) -> Report | None:
+        """Report into the folder named, or that of the run, unless the run is not to be touched."""
+        folder = section.report_folder
+        if folder is None and self._run and section.trainer.logger is not False:
+            folder = self._run
+        if folder is None or section.trainer.fast_dev_run:
+            return None
+        path = Path(folder).expanduser()
+        if path.exists() and not path.is_dir():
+            raise InputError(
+                f"Expected --report_folder to be a folder, but got {folder}: it is a file"
+            )
+        assert self.checkpoint is not None
+        return Report(path, Path(str(self._ckpt_path)), self.checkpoint)
+
     def after_fit(self) -> None:
         callbacks = self.trainer.callbacks  # type: ignore[attr-defined]
         keepers = [callback for callback in callbacks if isinstance(callback, Checkpoint)]
@@ -378,7 +415,8 @@ class FNNCLI(LightningCLI):
         if not path:  # fast_dev_run
             return
         run = Path(path).absolute().parents[1]  # RUN/checkpoints/FILE
-        write_metrics(run, "fit", self._figures(keeper, Path(path).absolute().relative_to(run)))
+        if self.model.began or "fit" not in read_metrics(run):
+            write_metrics(run, "fit", self._figures(keeper, Path(path).absolute().relative_to(run)))
         path, runs = os.path.relpath(path), os.path.relpath(run.parent)
         figure = ""
         if value is not None:

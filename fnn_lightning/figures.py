@@ -112,7 +112,7 @@ def loss_figure(losses: Tensor, steps: int) -> "Figure":
 
 def curves_figure(curves: Mapping[str, Curve], ylabel: str) -> "Figure":
     """Draw curves over the number of optimiser steps, each with its name."""
-    figure, axes = new_figure(6, 3.6)
+    figure, axes = new_figure(5, 3.3)
     for name, points in curves.items():
         steps, values = zip(*points, strict=True)
         axes.plot(steps, values, label=name, marker="." if len(points) < 50 else None)

@@ -1,5 +1,6 @@
 """Shows in TensorBoard what the net learned: where it is wrong, and what its first layer sees."""
 
+import io
 import time
 from pathlib import Path
 from typing import Any
@@ -11,6 +12,7 @@ from torch import nn
 from torchmetrics.functional.classification import multiclass_recall
 
 from fnn_lightning import figures
+from fnn_lightning.checkpoint import write_whole
 from fnn_lightning.graph import graph_event
 from fnn_lightning.lit_module import CLASSES, FNNLitModule
 from fnn_lightning.predictions import Gatherer, Predictions, test_source
@@ -75,11 +77,16 @@ class Insight(Gatherer):
     def on_fit_end(self, trainer: Trainer, pl_module: LightningModule) -> None:
         assert isinstance(pl_module, FNNLitModule)
         self._draw_pending(trainer, pl_module)
-        losses = pl_module.train_metrics.losses()
+        self.save_losses(trainer, pl_module)
+
+    def save_losses(self, trainer: Trainer, module: FNNLitModule) -> None:
+        """Draw the loss of every step into `loss.png` of the run's folder."""
+        losses = module.train_metrics.losses()
         folder = trainer.log_dir
         if trainer.is_global_zero and tensorboard(trainer) is not None and folder and len(losses):
-            figure = figures.loss_figure(losses, trainer.global_step)
-            figure.savefig(Path(folder) / "loss.png")
+            picture = io.BytesIO()
+            figures.loss_figure(losses, trainer.global_step).savefig(picture)
+            write_whole(Path(folder) / "loss.png", picture.getbuffer())
 
     def on_test_end(self, trainer: Trainer, pl_module: LightningModule) -> None:
         predictions = self.predictions(test_source(trainer))

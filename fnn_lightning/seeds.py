@@ -16,6 +16,7 @@ from fnn_lightning.children import (
     read_metrics,
     settle,
     stopped,
+    test_accuracy,
     val_result,
 )
 from fnn_lightning.errors import InputError
@@ -104,9 +105,9 @@ def train(
         run = folder / f"seed_{seed}"
         fit = ["--config", str(folder / CONFIG), "--seed_everything", str(seed)]
         commands = []
-        if "fit" not in read_metrics(run):
+        if not read_metrics(run):
             commands.append(["fit", *fit, "--run_folder", str(run)])
-        if test and (commands or "test" not in read_metrics(run)):
+        if test and (commands or test_accuracy(read_metrics(run)) is None):
             commands.append(["test"])
         for command in commands:
             if command == ["test"]:
@@ -122,7 +123,7 @@ def train(
             if child.returncode:
                 failed.append(seed)
                 break
-            if "fit" not in read_metrics(run):
+            if not read_metrics(run):
                 raise InputError(f"Expected `fit` to leave its results in {run}, but it did not")
     return failed
 
@@ -132,11 +133,13 @@ def report(folder: Path, seeds: Sequence[int], test: bool) -> None:
     columns: dict[str, Column] = {}
     for seed in seeds:
         metrics = read_metrics(folder / f"seed_{seed}")
-        if "fit" not in metrics or (test and "test" not in metrics):
+        if not metrics:
             continue
         figures = [val_result(metrics)]
         if test:
-            figures.append(("test/acc", metrics["test"]["accuracy"]))
+            figures.append(("test/acc", test_accuracy(metrics)))
+            if figures[-1][1] is None:
+                continue
         for name, value in figures:
             if value is not None:
                 percent = name.endswith("acc")

@@ -160,7 +160,7 @@ class Sweep:
                 trial = self.claim(trials)
                 if trial is None:
                     break
-                if "fit" in read_metrics(trial.run):  # only the study does not know of it yet
+                if read_metrics(trial.run):  # only the study does not know of it yet
                     self.finish(trial, 0)
                     continue
                 command = ["fit", *self.words, *options(trial.params), SELECT]
