@@ -234,7 +234,7 @@ def val_result(metrics: dict[str, Any]) -> tuple[str, float | None]:
     return "val/acc", metrics["fit"].get("val/acc")
 
 
-def test_accuracy(metrics: dict[str, Any]) -> float | None:
+def tested_accuracy(metrics: dict[str, Any]) -> float | None:
     """Return the share of test images that the checkpoint kept of a run classifies correctly.
 
     Args:

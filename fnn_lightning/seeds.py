@@ -16,7 +16,7 @@ from fnn_lightning.children import (
     read_metrics,
     settle,
     stopped,
-    test_accuracy,
+    tested_accuracy,
     val_result,
 )
 from fnn_lightning.errors import InputError
@@ -107,7 +107,7 @@ def train(
         commands = []
         if not read_metrics(run):
             commands.append(["fit", *fit, "--run_folder", str(run)])
-        if test and (commands or test_accuracy(read_metrics(run)) is None):
+        if test and (commands or tested_accuracy(read_metrics(run)) is None):
             commands.append(["test"])
         for command in commands:
             if command == ["test"]:
@@ -137,7 +137,7 @@ def report(folder: Path, seeds: Sequence[int], test: bool) -> None:
             continue
         figures = [val_result(metrics)]
         if test:
-            figures.append(("test/acc", test_accuracy(metrics)))
+            figures.append(("test/acc", tested_accuracy(metrics)))
             if figures[-1][1] is None:
                 continue
         for name, value in figures:

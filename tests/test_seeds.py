@@ -1,3 +1,4 @@
+import json
 import signal
 import subprocess
 import sys
@@ -155,3 +156,17 @@ def test_a_second_interrupt_does_not_wait(start: Start) -> None:
     run.send_signal(signal.SIGINT)
     status, _, err = ended(run, 10)
     assert (status, err) == (130, "interrupted\n")
+
+
+@pytest.mark.soak
+def test_real_runs(data_dir: str, capfd: pytest.CaptureFixture[str]) -> None:
+    words = ["--data.data_dir", data_dir, "--trainer.max_epochs", "2", "--model.hidden_dims=[8]"]
+    main(["seeds", "2", "--test", "true", *words, "--checkpoint.monitor", "val/acc"])
+    last = rows(capfd.readouterr().out)[-6:]
+    main(["fit", *words, "--seed_everything", "1", "--run_folder", "alone",
+          "--checkpoint.monitor", "val/acc"])  # fmt: skip
+    main(["test", "--ckpt_path", "alone/checkpoints/best.ckpt"])
+    alone = json.loads(Path("alone/metrics.json").read_text())
+    score, accuracy = alone["fit"]["best"]["score"], alone["test"]["accuracy"]
+    assert last[0] == "seed best val/acc, % test/acc, %"
+    assert last[2] == f"1 {100 * score:.2f} {100 * accuracy:.2f}"

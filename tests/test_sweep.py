@@ -12,9 +12,10 @@ from fnn_lightning import children
 from fnn_lightning.cli import main
 from fnn_lightning.errors import InputError
 from fnn_lightning.sweep import example, options, read_space
+from tests.test_insight import ask, tensorboard
 from tests.test_processes import Start, ended, start
 
-__all__ = ["start"]  # a fixture
+__all__ = ["start", "tensorboard"]  # fixtures
 
 STAND_IN = str(Path(__file__).with_name("stand_in.py"))
 # a command line whose runs are those of the stand-in
@@ -22,6 +23,7 @@ PARENT = (
     "import sys; from fnn_lightning import children, cli; "
     "children.PYTHON = [sys.executable, sys.argv[1]]; cli.main(sys.argv[2:])"
 )
+SPACES = sorted((Path(__file__).parent.parent / "configs" / "sweep").glob("*.yaml"))
 SPACE = "optimizer.lr: {low: 1e-4, high: 1, log: true}\nmodel.activation: {choices: [relu, tanh]}"
 
 
@@ -300,3 +302,53 @@ def test_two_who_join_share_the_trials(start: Start) -> None:
     own = [sum(line.startswith("trial  ") for line in out.splitlines()) for _, out, _ in results]
     assert len(list(Path("joint").glob("trial_*"))) == 7
     assert sum(own) == 7 + 2  # and the head of each table
+
+
+@pytest.mark.parametrize("space", SPACES, ids=lambda space: space.stem)
+def test_every_space_in_configs(space: Path, data_dir: str) -> None:
+    first = {name: example(entry) for name, entry in read_space(space).items()}
+    main(["fit", "--data.data_dir", data_dir, "--trainer.max_steps", "3", *options(first)])
+    lines = space.read_text().splitlines()
+    words = f"# python -m fnn_lightning sweep --space configs/sweep/{space.name} "
+    assert lines[0].startswith(words)
+    assert any(line.startswith("# Expect: ") for line in lines)
+
+
+@pytest.fixture
+def swept(data_dir: str) -> list[optuna.trial.FrozenTrial]:
+    """Make a sweep with real runs, and return its trials."""
+    Path("space.yaml").write_text(
+        "depth: {low: 0, high: 2}\nwidth: {low: 4, high: 16, log: true}\n"
+        "model.activation: {choices: [relu, tanh]}\n"
+        "optimizer.lr: {choices: [1e-3, 0.1, 1e38]}\n"  # the last one diverges
+    )
+    main(["sweep", "--space", "space.yaml", "--folder", "lightning_logs", "--trials", "3",
+          "--workers", "2", "--data.data_dir", data_dir, "--trainer.max_epochs", "1"])  # fmt: skip
+    return trials("lightning_logs")
+
+
+@pytest.mark.soak
+def test_real_trials_in_tensorboard(
+    swept: list[optuna.trial.FrozenTrial], tensorboard: str, capfd: pytest.CaptureFixture[str]
+) -> None:
+    columns = {"colParams": [{"metric": {"tag": "val/acc"}}], "sliceSize": 10}
+    statuses = {"allowedStatuses": ["STATUS_UNKNOWN", "STATUS_SUCCESS", "STATUS_RUNNING"]}
+    groups = ask(f"{tensorboard}/plugin/hparams/session_groups", {**statuses, **columns})
+    runs = {group["sessions"][0]["name"]: group for group in groups["sessionGroups"]}
+    values = {}
+    for trial in swept:
+        run = runs[f"trial_{trial.number:04}"]
+        depth = trial.params["depth"]
+        assert run["hparams"]["depth"] == depth
+        assert run["hparams"]["hidden_dims"] == str([trial.params["width"]] * depth)
+        assert run["hparams"]["activation"] == trial.params["model.activation"]
+        assert run["hparams"]["lr"] == float(trial.params["optimizer.lr"])
+        diverges = trial.params["optimizer.lr"] == "1e38"
+        assert trial.state.name == ("FAIL" if diverges else "COMPLETE")
+        if diverges:
+            assert "Try a lower learning rate" in trial.user_attrs["reason"]
+        else:
+            shown = {value["name"]["tag"]: value["value"] for value in run["metricValues"]}
+            values[trial.number] = pytest.approx(shown["val/acc"])
+    assert values == {trial.number: trial.value for trial in swept if trial.value is not None}
+    assert len(values) == 2
