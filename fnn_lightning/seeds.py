@@ -63,6 +63,7 @@ def main(words: list[str]) -> None:
         settings = None
         if new or others:
             settings = children.answer(["fit", *others, "--print_config"])
+            check_leaves_results(settings)
         folder = folder_for(args.folder, "seeds", CONFIG)
         file = lock(folder / LOCK)
         if file is None:
@@ -126,6 +127,20 @@ def train(
             if not read_metrics(run):
                 raise InputError(f"Expected `fit` to leave its results in {run}, but it did not")
     return failed
+
+
+def check_leaves_results(settings: str) -> None:
+    """Refuse settings with which a run would leave nothing to put into a table."""
+    trainer = yaml.safe_load(settings)["trainer"]
+    off = {
+        "logger": trainer["logger"] is False,
+        "enable_checkpointing": trainer["enable_checkpointing"] is False,
+        "fast_dev_run": bool(trainer["fast_dev_run"]),
+    }
+    for name, is_off in off.items():
+        if is_off:
+            value = str(trainer[name]).lower()
+            raise InputError(f"Expected runs that leave results, but got --trainer.{name} {value}")
 
 
 def report(folder: Path, seeds: Sequence[int], test: bool) -> None:

@@ -26,6 +26,8 @@ def main(subcommand: str, *words: str) -> None:
         sys.exit(2)
     if "--print_config" in words:
         print("data:\n  val_size:", given.get("--data.val_size", "null"))
+        print("trainer:\n  logger:", given.get("--trainer.logger", "null"))
+        print("  enable_checkpointing: null\n  fast_dev_run: false")
         print("lr:", given.get("--optimizer.lr", 0))
         return
     if subcommand == "test":

@@ -99,6 +99,7 @@ def test_a_seed_that_fails(stand_in: None, capfd: pytest.CaptureFixture[str]) ->
         (["2", "--run_folder", "x"], "Expected no --run_folder"),
         (["2", "--folder", "file"], "Expected --folder to be a folder, but got file: it is a file"),
         (["2", "--folder", "other"], "Expected --folder to be new, empty or one of earlier seeds"),
+        (["2", "--trainer.logger=false"], "leave results, but got --trainer.logger false"),
         (["2", "--bad"], "error: Expected nothing bad\n"),  # already for the parser
         (["2", "--optimizer.lr", "20"], "error: Expected something else\n"),  # only for the run
         (["2", "--test", "maybe"], "Expected `test` to be bool"),
