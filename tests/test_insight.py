@@ -124,8 +124,8 @@ def test_tensorboard_shows_the_run(trained: FNNCLI, tensorboard: str) -> None:
 
     # the network, and the charts put together
     graph = fetch(f"{tensorboard}/plugin/graphs/graph?run=version_0").decode()
-    nodes = ["pixels", "scale", "layers/0_Linear", "layers/1_ReLU", "layers/2_Linear",
-             "layers/3_ReLU", "layers/4_Linear", "logits"]  # fmt: skip
+    nodes = ["pixels", "scale", "0_Linear", "1_ReLU", "2_Linear",
+             "3_ReLU", "4_Linear", "logits"]  # fmt: skip
     assert [line.split('"')[1] for line in graph.splitlines() if " name:" in line] == nodes
     assert "in_features=8, out_features=9" in graph
     layout = ask(f"{tensorboard}/plugin/custom_scalars/layout")
