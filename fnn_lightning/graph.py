@@ -30,11 +30,11 @@ def graph_event(network: FNN) -> Event:
             graph.node.add(name="logits", op="Identity", input=inputs)
             continue
         kind = str(node.target)
-        names[node] = f"layers/{node.name}"
+        names[node] = node.name
         if node.op == "call_module":
             module = network.layers.get_submodule(kind)
             kind = type(module).__name__
-            names[node] = f"layers/{node.target}_{kind}"
+            names[node] = f"{node.target}_{kind}"
         added = graph.node.add(name=names[node], op=kind, input=inputs)
         if node.op == "call_module" and module.extra_repr():
             added.attr["arguments"].CopyFrom(AttrValue(s=module.extra_repr().encode()))

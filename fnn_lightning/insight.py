@@ -18,6 +18,7 @@ from fnn_lightning.lit_module import CLASSES, FNNLitModule
 from fnn_lightning.predictions import Gatherer, Predictions, test_source
 
 SHARE = 0.02  # of the time since training began, that pictures may take before it ends
+FIRST_SECONDS = 0.5  # what drawing is taken to cost before that is known
 LAYOUT = {
     "train and validation": {
         name: ["Multiline", [f"{split}/{name}" for split in ("train", "val", "test")]]
@@ -50,18 +51,18 @@ class Insight(Gatherer):
         self.enabled = enabled
         self.histograms = histograms
         self._pending: tuple[Predictions, int] | None = None
-        self._spent = self._began = 0.0
+        self._spent = self._last = self._began = 0.0
 
     def on_train_start(self, trainer: Trainer, pl_module: LightningModule) -> None:
         assert isinstance(pl_module, FNNLitModule)
         pl_module.keeps_gradients = self.histograms
-        self._pending, self._spent, self._began = None, 0.0, time.monotonic()
+        self._pending, self._began = None, time.monotonic()
+        self._spent, self._last = 0.0, FIRST_SECONDS
         board = tensorboard(trainer)
         if board is None or trainer.global_step:  # a resumed run has shown it
             return
         board.add_custom_scalars(LAYOUT)
         board.file_writer.add_event(graph_event(pl_module.network))
-        self._spent = time.monotonic() - self._began
 
     def on_validation_end(self, trainer: Trainer, pl_module: LightningModule) -> None:
         predictions = None if trainer.sanity_checking else self.predictions(trainer.val_dataloaders)
@@ -71,7 +72,7 @@ class Insight(Gatherer):
         log_digits(trainer, predictions, "val", pl_module.step_count)
         self._pending = predictions, pl_module.step_count
         elapsed = time.monotonic() - self._began
-        if trainer.state.fn != "fit" or self._spent < SHARE * elapsed:
+        if trainer.state.fn != "fit" or self._spent + self._last <= SHARE * elapsed:
             self._draw_pending(trainer, pl_module)
 
     def on_fit_end(self, trainer: Trainer, pl_module: LightningModule) -> None:
@@ -103,7 +104,8 @@ class Insight(Gatherer):
         predictions, step = self._pending
         self._pending = None
         self._draw(trainer, module, predictions, "val", step)
-        self._spent += time.monotonic() - began
+        self._last = time.monotonic() - began
+        self._spent += self._last
 
     def _draw(
         self, trainer: Trainer, module: FNNLitModule, found: Predictions, split: str, step: int
@@ -113,7 +115,7 @@ class Insight(Gatherer):
             return
         board.add_figure(f"{split}/confusion", figures.confusion_figure(found), step, close=False)
         board.add_figure(f"{split}/mistakes", figures.mistakes_figure(found), step, close=False)
-        if split == "val":
+        if split == "val" and module.step_count == step:  # the weights are still the same
             first = next(each for each in module.network.layers if isinstance(each, nn.Linear))
             board.add_image("first_layer", figures.first_layer_picture(first.weight), step)
             if self.histograms:

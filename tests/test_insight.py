@@ -15,6 +15,7 @@ import numpy as np
 import pytest
 import torch
 from PIL import Image
+from selenium.webdriver.remote.webdriver import WebDriver
 
 from fnn_lightning.cli import main
 from fnn_lightning.commands import FNNCLI
@@ -124,8 +125,8 @@ def test_tensorboard_shows_the_run(trained: FNNCLI, tensorboard: str) -> None:
 
     # the network, and the charts put together
     graph = fetch(f"{tensorboard}/plugin/graphs/graph?run=version_0").decode()
-    nodes = ["pixels", "scale", "layers/0_Linear", "layers/1_ReLU", "layers/2_Linear",
-             "layers/3_ReLU", "layers/4_Linear", "logits"]  # fmt: skip
+    nodes = ["pixels", "scale", "0_Linear", "1_ReLU", "2_Linear",
+             "3_ReLU", "4_Linear", "logits"]  # fmt: skip
     assert [line.split('"')[1] for line in graph.splitlines() if " name:" in line] == nodes
     assert "in_features=8, out_features=9" in graph
     layout = ask(f"{tensorboard}/plugin/custom_scalars/layout")
@@ -152,6 +153,39 @@ def test_tensorboard_compares_settings_and_results(trained: FNNCLI, tensorboard:
     assert "hp_metric" not in shown
     assert shown["val/acc"] == pytest.approx(float(trained.trainer.callback_metrics["val/acc"]))
     assert "test/acc" in shown
+
+
+# TensorBoard's pages are components in one another, each a document of its own to the browser.
+DRAWN = """
+const drawn = [];
+const visit = node => {
+  if (node.matches?.("img") && node.complete && node.naturalWidth) drawn.push(node.src);
+  if (node.nodeType === Node.TEXT_NODE) drawn.push(node.textContent.trim());
+  for (const child of [...(node.shadowRoot?.childNodes ?? []), ...node.childNodes]) visit(child);
+};
+visit(document.body);
+return drawn;
+"""
+
+
+def test_tensorboard_in_a_browser(trained: FNNCLI, tensorboard: str, browser: WebDriver) -> None:
+    fetch(f"{tensorboard}/plugin/images/tags")  # it has started, and read the run
+    page = tensorboard.removesuffix("/data")
+
+    def shows(tab: str, *wanted: str) -> bool:
+        browser.get(f"{page}/#{tab}")
+        browser.refresh()
+        drawn: list[str] = []
+        for _ in range(60):
+            drawn = browser.execute_script(DRAWN)
+            if all(any(text in each for each in drawn) for text in wanted):
+                return True
+            time.sleep(0.5)
+        raise AssertionError(drawn)
+
+    assert shows("images", "first_layer", "confusion", "mistakes", "individualImage")
+    assert shows("custom_scalars", "train and validation", "accuracy of each digit")
+    assert shows("graphs", "0_Linear", "4_Linear")
 
 
 def test_insight_can_be_switched_off(data_dir: str) -> None:

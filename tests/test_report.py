@@ -8,6 +8,7 @@ from typing import Any
 
 import pytest
 import torch
+from selenium.webdriver.remote.webdriver import WebDriver
 
 from fnn_lightning import figures
 from fnn_lightning.cli import main
@@ -123,6 +124,19 @@ def test_a_test_leaves_a_report(
     again = json.loads((RUN / "metrics.json").read_text())
     assert again["fit"] == metrics["fit"]
     assert "train_set" not in again["test"]
+
+
+def test_the_report_in_a_browser(fit: Callable[..., None], browser: WebDriver) -> None:
+    fit()
+    main(["test", "--ckpt_path", LAST])
+    browser.get((RUN / "report.html").absolute().as_uri())
+    widths = "return [...document.images].map(each => each.naturalWidth)"
+    wrong = 100 - json.loads((RUN / "metrics.json").read_text())["test"]["correct"]
+    assert browser.execute_script(widths) == [28] * min(50, wrong)
+    drawn = "return [...document.querySelectorAll('svg')].filter(s => s.clientWidth > 200).length"
+    assert browser.execute_script(drawn) == 5
+    fetched = "return performance.getEntriesByType('resource').map(each => each.name)"
+    assert all(name.startswith("data:") for name in browser.execute_script(fetched))
 
 
 def test_a_report_on_a_checkpoint_alone(
