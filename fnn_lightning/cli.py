@@ -1,5 +1,6 @@
 """The entry of the command line: starts fast, and turns errors into one line."""
 
+import difflib
 import os
 import shlex
 import signal
@@ -10,12 +11,19 @@ from fnn_lightning import __version__
 from fnn_lightning.errors import DivergenceError, InputError
 from fnn_lightning.stop import LOST, Stopped, lost_a_process
 
-# what does without the Trainer: subcommands and the modules whose `main` runs them
-WITHOUT_TRAINER = {
-    "compare": "fnn_lightning.compare",
-    "seeds": "fnn_lightning.seeds",
-    "sweep": "fnn_lightning.sweep",
+WITH_TRAINER = {
+    "fit": "train a network, or go on with a run",
+    "validate": "measure a checkpoint on the validation images",
+    "test": "measure a checkpoint on the test images, and write a report",
+    "predict": "print the digits that a checkpoint sees",
 }
+WITHOUT_TRAINER = {  # each run by `main` of the module of that name
+    "compare": "tell settings that differ from differences by chance",
+    "seeds": "train with several seeds, and say how far they differ",
+    "sweep": "search for the settings that validate best",
+}
+SUBCOMMANDS = WITH_TRAINER | WITHOUT_TRAINER
+COMMAND = "python -m fnn_lightning"
 MAX_MESSAGE = 1_000  # characters; what a file holds can be repeated in a message
 
 
@@ -34,9 +42,17 @@ def main(args: list[str] | None = None) -> None:
         print(f"fnn_lightning {__version__}")
         return
 
+    if words in (["--help"], ["-h"]):
+        print(f"usage: {COMMAND} SUBCOMMAND [--help] [options]\n")
+        print("Trains feed-forward neural nets on MNIST.\n")
+        for name, description in SUBCOMMANDS.items():
+            print(f"  {name:<10} {description}")
+        return
+
     try:
-        if words and words[0] in WITHOUT_TRAINER:
-            import_module(WITHOUT_TRAINER[words[0]]).main(words[1:])
+        check_subcommand(words)
+        if words[0] in WITHOUT_TRAINER:
+            import_module(f"fnn_lightning.{words[0]}").main(words[1:])
             return
         # Not at the top: importing torch and Lightning takes seconds, and --version needs neither.
         from fnn_lightning.commands import FNNCLI
@@ -47,7 +63,7 @@ def main(args: list[str] | None = None) -> None:
             saved = "nothing was saved"
             if stop.path:
                 path = shlex.quote(os.path.relpath(stop.path))
-                saved = f"saved; go on with: python -m fnn_lightning fit --ckpt_path {path}"
+                saved = f"saved; go on with: {COMMAND} fit --ckpt_path {path}"
             print(f"stopped by {signal.Signals(stop.signum).name}, {saved}", file=sys.stderr)
         # a status other than 0 would make Lightning kill the first process before it says so
         raise SystemExit(0 if rank() else 128 + stop.signum) from None
@@ -81,6 +97,27 @@ def main(args: list[str] | None = None) -> None:
         print(f"error{where}: {text}", file=sys.stderr)
         wrong_input = not isinstance(error, DivergenceError | ConnectionError)
         raise SystemExit(2 if wrong_input else 1) from None
+
+
+def check_subcommand(words: list[str]) -> None:
+    """Refuse a command line that does not begin with a subcommand.
+
+    Raises:
+        InputError: If it does not.
+    """
+    if words and words[0] in SUBCOMMANDS:
+        return
+    if any(word in SUBCOMMANDS for word in words):
+        raise InputError(
+            f"Expected the subcommand before its options, but got {words[0]} first: "
+            f"{COMMAND} {'|'.join(SUBCOMMANDS)} --config FILE"
+        )
+    near = difflib.get_close_matches(words[0], SUBCOMMANDS, n=1) if words else []
+    raise InputError(
+        f"Expected a subcommand, one of {', '.join(SUBCOMMANDS)}"
+        + (f", but got {words[0]}" if words else "")
+        + (f"; did you mean {near[0]}?" if near else f"; {COMMAND} --help tells more")
+    )
 
 
 def rank() -> int:

@@ -30,6 +30,7 @@ from fnn_lightning.callbacks import (
     TerminalReport,
 )
 from fnn_lightning.checkpoint import AtomicCheckpointIO, check_state, read_checkpoint
+from fnn_lightning.cli import COMMAND
 from fnn_lightning.errors import DivergenceError, InputError
 from fnn_lightning.insight import Insight
 from fnn_lightning.lit_module import MONITORED, SGD, FNNLitModule
@@ -51,8 +52,6 @@ from fnn_lightning.stop import LOST, Stopped, lost_a_process, requeue
 
 TRAINER_DEFAULTS = {"num_sanity_val_steps": 0, "enable_model_summary": False}
 MAX_EPOCHS = 5  # unless something else ends the run
-SUBCOMMANDS = ("fit", "validate", "test", "predict")
-COMMAND = "python -m fnn_lightning"
 PLATEAU = "lightning.pytorch.cli.ReduceLROnPlateau"
 # the texts that settings of the Trainer, the checkpoints and torch.optim's classes can be
 WORDS = (
@@ -71,21 +70,11 @@ class FNNCLI(LightningCLI):
     defaults.
 
     Args:
-        words: The command line, without the program's name.
+        words: The command line, without the program's name; a subcommand comes first.
     """
 
     def __init__(self, words: list[str]) -> None:
         quiet_lightning()
-        if not words:
-            raise InputError(
-                f"Expected a subcommand: {COMMAND} {'|'.join(SUBCOMMANDS)}; "
-                f"{COMMAND} --help tells more"
-            )
-        if words[0] not in SUBCOMMANDS and any(word in SUBCOMMANDS for word in words):
-            raise InputError(
-                f"Expected the subcommand before its options, but got {words[0]} first: "
-                f"{COMMAND} {'|'.join(SUBCOMMANDS)} --config FILE"
-            )
         self.words = words
         self.said = said_by(words)
         self._ckpt_path: str | None = self.said.get("ckpt_path")
@@ -115,8 +104,7 @@ class FNNCLI(LightningCLI):
         fixed = {"model", "datamodule", "weights_only", "verbose", "return_predictions"}
         loaders = {"train_dataloaders", "val_dataloaders", "dataloaders"}
         # to collect the options of one takes a tenth of a second: the others' are left alone
-        wanted = [name for name in SUBCOMMANDS if name == self.words[0]] or SUBCOMMANDS
-        return {name: fixed | loaders for name in wanted}
+        return {self.words[0]: fixed | loaders}
 
     def _find_run(self) -> Path | None:
         """Find the folder to go on in, and the checkpoint to go on from if it is not named."""

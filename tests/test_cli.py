@@ -15,7 +15,7 @@ from lightning.pytorch import Trainer
 
 from fnn_lightning import FNNLitModule, __version__
 from fnn_lightning.callbacks import Checkpoint
-from fnn_lightning.cli import main
+from fnn_lightning.cli import SUBCOMMANDS, main
 from fnn_lightning.commands import FNNCLI
 from tests.conftest import TEST_SIZE
 from tests.test_lit_module import scalars
@@ -386,13 +386,24 @@ def test_an_untrained_network_is_not_measured(command: str, capsys: Capture) -> 
     [
         ([], "Expected a subcommand"),
         (["--config", "some.yaml", "fit"], "Expected the subcommand before its options"),
-        (["fti"], "invalid choice: 'fti'"),
+        (["fti"], "but got fti; did you mean fit?"),
+        (["--data.val_size", "3"], "but got --data.val_size; python -m fnn_lightning --help"),
     ],
 )
 def test_a_command_line_without_its_subcommand(
     words: list[str], message: str, capsys: Capture
 ) -> None:
     assert message in refused(words, capsys)
+
+
+def test_help_lists_every_subcommand(capsys: Capture) -> None:
+    main(["--help"])
+    listed = [line.split()[0] for line in capsys.readouterr().out.splitlines()[4:]]
+    assert listed == list(SUBCOMMANDS)
+    for name in SUBCOMMANDS:
+        with pytest.raises(SystemExit, match="0"):
+            main([name, "--help"])
+        assert name in capsys.readouterr().out.splitlines()[0]
 
 
 def test_a_checkpoint_that_does_not_fit(data_dir: str, capsys: Capture) -> None:
