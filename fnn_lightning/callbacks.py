@@ -148,6 +148,8 @@ class Checkpoint(callbacks.Checkpoint):
         }
 
     def load_state_dict(self, state_dict: dict[str, Any]) -> None:
+        last = self.folder / "last.ckpt"
+        self.last_model_path = str(last) if last.is_file() else ""
         score = state_dict["best_score"]
         if state_dict["monitor"] == self.monitor and score is not None and math.isfinite(score):
             self.best_score = float(score)

@@ -205,6 +205,11 @@ def check_state(checkpoint: dict[str, Any], path: str) -> None:
     progress = checkpoint.get("progress")
     kept = progress if isinstance(progress, dict) else {}
     steps = [checkpoint["global_step"], kept.get("logged_step", 0), kept.get("validated_step") or 0]
+    losses = kept.get("losses", torch.empty(0))
+    if not isinstance(losses, Tensor) or losses.dim() != 1 or losses.dtype != torch.float:
+        raise InputError(f"Expected the losses of a run in {path}, but got something else")
+    if not losses.isfinite().all():
+        raise InputError(f"Expected finite losses in {path}, but got NaN or infinity")
     for count in (*steps, *counts(checkpoint.get("loops"))):
         if type(count) is not int or not 0 <= count < 2**53:
             raise InputError(f"Expected the counts of a run in {path}, but got {count!r:.50}")

@@ -1,6 +1,7 @@
 """LightningCLI with this project's defaults, checkpoints and messages."""
 
 import logging
+import math
 import os
 import re
 import reprlib
@@ -185,6 +186,8 @@ class FNNCLI(LightningCLI):
             insight.save_losses(trainer, self.model)
         if "val/acc" in logged:
             trainer.loggers = []
+        if "fit" not in read_metrics(self._run):
+            self.model.validated_step = None  # its result was not written
         if trainer.is_global_zero:
             print(f"all {trainer.global_step:,} steps are done already; {to_go_on}")
 
@@ -204,9 +207,11 @@ class FNNCLI(LightningCLI):
     def test(self, **kwargs: Any) -> None:
         kwargs["ckpt_path"] = self._ckpt_path
         self.trainer.test(weights_only=True, verbose=False, **kwargs)
-        lone = self._run is None and self.config["test"].report_folder is None
-        if lone and self.trainer.is_global_zero:
-            print("no report: the checkpoint lies in no run's folder; name one by --report_folder")
+        callbacks = self.trainer.callbacks  # type: ignore[attr-defined]
+        reports = [callback.written for callback in callbacks if isinstance(callback, Report)]
+        if not any(reports) and self.trainer.is_global_zero:
+            why = "no folder for it: name one by --report_folder"
+            print(f"no report: {'no image was tested' if reports else why}")
 
     def predict(self, **kwargs: Any) -> None:
         kwargs["ckpt_path"] = self._ckpt_path
@@ -388,7 +393,7 @@ class FNNCLI(LightningCLI):
                 f"Expected --report_folder to be a folder, but got {folder}: it is a file"
             )
         assert self.checkpoint is not None
-        return Report(path, Path(str(self._ckpt_path)), self.checkpoint)
+        return Report(path, self._run, Path(str(self._ckpt_path)), self.checkpoint)
 
     def after_fit(self) -> None:
         callbacks = self.trainer.callbacks  # type: ignore[attr-defined]
@@ -422,11 +427,16 @@ class FNNCLI(LightningCLI):
         best = {"monitor": keeper.monitor, "score": keeper.best_score}
         return {
             "step": self.trainer.global_step,
-            **{name: float(metrics[name]) for name in MONITORED if name in metrics},
+            **{name: finite(metrics[name]) for name in MONITORED if name in metrics},
             "best": best if keeper.best_model_path else None,
             "checkpoint": checkpoint.as_posix(),
             "seconds": round(self._seconds, 1),
         }
+
+
+def finite(value: Any) -> float | None:
+    """Return a number as JSON can hold it."""
+    return float(value) if math.isfinite(value) else None
 
 
 def check_what_is_monitored(config: Namespace) -> None:

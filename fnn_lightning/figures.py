@@ -94,7 +94,7 @@ def first_layer_picture(weight: Tensor, most: int = 100) -> Tensor:
 
 
 def loss_figure(losses: Tensor, steps: int) -> "Figure":
-    """Draw the training loss of every step.
+    """Draw the training loss of every batch, which is every step unless gradients accumulate.
 
     Args:
         losses: Loss of every batch, shape `(batches,)`.

@@ -66,7 +66,7 @@ class Insight(Gatherer):
 
     def on_validation_end(self, trainer: Trainer, pl_module: LightningModule) -> None:
         predictions = None if trainer.sanity_checking else self.predictions(trainer.val_dataloaders)
-        if predictions is None:
+        if predictions is None or not predictions.probabilities.isfinite().all():
             return
         assert isinstance(pl_module, FNNLitModule)
         log_digits(trainer, predictions, "val", pl_module.step_count)
@@ -81,17 +81,18 @@ class Insight(Gatherer):
         self.save_losses(trainer, pl_module)
 
     def save_losses(self, trainer: Trainer, module: FNNLitModule) -> None:
-        """Draw the loss of every step into `loss.png` of the run's folder."""
+        """Draw the loss of every batch into `loss.png` of the run's folder."""
         losses = module.train_metrics.losses()
-        folder = trainer.log_dir
-        if trainer.is_global_zero and tensorboard(trainer) is not None and folder and len(losses):
+        folder = trainer.log_dir if trainer.loggers else None
+        fast_dev_run = trainer.fast_dev_run  # type: ignore[attr-defined]
+        if trainer.is_global_zero and folder and len(losses) and not fast_dev_run:
             picture = io.BytesIO()
             figures.loss_figure(losses, trainer.global_step).savefig(picture)
             write_whole(Path(folder) / "loss.png", picture.getbuffer())
 
     def on_test_end(self, trainer: Trainer, pl_module: LightningModule) -> None:
         predictions = self.predictions(test_source(trainer))
-        if predictions is not None:
+        if predictions is not None and predictions.probabilities.isfinite().all():
             assert isinstance(pl_module, FNNLitModule)
             log_digits(trainer, predictions, "test", pl_module.step_count)
             self._draw(trainer, pl_module, predictions, "test", pl_module.step_count)
@@ -121,17 +122,20 @@ class Insight(Gatherer):
             if self.histograms:
                 for name, parameter in module.network.named_parameters():
                     board.add_histogram(f"weights/{name}", parameter, step)
-                for name, gradient in module.gradients.items():
+                gradients_step, gradients = module.gradients
+                for name, gradient in gradients.items() if gradients_step == step else ():
                     board.add_histogram(f"gradients/{name}", gradient, step)
 
 
 @rank_zero_only
 def log_digits(trainer: Trainer, predictions: Predictions, split: str, step: int) -> None:
-    """Log which share of the images of each digit was classified correctly."""
-    recall = multiclass_recall(
-        predictions.digits, predictions.labels, num_classes=CLASSES, average=None
-    )
-    shares = {f"{split}_acc_of_digit/{digit}": share for digit, share in enumerate(recall.tolist())}
+    """Log which share of the images of each digit was classified correctly, if there are any."""
+    digits, labels = predictions.digits, predictions.labels
+    recall = multiclass_recall(digits, labels, num_classes=CLASSES, average=None)
+    # not val/acc_of_…: TensorBoard would show ten charts more in the group of val/acc
+    shares = {
+        f"{split}_acc_of_digit/{digit}": float(recall[digit]) for digit in set(labels.tolist())
+    }
     for logger in trainer.loggers:
         logger.log_metrics(shares, step)
 

@@ -110,8 +110,8 @@ class FNNLitModule(LightningModule):
         """Number of optimiser steps at the last validation."""
         self.keeps_gradients = False
         """Whether validation leaves the gradients of the step before it in `gradients`."""
-        self.gradients: dict[str, Tensor] = {}
-        """By the names of the network's parameters."""
+        self.gradients: tuple[int, dict[str, Tensor]] = (0, {})
+        """Number of the step, and gradients by the names of the network's parameters."""
         self.began = False
         """Whether training has begun: all that a checkpoint brings is in its place."""
         self._resumed: dict[str, Any] | None = None
@@ -216,14 +216,19 @@ class FNNLitModule(LightningModule):
             self._log_training(step, self._lr)
 
     def on_train_end(self) -> None:
+        self._keep_gradients()
         if self.global_step > self._logged_step:
             self._log_training(self.global_step, self._lr)
 
     def on_validation_model_zero_grad(self) -> None:
-        if self.keeps_gradients:
-            named = self.network.named_parameters()
-            self.gradients = {name: each.grad for name, each in named if each.grad is not None}
+        self._keep_gradients()
         super().on_validation_model_zero_grad()
+
+    def _keep_gradients(self) -> None:
+        named = self.network.named_parameters()
+        gradients = {name: each.grad for name, each in named if each.grad is not None}
+        if self.keeps_gradients and gradients:
+            self.gradients = (self.global_step, gradients)
 
     def on_validation_start(self) -> None:
         self.train_metrics.update()

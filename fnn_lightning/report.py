@@ -21,6 +21,7 @@ from torchmetrics.functional.classification import (
 
 from fnn_lightning import figures
 from fnn_lightning.checkpoint import write_whole
+from fnn_lightning.errors import DivergenceError
 from fnn_lightning.lit_module import CLASSES, FNNLitModule
 from fnn_lightning.predictions import Gatherer, Predictions, test_source
 from fnn_lightning.run_folder import CONFIG, read_curves, read_metrics, write_metrics
@@ -37,14 +38,22 @@ class Report(Gatherer):
     """Writes what a test found: a page to look at, a table of predictions, figures to compute with.
 
     Args:
-        folder: Where to write; that of the run, if the checkpoint lies in one.
+        folder: Where to write.
+        run: The folder of the run that the checkpoint lies in, for what is known of its training.
         ckpt_path: The checkpoint tested.
         checkpoint: What it holds.
+
+    Raises:
+        DivergenceError: When testing ends, if a prediction is not a finite number.
     """
 
-    def __init__(self, folder: Path, ckpt_path: Path, checkpoint: dict[str, Any]) -> None:
+    def __init__(
+        self, folder: Path, run: Path | None, ckpt_path: Path, checkpoint: dict[str, Any]
+    ) -> None:
         super().__init__()
         self.folder = folder
+        self.run = run
+        self.written = False
         self.ckpt_path = ckpt_path
         self.checkpoint = checkpoint
 
@@ -53,8 +62,16 @@ class Report(Gatherer):
         if predictions is None or not trainer.is_global_zero:
             return
         assert isinstance(pl_module, FNNLitModule)
+        lost = int((~predictions.probabilities.isfinite().all(dim=1)).sum())
+        if lost:
+            raise DivergenceError(
+                f"Of {lost:,} of {len(predictions.labels):,} images the network's outputs are not "
+                "finite numbers; no report was written"
+            )
+        datamodule = trainer.datamodule  # type: ignore[attr-defined]
         found = {
             **measure(predictions),
+            "dataset": getattr(datamodule, "dataset", None),
             "checkpoint": Path(os.path.relpath(self.ckpt_path, self.folder)).as_posix(),
             "step": pl_module.step_count,
         }
@@ -62,8 +79,10 @@ class Report(Gatherer):
             correct, total = pl_module.counts["test/train_set_"]
             found["train_set"] = {"correct": correct, "total": total}
         write_whole(self.folder / PREDICTIONS, predictions_csv(predictions).encode())
-        write_metrics(self.folder, "test", found)
+        in_run = self.run is not None and self.run.samefile(self.folder)
+        write_metrics(self.folder, "test", found, beside=in_run)
         write_whole(self.folder / REPORT, self._page(predictions, found).encode())
+        self.written = True
         print(f"report     {os.path.relpath(self.folder / REPORT)}")
 
     def _page(self, predictions: Predictions, found: dict[str, Any]) -> str:
@@ -74,7 +93,7 @@ class Report(Gatherer):
         environment = Environment(autoescape=True, undefined=StrictUndefined, trim_blocks=True)
         wrong = predictions.digits != predictions.labels
         return environment.from_string(template).render(
-            title=f"{self.folder.absolute().parent.name}/{self.folder.absolute().name}",
+            title="/".join((self.run or self.ckpt_path).absolute().parts[-2:]),
             test=found,
             curves=[as_svg(each) for each in self._curves()],
             confusion=as_svg(figures.confusion_figure(predictions)),
@@ -91,13 +110,14 @@ class Report(Gatherer):
                 for index in predictions.worst_mistakes(MISTAKES)
             ],
             wrong=int(wrong.sum()),
-            metrics=read_metrics(self.folder),
+            fit=read_metrics(self.run).get("fit") if self.run else None,
+            made_with=read_metrics(self.folder)["test"]["made_with"],
             config=self._config(),
         )
 
     def _curves(self) -> "list[Figure]":
         drawn = []
-        curves = read_curves(self.folder)
+        curves = read_curves(self.run) if self.run else {}
         for name, ylabel in (("loss", "loss"), ("acc", "accuracy")):
             shown = {f"{split}/{name}": curves.get(f"{split}/{name}") for split in ("train", "val")}
             given = {tag: points for tag, points in shown.items() if points}
@@ -105,25 +125,28 @@ class Report(Gatherer):
                 drawn.append(figures.curves_figure(given, ylabel))
         progress = self.checkpoint.get("progress")
         losses = progress.get("losses") if isinstance(progress, dict) else None
-        if isinstance(losses, torch.Tensor) and losses.dim() == 1 and len(losses):
+        if isinstance(losses, torch.Tensor) and losses.dim() == 1 and losses.is_floating_point():
             drawn.append(figures.loss_figure(losses.float(), self.checkpoint["global_step"]))
         return drawn
 
     def _config(self) -> str:
         """Return the run's config.yaml, or else the settings that the checkpoint holds."""
-        try:
-            return (self.folder / CONFIG).read_text(encoding="utf-8")
-        except (OSError, ValueError):
-            settings = {
-                "model": self.checkpoint["hyper_parameters"],
-                "data": self.checkpoint.get("datamodule_hyper_parameters", {}),
-            }
-            plain = json.loads(json.dumps(settings, default=str))
-            return str(yaml.safe_dump(plain, sort_keys=False))
+        if self.run:
+            return (self.run / CONFIG).read_text(encoding="utf-8", errors="replace")
+        settings = {
+            "model": self.checkpoint["hyper_parameters"],
+            "data": self.checkpoint.get("datamodule_hyper_parameters", {}),
+        }
+        plain = json.loads(json.dumps(settings, default=str))
+        return str(yaml.safe_dump(plain, sort_keys=False))
 
 
 def measure(predictions: Predictions) -> dict[str, Any]:
-    """Measure a test: shares from 0 to 1, as plain data for JSON."""
+    """Measure a test: shares from 0 to 1, as plain data for JSON.
+
+    The precision of a digit that is never predicted is None, and so is the recall of one that no
+    image shows.
+    """
     digits, labels, probabilities = (
         predictions.digits,
         predictions.labels,
@@ -143,8 +166,8 @@ def measure(predictions: Predictions) -> dict[str, Any]:
             {
                 "digit": digit,
                 "images": int((labels == digit).sum()),
-                "precision": float(precision[digit]),
-                "recall": float(recall[digit]),
+                "precision": float(precision[digit]) if (digits == digit).any() else None,
+                "recall": float(recall[digit]) if (labels == digit).any() else None,
             }
             for digit in range(CLASSES)
         ],

@@ -1,6 +1,7 @@
 """The folder of a run: made by one run alone, and gone on in after an interruption."""
 
 import json
+import logging
 import os
 import platform
 from datetime import datetime
@@ -88,6 +89,8 @@ def run_folder(ckpt_path: str) -> Path | None:
 
 def read_curves(run: Path) -> dict[str, list[tuple[int, float]]]:
     """Read the curves in a run's folder: by name, number of optimiser steps and value."""
+    # of runs killed early, that their steps were logged twice; what was lost is left out
+    logging.getLogger("tensorboard").setLevel(logging.ERROR)
     # rarely needed, and slow to import
     from tensorboard.backend.event_processing.event_accumulator import EventAccumulator
 
@@ -98,16 +101,17 @@ def read_curves(run: Path) -> dict[str, list[tuple[int, float]]]:
     }
 
 
-def write_metrics(folder: Path, stage: str, figures: dict[str, Any]) -> None:
-    """Write what `fit` or `test` found into `metrics.json`, beside what the other one did.
+def write_metrics(folder: Path, stage: str, figures: dict[str, Any], beside: bool = True) -> None:
+    """Write what `fit` or `test` found into `metrics.json`.
 
     Args:
         folder: That of the run.
-        stage: `fit`, which begins the file anew, or `test`.
+        stage: `fit` or `test`.
         figures: Plain data. Versions and hardware are added.
+        beside: Whether what the other stage found there is kept.
     """
-    found = {} if stage == "fit" else read_metrics(folder)
-    found[stage] = {**figures, "made_with": surroundings()}
+    others = read_metrics(folder) if beside else {}
+    found = {**others, stage: {**figures, "made_with": surroundings()}}
     write_whole(folder / METRICS, json.dumps(found, indent=2).encode() + b"\n")
 
 
@@ -115,7 +119,7 @@ def read_metrics(folder: Path) -> dict[str, Any]:
     """Read a run's `metrics.json`; nothing, if there is none or it is damaged."""
     try:
         found = json.loads((folder / METRICS).read_text(encoding="utf-8"))
-    except (OSError, ValueError):
+    except (OSError, RecursionError, ValueError):
         return {}
     return found if isinstance(found, dict) else {}
 

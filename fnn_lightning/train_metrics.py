@@ -84,11 +84,12 @@ class TrainMetrics(nn.Module):
             DivergenceError: If one of the losses put aside is not finite.
         """
         losses = [*self._losses, *([self._pending_losses()] if self.pending else [])]
-        return torch.cat(losses).float().cpu() if losses else torch.empty(0)
+        return torch.cat(losses).cpu() if losses else torch.empty(0)
 
     def _pending_losses(self) -> Tensor:
         """Take the mean over all processes of each loss put aside, and check it."""
-        loss = torch.stack([output.loss for _, output in self.pending])
+        # not in half precision, whose sums would round
+        loss = torch.stack([output.loss for _, output in self.pending]).float()
         if torch.distributed.is_available() and torch.distributed.is_initialized():
             sizes = loss.new_tensor([len(output.labels) for _, output in self.pending])
             sums = torch.stack([loss * sizes, sizes])

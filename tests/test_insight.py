@@ -29,7 +29,8 @@ LAST = str(RUN / "checkpoints" / "last.ckpt")
 def trained(data_dir: str) -> FNNCLI:
     """Train and test a network, so that there is a run to look at."""
     cli = FNNCLI(["fit", "--data.data_dir", data_dir, "--model.hidden_dims", "[8, 9]",
-                  "--trainer.max_epochs", "2", "--trainer.log_every_n_steps", "2",
+                  "--trainer.max_steps", "6", "--trainer.max_epochs", "9",
+                  "--data.batch_size", "70", "--trainer.log_every_n_steps", "2",
                   "--insight.histograms", "true"])  # fmt: skip
     main(["test", "--ckpt_path", LAST])
     return cli
@@ -105,7 +106,7 @@ def test_tensorboard_shows_the_run(trained: FNNCLI, tensorboard: str) -> None:
         for k in range(10):
             tag = f"{split}_acc_of_digit%2F{k}"
             points = ask(f"{tensorboard}/plugin/scalars/scalars?run=version_0&tag={tag}")
-            assert [step for _, step, _ in points] == ([3, 6] if split == "val" else [6])
+            assert [step for _, step, _ in points] == ([4, 6] if split == "val" else [6])
             right = int(counts[k, k]) / max(1, int(counts[k].sum()))
             assert points[-1][2] == pytest.approx(right)
 
@@ -116,11 +117,21 @@ def test_tensorboard_shows_the_run(trained: FNNCLI, tensorboard: str) -> None:
     }
     images = ask(f"{tensorboard}/plugin/images/images?run=version_0&tag=val/confusion&sample=0")
     assert images[-1]["step"] == 6  # that of the last step is always drawn
-    assert picture(tensorboard, "first_layer").shape == (60 + 4, 8 * (56 + 4) + 4, 3)
+    shown = picture(tensorboard, "first_layer")
+    assert shown.shape == (60 + 4, 8 * (56 + 4) + 4, 3)
+    weight = torch.load(LAST, weights_only=True)["state_dict"]["network.layers.0.weight"]
+    for unit in range(8):
+        tile = shown[4:60:2, 4 + 60 * unit : 60 + 60 * unit : 2, 0]
+        grey = (weight[unit] / weight[unit].abs().max() / 2 + 0.5).view(28, 28)
+        assert np.abs(tile / 255 - grey.numpy()).max() < 0.01
 
     # weights and gradients
     names = {f"layers.{k}.{part}" for k in (0, 2, 4) for part in ("weight", "bias")}
     histograms = ask(f"{tensorboard}/plugin/histograms/tags")["version_0"]
+    for kind in ("weights", "gradients"):
+        tag = f"{kind}/layers.4.bias"
+        points = ask(f"{tensorboard}/plugin/histograms/histograms?run=version_0&tag={tag}")
+        assert [step for _, step, _ in points] == [6]  # the end of training, in mid-epoch
     assert set(histograms) == {f"{kind}/{n}" for kind in ("weights", "gradients") for n in names}
 
     # the network, and the charts put together
@@ -146,7 +157,7 @@ def test_tensorboard_compares_settings_and_results(trained: FNNCLI, tensorboard:
     (run,) = groups["sessionGroups"]
     settings = {
         **{"depth": 2, "width": 9, "activation": "relu", "hidden_dims": "[8, 9]"},
-        **{"optimizer": "SGD", "lr": 0.1, "batch_size": 100},
+        **{"optimizer": "SGD", "lr": 0.1, "batch_size": 70},
     }
     assert settings.items() <= run["hparams"].items()
     shown = {value["name"]["tag"]: value["value"] for value in run["metricValues"]}

@@ -14,6 +14,7 @@ from fnn_lightning import figures
 from fnn_lightning.cli import main
 from fnn_lightning.predictions import Predictions
 from fnn_lightning.report import measure, predictions_csv
+from fnn_lightning.run_folder import read_curves
 from fnn_lightning.trained import load_trained
 
 RUN = Path("lightning_logs/version_0")
@@ -46,7 +47,8 @@ def test_figures_worked_out_by_hand() -> None:
     three, five, one = (found["classes"][digit] for digit in (3, 5, 1))
     assert three == {"digit": 3, "images": 2, "precision": 1.0, "recall": 0.5}
     assert five == {"digit": 5, "images": 2, "precision": 0.5, "recall": 0.5}
-    assert one == {"digit": 1, "images": 0, "precision": 0.0, "recall": 0.0}
+    assert one == {"digit": 1, "images": 0, "precision": 0.0, "recall": None}
+    assert found["classes"][7] == {"digit": 7, "images": 0, "precision": None, "recall": None}
     # of 15 ranges: 0.6 (right), 0.8 twice (both wrong), 0.9 (right)
     bins = figures.reliability(made_by_hand())
     assert [count for _, _, count in bins] == [1, 2, 1]
@@ -54,6 +56,14 @@ def test_figures_worked_out_by_hand() -> None:
     error = (abs(0.6 - 1) + 2 * abs(0.8 - 0) + abs(0.9 - 1)) / 4
     assert found["expected_calibration_error"] == pytest.approx(error, abs=1e-6)
     assert predictions_csv(made_by_hand()).splitlines()[1] == "0,3,3,0.900000"
+
+
+def test_the_confusion_matrix_has_the_truth_in_its_rows() -> None:
+    figure = figures.confusion_figure(made_by_hand())
+    numbers = [int(text.get_text()) for text in figure.axes[0].texts]
+    shown = {divmod(place, 10): count for place, count in enumerate(numbers) if count}
+    assert shown == {(3, 3): 1, (3, 5): 1, (5, 5): 1, (5, 1): 1}
+    assert figure.axes[0].get_xlabel() == "Predicted class"
 
 
 def test_ranges_of_confidence_add_up_to_the_calibration_error() -> None:
@@ -119,6 +129,9 @@ def test_a_test_leaves_a_report(
     for text in ("train/loss", "val/acc", "training loss of the batch", "hidden_dims:", "Wilson"):
         assert text in page
 
+    assert metrics["test"]["dataset"] == "mnist"
+    assert "of 100 of mnist" in page
+
     # the figures of another test take the place of these, those of `fit` stay
     main(["test", "--ckpt_path", LAST, "--trainer.limit_test_batches", "1"])
     again = json.loads((RUN / "metrics.json").read_text())
@@ -166,7 +179,45 @@ def test_what_a_run_folder_holds_is_text_to_the_page(fit: Callable[..., None]) -
     assert "<b>" not in page
 
 
-@pytest.mark.parametrize("content", ["", "[]", "{", '{"fit": 3}', '{"fit": {"made_with": 1}}'])
+def test_a_report_elsewhere_is_on_the_run_of_the_checkpoint(fit: Callable[..., None]) -> None:
+    fit("--run_folder", "a", "--model.activation", "tanh")
+    fit("--run_folder", "b", "--insight.enabled", "false")
+    main(["test", "--ckpt_path", "a/checkpoints/last.ckpt", "--report_folder", "b"])
+    page = Path("b/report.html").read_text()
+    assert "activation: tanh" in page
+    assert "train/loss" in page
+    assert json.loads(Path("b/metrics.json").read_text()).keys() == {"test"}
+
+
+def test_a_digit_without_images_has_no_accuracy(fit: Callable[..., None]) -> None:
+    fit("--data.val_size", "3", "--data.data_dir", "tiny")
+    data = load_trained(LAST).data()
+    data.setup("fit")
+    source = data.val_dataloader()
+    digits = set(source.labels[source.indices].tolist())
+    logged = {tag for tag in read_curves(RUN) if tag.startswith("val_acc_of_digit")}
+    assert logged == {f"val_acc_of_digit/{digit}" for digit in digits}
+
+
+def test_outputs_that_are_not_finite(
+    fit: Callable[..., None], capsys: pytest.CaptureFixture[str]
+) -> None:
+    fit("--trainer.max_epochs", "1", "--insight.enabled", "false")
+    checkpoint = torch.load(LAST, weights_only=True)
+    for weight in checkpoint["state_dict"].values():
+        if weight.is_floating_point() and weight.dim() == 2:
+            weight.fill_(3e38)
+    torch.save(checkpoint, LAST)
+    with pytest.raises(SystemExit, match="1"):
+        main(["test", "--ckpt_path", LAST])
+    assert "the network's outputs are not finite numbers" in capsys.readouterr().err
+    assert not (RUN / "report.html").exists()
+    assert "test" not in json.loads((RUN / "metrics.json").read_text())
+
+
+@pytest.mark.parametrize(
+    "content", ["", "[]", "[" * 200_000, "{", '{"fit": 3}', '{"fit": {"made_with": 1}}']
+)
 def test_a_damaged_metrics_file(fit: Callable[..., None], content: str) -> None:
     fit("--trainer.max_epochs", "1", "--insight.enabled", "false")
     (RUN / "metrics.json").write_text(content)
