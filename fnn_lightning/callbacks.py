@@ -8,12 +8,11 @@ from typing import Any, Literal
 import torch
 from lightning.pytorch import LightningModule, Trainer, callbacks
 from lightning.pytorch.callbacks.early_stopping import EarlyStoppingReason
-from torch import Tensor, nn
+from torch import nn
 from tqdm import tqdm
 
-from fnn_lightning.batches import BatchSource
 from fnn_lightning.errors import InputError
-from fnn_lightning.lit_module import CLASSES, FNNLitModule
+from fnn_lightning.lit_module import FNNLitModule
 from fnn_lightning.stop import Stopped, StopSignals, end_at_once
 
 Metric = Literal["val/acc", "val/loss"]
@@ -351,54 +350,3 @@ class EndsAtOnce(callbacks.Callback):
 
     def on_predict_start(self, trainer: Trainer, pl_module: LightningModule) -> None:
         end_at_once()
-
-
-class PredictionWriter(callbacks.Callback):
-    """Prints the predictions as CSV: index of the image, digit, probability of each digit.
-
-    On several processes each has predicted its share of a batch; the first prints the whole.
-    """
-
-    def on_predict_start(self, trainer: Trainer, pl_module: LightningModule) -> None:
-        self._index = 0
-        if trainer.is_global_zero:
-            print("index,digit," + ",".join(f"p{digit}" for digit in range(CLASSES)))
-
-    def on_predict_batch_end(
-        self,
-        trainer: Trainer,
-        pl_module: LightningModule,
-        outputs: Any,
-        batch: Any,
-        batch_idx: int,
-        dataloader_idx: int = 0,
-    ) -> None:
-        digits, probabilities = outputs["digit"], outputs["probabilities"]
-        source = trainer.predict_dataloaders
-        if trainer.world_size > 1 and isinstance(source, BatchSource):
-            size = source.global_batch_size(batch_idx)
-            digits, probabilities = (
-                whole(share, size, trainer.world_size) for share in (digits, probabilities)
-            )
-        if trainer.is_global_zero:
-            for digit, row in zip(digits.tolist(), probabilities.tolist(), strict=True):
-                print(self._index, digit, *(f"{p:.6f}" for p in row), sep=",")
-                self._index += 1
-
-
-def whole(share: Tensor, size: int, world_size: int) -> Tensor:
-    """Put together what the processes have of a batch, of its rows each in turn one.
-
-    Args:
-        share: This process's rows.
-        size: Number of rows in all.
-        world_size: Number of processes.
-
-    Returns:
-        Tensor of shape `(size, …)`, the same on all processes.
-    """
-    padded = share.new_zeros((-(-size // world_size), *share.shape[1:]))
-    padded[: len(share)] = share
-    shares = [torch.empty_like(padded) for _ in range(world_size)]
-    torch.distributed.all_gather(shares, padded)
-    return torch.stack(shares, dim=1).flatten(0, 1)[:size]

@@ -7,12 +7,11 @@ import sys
 from importlib import import_module
 
 from fnn_lightning import __version__
-from fnn_lightning.errors import DivergenceError, InputError
+from fnn_lightning.errors import DivergenceError, InputError, one_line
 from fnn_lightning.stop import LOST, Stopped, lost_a_process
 
 # what does without the Trainer: subcommands and the modules whose `main` runs them
 WITHOUT_TRAINER: dict[str, str] = {}
-MAX_MESSAGE = 1_000  # characters; what a file holds can be repeated in a message
 
 
 def main(args: list[str] | None = None) -> None:
@@ -70,9 +69,7 @@ def main(args: list[str] | None = None) -> None:
                 raise
             error = ConnectionError(LOST)
         where = f" on rank {rank()}" if rank() else ""
-        text = "".join(filter(str.isprintable, " ".join(str(error).split())))
-        text = text if len(text) <= MAX_MESSAGE else f"{text[:MAX_MESSAGE]} …"
-        print(f"error{where}: {text}", file=sys.stderr)
+        print(f"error{where}: {one_line(str(error))}", file=sys.stderr)
         wrong_input = not isinstance(error, DivergenceError | ConnectionError)
         raise SystemExit(2 if wrong_input else 1) from None
 

@@ -1,5 +1,6 @@
 """LightningCLI with this project's defaults, checkpoints and messages."""
 
+import json
 import logging
 import os
 import re
@@ -24,15 +25,15 @@ from fnn_lightning.callbacks import (
     Checkpoint,
     EarlyStopping,
     EndsAtOnce,
-    PredictionWriter,
     ProgressBar,
     TerminalReport,
 )
 from fnn_lightning.checkpoint import AtomicCheckpointIO, check_state, read_checkpoint
-from fnn_lightning.errors import DivergenceError, InputError
+from fnn_lightning.errors import DivergenceError, InputError, one_line
 from fnn_lightning.lit_module import SGD, FNNLitModule
 from fnn_lightning.mnist import MNISTDataModule
 from fnn_lightning.options import explain
+from fnn_lightning.predictions import PredictionWriter
 from fnn_lightning.run_folder import (
     CONFIG,
     LAST,
@@ -81,7 +82,7 @@ class FNNCLI(LightningCLI):
                 f"Expected the subcommand before its options, but got {words[0]} first: "
                 f"{COMMAND} {'|'.join(SUBCOMMANDS)} --config FILE"
             )
-        self.words = words
+        self.words = words = gather_images(words)
         self.said = said_by(words)
         self._ckpt_path: str | None = self.said.get("ckpt_path")
         self._run = self._find_run()
@@ -206,6 +207,10 @@ class FNNCLI(LightningCLI):
     def predict(self, **kwargs: Any) -> None:
         kwargs["ckpt_path"] = self._ckpt_path
         self.trainer.predict(weights_only=True, return_predictions=False, **kwargs)
+        if self.datamodule.unread and self.trainer.is_global_zero:
+            for path, reason in self.datamodule.unread.items():
+                print(one_line(f"error: {path}: {reason}"), file=sys.stderr)
+            raise SystemExit(1)
 
     def add_default_arguments_to_parser(self, parser: LightningArgumentParser) -> None:
         parser.add_argument(
@@ -223,6 +228,19 @@ class FNNCLI(LightningCLI):
                 type=str | None,
                 default=None,
                 help="Folder of the run. If it holds a checkpoint, the run goes on from it.",
+            )
+        if self.words[0] == "predict":
+            parser.add_argument(
+                "--output",
+                type=str | None,
+                default=None,
+                help="File for the predictions, .csv or .json.",
+            )
+            parser.add_argument(
+                "--save_inputs",
+                type=str | None,
+                default=None,
+                help="Folder for the 28×28 pixels that the net sees of each of --data.images.",
             )
         parser.add_optimizer_args()
         parser.add_lr_scheduler_args()
@@ -290,6 +308,10 @@ class FNNCLI(LightningCLI):
                 f"Expected --ckpt_path with a checkpoint of a trained network, but got none: "
                 f"{COMMAND} {self.subcommand} --ckpt_path RUN_FOLDER/checkpoints/last.ckpt"
             )
+        if section.get("save_inputs") is not None and section.data.images is None:
+            raise InputError(
+                "--save_inputs keeps what the net sees of pictures: name --data.images"
+            )
         if self.subcommand != "fit":
             # The state of what watched the training is of no use here.
             warnings.filterwarnings("ignore", message="Be aware that when using `ckpt_path`")
@@ -327,7 +349,7 @@ class FNNCLI(LightningCLI):
         if config.enable_progress_bar:
             callbacks.append(ProgressBar())
         if self.subcommand == "predict":
-            callbacks.append(PredictionWriter())
+            callbacks.append(PredictionWriter(section.output, section.save_inputs))
         if config.max_epochs is None and config.max_steps == -1 and config.max_time is None:
             config.max_epochs = MAX_EPOCHS
         if config.logger in (None, True):
@@ -351,11 +373,13 @@ class FNNCLI(LightningCLI):
         return super().instantiate_trainer(**kwargs)
 
     def _logger(self, root_dir: str | None) -> TensorBoardLogger | Literal[False]:
-        """Log to a new folder in a new `fit`, and to the run's own otherwise."""
+        """Log to a new folder in a new `fit`, to the run's own otherwise; `predict` does not."""
         if self.subcommand == "fit":
             step = self.checkpoint["global_step"] if self.checkpoint else 0
             return resuming_logger(self._run, step) if self._run else RunLogger(root_dir or ".")
-        return resuming_logger(self._run, None) if self._run else False
+        if self._run is None or self.subcommand == "predict":
+            return False
+        return resuming_logger(self._run, None)
 
     def after_fit(self) -> None:
         callbacks = self.trainer.callbacks  # type: ignore[attr-defined]
@@ -380,6 +404,23 @@ class FNNCLI(LightningCLI):
         print(f"checkpoint {path}")
         print(f"test it    {COMMAND} test --ckpt_path {shlex.quote(path)}")
         print(f"look at it tensorboard --logdir {shlex.quote(runs)}")
+
+
+def gather_images(words: list[str]) -> list[str]:
+    """Write the files after --data.images as one list, which is all that the parser takes."""
+    option = "--data.images"
+    found: list[str] = []
+    rest: list[str] = []
+    after_it = False
+    for word in words:
+        if word == option:
+            after_it = True
+        elif after_it and not word.startswith("-"):
+            found.append(word)
+        else:
+            after_it = False
+            rest.append(word)
+    return [*rest, f"{option}={json.dumps(found)}"] if option in words else words
 
 
 def check_what_is_monitored(config: Namespace) -> None:
@@ -496,6 +537,8 @@ def quiet_lightning() -> None:
     warnings.filterwarnings("ignore", message="The number of training batches .* is smaller than")
     # Lightning 2.6.6 calls what torch 2.14 has deprecated
     warnings.filterwarnings("ignore", message=".*LeafSpec.*is deprecated")
+    # none of the pictures could be read, which `predict` says in its own words
+    warnings.filterwarnings("ignore", message="Total length of `BatchSource` across ranks is zero")
 
 
 def said_by(words: list[str]) -> dict[str, Any]:
