@@ -11,7 +11,9 @@ from fnn_lightning.errors import DivergenceError, InputError, one_line
 from fnn_lightning.stop import LOST, Stopped, lost_a_process
 
 # what does without the Trainer: subcommands and the modules whose `main` runs them
-WITHOUT_TRAINER: dict[str, str] = {}
+WITHOUT_TRAINER = {
+    "export": "fnn_lightning.export",
+}
 
 
 def main(args: list[str] | None = None) -> None:
@@ -34,8 +36,6 @@ def main(args: list[str] | None = None) -> None:
             import_module(WITHOUT_TRAINER[words[0]]).main(words[1:])
             return
         # Not at the top: importing torch and Lightning takes seconds, and --version needs neither.
-        from lightning.fabric.utilities.exceptions import MisconfigurationException
-
         from fnn_lightning.commands import FNNCLI
 
         FNNCLI(words)
@@ -56,6 +56,8 @@ def main(args: list[str] | None = None) -> None:
         os.dup2(os.open(os.devnull, os.O_WRONLY), sys.stdout.fileno())
         raise SystemExit(1) from None
     except Exception as error:
+        from lightning.fabric.utilities.exceptions import MisconfigurationException
+
         meant_for_the_user = (InputError, DivergenceError, MisconfigurationException, OSError)
         module = raised_in(error)
         if not (
