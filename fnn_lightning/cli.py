@@ -12,6 +12,7 @@ from fnn_lightning.stop import LOST, Stopped, lost_a_process
 
 # what does without the Trainer: subcommands and the modules whose `main` runs them
 WITHOUT_TRAINER = {
+    "compare": "fnn_lightning.compare",
     "export": "fnn_lightning.export",
 }
 
@@ -66,6 +67,8 @@ def main(args: list[str] | None = None) -> None:
             # an optimiser or a schedule finds some only when it steps.
             or (isinstance(error, ValueError) and module.startswith("lightning."))
             or module.startswith("torch.optim.")
+            # a path that begins with ~nobody
+            or (isinstance(error, RuntimeError) and module.startswith("pathlib"))
         ):
             if not lost_a_process(error):
                 raise

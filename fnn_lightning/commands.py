@@ -8,6 +8,7 @@ import reprlib
 import shlex
 import signal
 import sys
+import time
 import warnings
 from argparse import ArgumentError
 from pathlib import Path
@@ -30,18 +31,22 @@ from fnn_lightning.callbacks import (
 )
 from fnn_lightning.checkpoint import AtomicCheckpointIO, check_state, read_checkpoint
 from fnn_lightning.errors import DivergenceError, InputError, one_line
-from fnn_lightning.lit_module import SGD, FNNLitModule
+from fnn_lightning.insight import Insight
+from fnn_lightning.lit_module import MONITORED, SGD, FNNLitModule
 from fnn_lightning.mnist import MNISTDataModule
 from fnn_lightning.options import explain
-from fnn_lightning.predictions import PredictionWriter
+from fnn_lightning.prediction_writer import PredictionWriter
+from fnn_lightning.report import Report
 from fnn_lightning.run_folder import (
     CONFIG,
     LAST,
     RunLogger,
     SaveConfig,
-    logged_at,
+    read_curves,
+    read_metrics,
     resuming_logger,
     run_folder,
+    write_metrics,
 )
 from fnn_lightning.stop import LOST, Stopped, lost_a_process, requeue
 
@@ -138,6 +143,7 @@ class FNNCLI(LightningCLI):
 
     def fit(self, **kwargs: Any) -> None:
         trainer, kwargs["ckpt_path"] = self.trainer, self._ckpt_path
+        began = time.monotonic()
         try:
             trainer.fit(weights_only=True, **kwargs)
         except Stopped as stop:
@@ -169,6 +175,7 @@ class FNNCLI(LightningCLI):
         if unvalidated and trainer.enable_validation and not trainer.fast_dev_run:  # type: ignore[attr-defined]
             # The result is that of the last step, wherever the last validation was.
             trainer.validate(self.model, datamodule=self.datamodule, verbose=False)
+        self._seconds = time.monotonic() - began
 
     def _finish(self) -> None:
         """Do what is left of a run that was interrupted after its last step, if anything is."""
@@ -179,9 +186,16 @@ class FNNCLI(LightningCLI):
                 f"Expected more than the {trainer.global_step:,} steps that the checkpoint has "
                 f"seen already; {to_go_on}"
             )
-        logged = logged_at(self._run, trainer.global_step) if trainer.is_global_zero else None
-        logged = trainer.strategy.broadcast(logged) or set()
+        logged: set[str] = set()
+        if trainer.is_global_zero:
+            step = trainer.global_step
+            for name, points in read_curves(self._run).items():
+                logged |= {name for logged_step, _ in points if logged_step == step}
+        logged = trainer.strategy.broadcast(logged)
         self.model.finish(log="train/loss" not in logged)
+        insight = self.config_init[self.subcommand].insight
+        if insight.enabled:
+            insight.save_losses(trainer, self.model)
         if "val/acc" in logged:
             trainer.loggers = []
         if trainer.is_global_zero:
@@ -203,6 +217,9 @@ class FNNCLI(LightningCLI):
     def test(self, **kwargs: Any) -> None:
         kwargs["ckpt_path"] = self._ckpt_path
         self.trainer.test(weights_only=True, verbose=False, **kwargs)
+        lone = self._run is None and self.config["test"].report_folder is None
+        if lone and self.trainer.is_global_zero:
+            print("no report: the checkpoint lies in no run's folder; name one by --report_folder")
 
     def predict(self, **kwargs: Any) -> None:
         kwargs["ckpt_path"] = self._ckpt_path
@@ -242,10 +259,19 @@ class FNNCLI(LightningCLI):
                 default=None,
                 help="Folder for the 28×28 pixels that the net sees of each of --data.images.",
             )
+        if self.words[0] == "test":
+            parser.add_argument(
+                "--report_folder",
+                type=str | None,
+                default=None,
+                help="Folder for report.html, predictions.csv and metrics.json; that of the run, "
+                "if the checkpoint lies in one.",
+            )
         parser.add_optimizer_args()
         parser.add_lr_scheduler_args()
         parser.add_class_arguments(Checkpoint, "checkpoint")
         parser.add_class_arguments(EarlyStopping, "early_stopping")
+        parser.add_class_arguments(Insight, "insight")
         parser.link_arguments("optimizer", "model.optimizer", compute_fn=plain)
         parser.link_arguments("lr_scheduler", "model.lr_scheduler", compute_fn=plain)
         parser.link_arguments("seed_everything", "data.seed")
@@ -350,6 +376,8 @@ class FNNCLI(LightningCLI):
             callbacks.append(ProgressBar())
         if self.subcommand == "predict":
             callbacks.append(PredictionWriter(section.output, section.save_inputs))
+        if self.subcommand == "test" and (report := self._report(section)):
+            callbacks.append(report)
         if config.max_epochs is None and config.max_steps == -1 and config.max_time is None:
             config.max_epochs = MAX_EPOCHS
         if config.logger in (None, True):
@@ -359,6 +387,8 @@ class FNNCLI(LightningCLI):
         given_plugins = plugins if isinstance(plugins, list) else [plugins]
         if not any(isinstance(each, CheckpointIO) for each in given_plugins):
             config.plugins = [AtomicCheckpointIO(), *given_plugins]
+        if section.insight.enabled:
+            callbacks.append(section.insight)
         if fitting and section.early_stopping.enabled:
             callbacks.append(section.early_stopping)
         if fitting:
@@ -381,6 +411,21 @@ class FNNCLI(LightningCLI):
             return False
         return resuming_logger(self._run, None)
 
+    def _report(self, section: Namespace) -> Report | None:
+        """Report into the folder named, or that of the run, unless the run is not to be touched."""
+        folder = section.report_folder
+        if folder is None and self._run and section.trainer.logger is not False:
+            folder = self._run
+        if folder is None or section.trainer.fast_dev_run:
+            return None
+        path = Path(folder).expanduser()
+        if path.exists() and not path.is_dir():
+            raise InputError(
+                f"Expected --report_folder to be a folder, but got {folder}: it is a file"
+            )
+        assert self.checkpoint is not None
+        return Report(path, Path(str(self._ckpt_path)), self.checkpoint)
+
     def after_fit(self) -> None:
         callbacks = self.trainer.callbacks  # type: ignore[attr-defined]
         keepers = [callback for callback in callbacks if isinstance(callback, Checkpoint)]
@@ -393,8 +438,10 @@ class FNNCLI(LightningCLI):
             name, value, path = f"best {keeper.monitor}", keeper.best_score, keeper.best_model_path
         if not path:  # fast_dev_run
             return
-        path = os.path.relpath(path)
-        runs = os.path.relpath(Path(path).absolute().parents[2])  # above RUN/checkpoints/FILE
+        run = Path(path).absolute().parents[1]  # RUN/checkpoints/FILE
+        if self.model.began or "fit" not in read_metrics(run):
+            write_metrics(run, "fit", self._figures(keeper, Path(path).absolute().relative_to(run)))
+        path, runs = os.path.relpath(path), os.path.relpath(run.parent)
         figure = ""
         if value is not None:
             figure = (
@@ -404,6 +451,18 @@ class FNNCLI(LightningCLI):
         print(f"checkpoint {path}")
         print(f"test it    {COMMAND} test --ckpt_path {shlex.quote(path)}")
         print(f"look at it tensorboard --logdir {shlex.quote(runs)}")
+
+    def _figures(self, keeper: Checkpoint, checkpoint: Path) -> dict[str, Any]:
+        """Collect what a finished run came to."""
+        metrics = self.trainer.callback_metrics
+        best = {"monitor": keeper.monitor, "score": keeper.best_score}
+        return {
+            "step": self.trainer.global_step,
+            **{name: float(metrics[name]) for name in MONITORED if name in metrics},
+            "best": best if keeper.best_model_path else None,
+            "checkpoint": checkpoint.as_posix(),
+            "seconds": round(self._seconds, 1),
+        }
 
 
 def gather_images(words: list[str]) -> list[str]:
@@ -514,7 +573,7 @@ def run_settings(run: Path) -> dict[str, Any]:
     """
     config = read_config(str(run / CONFIG))
     settings = {}
-    for section in ("trainer", "checkpoint", "early_stopping"):
+    for section in ("trainer", "checkpoint", "early_stopping", "insight"):
         for name, value in (config.get(section) or {}).items():
             if name == "default_root_dir":
                 continue  # the run has its folder
@@ -575,7 +634,10 @@ def read_config(path: str) -> dict[str, Any]:
         raise InputError(
             f"Expected {path} to hold settings, `name: value`, but got {reprlib.repr(config):.100}"
         )
-    for section in ("trainer", "model", "data", "checkpoint", "early_stopping", "optimizer"):
+    for section in (
+        *("trainer", "model", "data"),
+        *("checkpoint", "early_stopping", "insight", "optimizer"),
+    ):
         accepted = dict | str if section == "optimizer" else dict
         if section in config and not isinstance(config[section], accepted):
             raise InputError(

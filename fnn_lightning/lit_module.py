@@ -108,6 +108,10 @@ class FNNLitModule(LightningModule):
         """Of each split last measured: images classified correctly, images in all."""
         self.validated_step: int | None = None
         """Number of optimiser steps at the last validation."""
+        self.keeps_gradients = False
+        """Whether validation leaves the gradients of the step before it in `gradients`."""
+        self.gradients: dict[str, Tensor] = {}
+        """By the names of the network's parameters."""
         self.began = False
         """Whether training has begun: all that a checkpoint brings is in its place."""
         self._resumed: dict[str, Any] | None = None
@@ -215,11 +219,17 @@ class FNNLitModule(LightningModule):
         if self.global_step > self._logged_step:
             self._log_training(self.global_step, self._lr)
 
+    def on_validation_model_zero_grad(self) -> None:
+        if self.keeps_gradients:
+            named = self.network.named_parameters()
+            self.gradients = {name: each.grad for name, each in named if each.grad is not None}
+        super().on_validation_model_zero_grad()
+
     def on_validation_start(self) -> None:
         self.train_metrics.update()
 
-    def validation_step(self, batch: Batch, batch_idx: int) -> None:
-        self._update(self.val_metrics, self._step(batch))
+    def validation_step(self, batch: Batch, batch_idx: int) -> dict[str, Tensor]:
+        return self._evaluate(batch, self.val_metrics)
 
     def on_validation_epoch_end(self) -> None:
         trainer: Any = self.trainer
@@ -229,9 +239,9 @@ class FNNLitModule(LightningModule):
         self.validated_step = self.global_step
         self.loss_since_validation.reset()
 
-    def test_step(self, batch: Batch, batch_idx: int, dataloader_idx: int = 0) -> None:
+    def test_step(self, batch: Batch, batch_idx: int, dataloader_idx: int = 0) -> dict[str, Tensor]:
         metrics = self.test_train_set_metrics if dataloader_idx else self.test_metrics
-        self._update(metrics, self._step(batch))
+        return self._evaluate(batch, metrics)
 
     def on_test_epoch_end(self) -> None:
         trainer: Any = self.trainer
@@ -291,7 +301,7 @@ class FNNLitModule(LightningModule):
 
     def on_save_checkpoint(self, checkpoint: dict[str, Any]) -> None:
         # An error here comes before the file is touched: the last good checkpoint stays.
-        self.train_metrics.check()
+        losses = self.train_metrics.losses()
         if not all(parameter.isfinite().all() for parameter in self.parameters()):
             raise DivergenceError(
                 f"A weight is no longer a finite number at step {self.global_step}"
@@ -308,6 +318,7 @@ class FNNLitModule(LightningModule):
             kept["cuda_random_state"] = torch.cuda.get_rng_state(self.device)
         checkpoint["progress"] = {
             "processes": self._gather(kept),
+            "losses": losses,
             "logged_step": self._logged_step,
             "lr": self._lr,
             "validated_step": validated_step,
@@ -334,11 +345,10 @@ class FNNLitModule(LightningModule):
         """Go on in the middle of everything that a checkpoint of Lightning's leaves out."""
         processes, rank = progress["processes"], self.trainer.global_rank
         own = processes[rank % len(processes)]
-        if len(processes) == self.trainer.world_size:
-            kept = [own]
-        else:  # on another number of processes, the first goes on with the sums of all
-            kept = processes if rank == 0 else []
-        self.train_metrics.restore(kept, self.device)
+        as_before = len(processes) == self.trainer.world_size
+        # on another number of processes, the first goes on with the sums of all
+        kept, here = ([own], True) if as_before else (processes, rank == 0)
+        self.train_metrics.restore(kept, progress["losses"], self.device, here)
         self._logged_step, self._lr = progress["logged_step"], progress["lr"]
         self.validated_step = progress["validated_step"]
         if progress["plateau"] is not None:
@@ -387,11 +397,11 @@ class FNNLitModule(LightningModule):
         loss = F.cross_entropy(logits, labels) if len(labels) else logits.sum()
         return StepOutput(loss, logits, labels)
 
-    @staticmethod
-    def _update(metrics: MetricCollection, output: StepOutput) -> None:
-        loss, logits, labels = output
+    def _evaluate(self, batch: Batch, metrics: MetricCollection) -> dict[str, Tensor]:
+        loss, logits, labels = self._step(batch)
         if len(labels):
             metrics.update(preds=logits, target=labels, value=loss, weight=len(labels))
+        return {"logits": logits}  # to callbacks
 
     def _log_training(self, step: int, lr: float) -> None:
         """Log the means since the last call."""
@@ -423,7 +433,7 @@ class FNNLitModule(LightningModule):
         if fitting:
             self._write(means, self.global_step)
         else:  # through Lightning, which returns them; it takes the metric `step` for the x-axis
-            self.log("step", float(self._step_count), sync_dist=True, reduce_fx="max")
+            self.log("step", float(self.step_count), sync_dist=True, reduce_fx="max")
 
     def _compute(self, metrics: MetricCollection) -> dict[str, Tensor]:
         """Compute loss and accuracy over all processes, keep the counts, and start anew."""
@@ -436,7 +446,7 @@ class FNNLitModule(LightningModule):
         return values
 
     @property
-    def _step_count(self) -> int:
+    def step_count(self) -> int:
         """Number of optimiser steps that the weights have seen."""
         return self.global_step or self._loaded_step
 
@@ -447,6 +457,7 @@ class FNNLitModule(LightningModule):
         defaults = self.trainer.optimizers[0].defaults
         hparams: dict[str, Any] = {
             "depth": len(hidden_dims),
+            "width": max(hidden_dims, default=0),
             "hidden_dims": str(hidden_dims),
             "activation": self.hparams["activation"],
             "pixel_mean": self.hparams["pixel_mean"],

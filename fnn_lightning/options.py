@@ -31,6 +31,10 @@ def parse(parser: ArgumentParser, words: list[str]) -> Namespace:
     try:
         return parser.parse_args(words)
     except ArgumentError as error:
+        if stray := re.search(r"unrecognized arguments: (?P<word>[^-\s]\S*)", str(error)):
+            raise InputError(
+                f"Expected an option, but got {stray['word']}; what is none goes before all options"
+            ) from None
         raise InputError(explain(str(error), parser.get_defaults().keys())) from None
 
 

@@ -1,16 +1,24 @@
 """The folder of a run: made by one run alone, and gone on in after an interruption."""
 
+import json
+import os
+import platform
+from datetime import datetime
+from importlib.metadata import version
 from pathlib import Path
 from typing import Any
 
+import torch
 from lightning.pytorch import LightningModule, Trainer
 from lightning.pytorch.cli import SaveConfigCallback
 from lightning.pytorch.loggers import TensorBoardLogger
 from lightning.pytorch.utilities import rank_zero_only
 
+from fnn_lightning import __version__
 from fnn_lightning.checkpoint import write_whole
 
-CONFIG, LAST = "config.yaml", Path("checkpoints", "last.ckpt")
+CONFIG, LAST, METRICS = "config.yaml", Path("checkpoints", "last.ckpt"), "metrics.json"
+PACKAGES = ("torch", "torchvision", "lightning", "torchmetrics", "numpy")
 
 
 class RunLogger(TensorBoardLogger):
@@ -78,14 +86,50 @@ def run_folder(ckpt_path: str) -> Path | None:
     return run if folder.name == LAST.parent.name and (run / CONFIG).is_file() else None
 
 
-def logged_at(run: Path, step: int) -> set[str]:
-    """Return the names of the curves in a run's folder that have a point at a step."""
+def read_curves(run: Path) -> dict[str, list[tuple[int, float]]]:
+    """Read the curves in a run's folder: by name, number of optimiser steps and value."""
     # rarely needed, and slow to import
     from tensorboard.backend.event_processing.event_accumulator import EventAccumulator
 
     events = EventAccumulator(str(run), size_guidance={"scalars": 0}).Reload()
     return {
-        tag
+        tag: [(event.step, event.value) for event in events.Scalars(tag)]
         for tag in events.Tags()["scalars"]
-        if any(event.step == step for event in events.Scalars(tag))
+    }
+
+
+def write_metrics(folder: Path, stage: str, figures: dict[str, Any]) -> None:
+    """Write what `fit` or `test` found into `metrics.json`, beside what the other one did.
+
+    Args:
+        folder: That of the run.
+        stage: `fit`, which begins the file anew, or `test`.
+        figures: Plain data. Versions and hardware are added.
+    """
+    found = {} if stage == "fit" else read_metrics(folder)
+    found[stage] = {**figures, "made_with": surroundings()}
+    write_whole(folder / METRICS, json.dumps(found, indent=2).encode() + b"\n")
+
+
+def read_metrics(folder: Path) -> dict[str, Any]:
+    """Read a run's `metrics.json`; nothing, if there is none or it is damaged."""
+    try:
+        found = json.loads((folder / METRICS).read_text(encoding="utf-8"))
+    except (OSError, ValueError):
+        return {}
+    return found if isinstance(found, dict) else {}
+
+
+def surroundings() -> dict[str, str]:
+    """Return the time, versions and hardware, as far as they bear on a result."""
+    packages = {"fnn_lightning": __version__, "Python": platform.python_version()}
+    packages |= {name: version(name) for name in PACKAGES}
+    cores = len(os.sched_getaffinity(0)) if hasattr(os, "sched_getaffinity") else os.cpu_count()
+    hardware = f"{platform.machine()}, {cores} cores, {platform.system()}"
+    if torch.cuda.is_available():
+        hardware += f", {torch.cuda.get_device_name()}"
+    return {
+        "time": datetime.now().astimezone().isoformat(" ", "seconds"),
+        **packages,
+        "hardware": hardware,
     }

@@ -42,6 +42,7 @@ class TrainMetrics(nn.Module):
         self.metrics = metrics
         self.since_validation = since_validation
         self.pending: list[tuple[int, StepOutput]] = []
+        self._losses: list[Tensor] = []
 
     def add(self, step: int, output: StepOutput) -> None:
         """Put a step's output aside."""
@@ -58,8 +59,9 @@ class TrainMetrics(nn.Module):
         """
         if not self.pending:
             return
-        loss = self.check()
+        self._losses.append(self._pending_losses())
         _, logits, labels = zip(*(output for _, output in self.pending), strict=True)
+        loss = torch.stack([output.loss for _, output in self.pending])
         batch_sizes = torch.tensor([len(batch) for batch in labels], device=loss.device)
         target = torch.cat(labels)
         if len(target):  # of a few small batches this process may have no share
@@ -69,18 +71,29 @@ class TrainMetrics(nn.Module):
         self.since_validation.update(loss, batch_sizes)
         self.pending.clear()
 
-    def check(self) -> Tensor:
-        """Check the losses put aside.
+    def losses(self) -> Tensor:
+        """Return the loss of every batch trained on since the run began, over all processes.
+
+        All processes have to ask for it at the same step.
 
         Returns:
-            The losses, shape `(steps,)`.
+            `float32` of shape `(batches,)`, on the CPU; a step has one batch, or as many as
+            gradients are accumulated over.
 
         Raises:
-            DivergenceError: If one is not finite.
+            DivergenceError: If one of the losses put aside is not finite.
         """
-        loss = torch.tensor([])
-        if self.pending:
-            loss = torch.stack([output.loss for _, output in self.pending])
+        losses = [*self._losses, *([self._pending_losses()] if self.pending else [])]
+        return torch.cat(losses).float().cpu() if losses else torch.empty(0)
+
+    def _pending_losses(self) -> Tensor:
+        """Take the mean over all processes of each loss put aside, and check it."""
+        loss = torch.stack([output.loss for _, output in self.pending])
+        if torch.distributed.is_available() and torch.distributed.is_initialized():
+            sizes = loss.new_tensor([len(output.labels) for _, output in self.pending])
+            sums = torch.stack([loss * sizes, sizes])
+            torch.distributed.all_reduce(sums)
+            loss = sums[0] / sums[1]
         if not loss.isfinite().all():
             first = int((~loss.isfinite()).nonzero()[0])
             step = self.pending[first][0]
@@ -91,6 +104,7 @@ class TrainMetrics(nn.Module):
     def reset(self) -> None:
         """Forget everything."""
         self.pending.clear()
+        self._losses.clear()
         self.metrics.reset()
         self.since_validation.reset()
 
@@ -108,16 +122,23 @@ class TrainMetrics(nn.Module):
             "since_validation": states(self.since_validation),
         }
 
-    def restore(self, kept: Sequence[dict[str, Any]], device: torch.device) -> None:
+    def restore(
+        self,
+        kept: Sequence[dict[str, Any]],
+        all_losses: Tensor,
+        device: torch.device,
+        here: bool = True,
+    ) -> None:
         """Go on from what one process kept, or several.
 
         Args:
-            kept: Of each process, what `kept` returned; none to start anew.
+            kept: Of each process, what `kept` returned.
+            all_losses: What `losses` returned.
             device: Where the metrics are.
+            here: Whether that is counted in this process; otherwise in another, and this one has
+                no share in it.
         """
         self.reset()
-        if not kept:
-            return
         for parts in zip(*(each["pending"] for each in kept), strict=True):
             steps, losses, digits, labels = zip(*parts, strict=True)
             sizes = torch.tensor([len(each) for each in labels])
@@ -126,7 +147,12 @@ class TrainMetrics(nn.Module):
                 loss = (torch.stack(losses) * sizes).sum() / sizes.sum()
             logits = F.one_hot(torch.cat(digits).long(), 10).float()
             output = StepOutput(loss, logits, torch.cat(labels).long())
+            if not here:
+                output = StepOutput(torch.zeros_like(loss), output.logits[:0], output.labels[:0])
             self.pending.append((steps[0], StepOutput(*(each.to(device) for each in output))))
+        self._losses.append(all_losses[: len(all_losses) - len(self.pending)].to(device))
+        if not here:
+            return
         for name, metric in self.metrics.items(copy_state=False):
             set_states(metric, [each["metrics"][name] for each in kept])
         set_states(self.since_validation, [each["since_validation"] for each in kept])

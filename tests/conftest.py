@@ -3,12 +3,16 @@
 import gzip
 import hashlib
 import os
+import shutil
 import struct
-from collections.abc import Callable
+from collections.abc import Callable, Iterator
 from pathlib import Path
 
 import numpy as np
 import pytest
+from selenium.webdriver import Chrome, ChromeOptions
+from selenium.webdriver.chrome.service import Service
+from selenium.webdriver.remote.webdriver import WebDriver
 from torchvision.datasets import MNIST
 
 from fnn_lightning.download import fetch_mnist
@@ -85,6 +89,30 @@ def make_model() -> Callable[..., FNNLitModule]:
         return FNNLitModule(**{"hidden_dims": [8], **kwargs})  # type: ignore[arg-type]
 
     return make
+
+
+@pytest.fixture(scope="session")
+def browser(tmp_path_factory: pytest.TempPathFactory) -> Iterator[WebDriver]:
+    """Start a headless Chromium with an empty profile, and end it."""
+    names = ("chromium", "chromium-browser", "google-chrome")
+    chromium = next(filter(None, map(shutil.which, names)), None)
+    driver = shutil.which("chromedriver")
+    if chromium is None or driver is None:
+        pytest.skip("needs Chromium and chromedriver: apt-get install chromium chromium-driver")
+    options = ChromeOptions()
+    options.binary_location = chromium
+    for flag in (
+        *("--headless", "--no-sandbox", "--disable-gpu", "--disable-quic", "--no-first-run"),
+        *("--disable-background-networking", "--disable-component-update", "--disable-sync"),
+        *("--disable-dev-shm-usage", "--window-size=1400,1000"),
+        f"--user-data-dir={tmp_path_factory.mktemp('chromium')}",
+    ):
+        options.add_argument(flag)
+    started = Chrome(options, Service(driver))
+    try:
+        yield started
+    finally:
+        started.quit()
 
 
 @pytest.fixture(scope="session")

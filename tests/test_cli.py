@@ -3,12 +3,8 @@ import json
 import re
 import shutil
 import signal
-import socket
 import subprocess
 import sys
-import time
-import urllib.request
-from collections.abc import Iterator
 from pathlib import Path
 from typing import Any
 
@@ -65,8 +61,18 @@ def test_fit_prints_and_writes_a_run(data_dir: str, capsys: Capture) -> None:
         "look at it tensorboard --logdir lightning_logs",
     ]
     names = {path.name for path in files() if RUN in path.parents}
-    assert {"config.yaml", "hparams.yaml", "best.ckpt", "last.ckpt"} < names
-    assert len(names) == 5  # and one file of events
+    named = {"config.yaml", "hparams.yaml", "best.ckpt", "last.ckpt", "loss.png", "metrics.json"}
+    assert named < names
+    assert len(names) == 7  # and one file of events
+    found = json.loads((RUN / "metrics.json").read_text())["fit"]
+    assert found.pop("seconds") > 0
+    assert found == {
+        "step": 6,
+        "val/acc": pytest.approx(float(values["val/acc"])),
+        "val/loss": pytest.approx(float(values["val/loss"])),
+        "best": {"monitor": "val/acc", "score": keeper.best_score},
+        "checkpoint": "checkpoints/best.ckpt",
+    }
 
 
 def test_a_saved_config_runs_again_as_it_is(data_dir: str) -> None:
@@ -576,69 +582,6 @@ def test_ctrl_c_saves_and_says_how_to_go_on(data_dir: str) -> None:
         f"stopped by SIGINT, saved; go on with: python -m fnn_lightning fit --ckpt_path {LAST}\n"
     )
     assert torch.load(LAST, weights_only=True)["global_step"] > 0
-
-
-@pytest.fixture
-def trained(data_dir: str) -> FNNCLI:
-    """Train and test a network, so that there is a run to look at."""
-    cli = fit(data_dir, "--trainer.log_every_n_steps", "2")
-    main(["test", "--ckpt_path", LAST])
-    return cli
-
-
-@pytest.fixture
-def tensorboard() -> Iterator[str]:
-    """Start TensorBoard on a free port of the loopback interface, and end it."""
-    with socket.socket() as probe:
-        probe.bind(("127.0.0.1", 0))
-        port = probe.getsockname()[1]
-    command = [sys.executable, "-m", "tensorboard.main", "--logdir", "lightning_logs"]
-    command += ["--host", "127.0.0.1", "--port", str(port), "--load_fast", "false"]
-    with Path("tensorboard.log").open("w") as log:
-        process = subprocess.Popen(command, stdout=log, stderr=log)
-    try:
-        yield f"http://127.0.0.1:{port}/data"
-    finally:
-        process.terminate()
-        process.wait(timeout=30)
-
-
-def ask(url: str, question: dict[str, Any] | None = None) -> Any:
-    """Ask a server that may still be starting, for a minute at the most."""
-    body = json.dumps(question).encode() if question else None
-    request = urllib.request.Request(url, body, {"Content-Type": "application/json"})
-    for _ in range(120):
-        try:
-            with urllib.request.urlopen(request, timeout=10) as response:
-                if answer := json.load(response):
-                    return answer
-        except OSError:
-            pass
-        time.sleep(0.5)
-    raise AssertionError(f"no answer from {url}: {Path('tensorboard.log').read_text()}")
-
-
-def test_tensorboard_lists_the_scalars_and_the_settings(trained: FNNCLI, tensorboard: str) -> None:
-    tags = ask(f"{tensorboard}/plugin/scalars/tags")["version_0"]
-    splits = {
-        f"{split}/{metric}" for split in ("train", "val", "test") for metric in ("loss", "acc")
-    }
-    assert set(tags) == splits | {"lr"}
-
-    experiment = ask(f"{tensorboard}/plugin/hparams/experiment", {"experimentName": ""})
-    metrics = [info["name"]["tag"] for info in experiment["metricInfos"]]
-    statuses = {"allowedStatuses": ["STATUS_UNKNOWN", "STATUS_SUCCESS", "STATUS_RUNNING"]}
-    columns = {"colParams": [{"metric": {"tag": tag}} for tag in metrics], "sliceSize": 10}
-    groups = ask(f"{tensorboard}/plugin/hparams/session_groups", {**statuses, **columns})
-    (run,) = groups["sessionGroups"]
-    assert run["hparams"]["optimizer"] == "SGD"
-    assert run["hparams"]["lr"] == 0.1
-    assert run["hparams"]["hidden_dims"] == "[8]"
-    assert run["hparams"]["batch_size"] == 100
-    shown = {value["name"]["tag"]: value["value"] for value in run["metricValues"]}
-    assert "hp_metric" not in shown
-    assert shown["val/acc"] == pytest.approx(float(trained.trainer.callback_metrics["val/acc"]))
-    assert "test/acc" in shown
 
 
 def test_python_api(data_dir: str) -> None:

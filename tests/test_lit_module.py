@@ -80,6 +80,7 @@ def test_a_run_is_bit_for_bit_the_plain_loop(
     assert len(losses) == run.global_step == 14  # 275 images: seven batches an epoch
     for ours, theirs in zip(model.parameters(), by_hand.parameters(), strict=True):
         assert torch.equal(ours, theirs)
+    assert torch.equal(model.train_metrics.losses(), torch.stack(losses))
     # Logged every 4 steps is the mean over these steps, weighted by the sizes of their batches.
     logged = scalars(run.log_dir)
     sizes = torch.tensor([40.0] * 6 + [35.0] + [40.0] * 6 + [35.0])

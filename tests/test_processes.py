@@ -135,6 +135,13 @@ def test_the_number_of_processes_changes_nothing(
             assert [step for step, _ in points] == [step for step, _ in curves[tag]]
             values = [[value for _, value in each] for each in (curves[tag], points)]
             assert values[0] == pytest.approx(values[1], rel=1e-5), tag
+    losses = [
+        torch.load(f"run{processes}/checkpoints/last.ckpt", weights_only=True)["progress"]["losses"]
+        for processes in (1, 2, 4)
+    ]
+    assert torch.equal(losses[0], torch.tensor([value for _, value in one["train/loss"]]))
+    for each in losses[1:]:
+        torch.testing.assert_close(each, losses[0])
     for processes, output in zip((2, 4), outputs[1:], strict=True):
         # the first process alone speaks and writes
         assert (
