@@ -13,6 +13,7 @@ from fnn_lightning.stop import LOST, Stopped, lost_a_process
 # what does without the Trainer: subcommands and the modules whose `main` runs them
 WITHOUT_TRAINER = {
     "compare": "fnn_lightning.compare",
+    "demo": "fnn_lightning.demo",
     "export": "fnn_lightning.export",
 }
 
