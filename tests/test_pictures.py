@@ -10,8 +10,10 @@ from PIL import Image, ImageDraw
 from scipy import ndimage
 from torch import Tensor
 
+from fnn_lightning.cli import main
 from fnn_lightning.errors import InputError
 from fnn_lightning.pictures import find_pictures, oddity, read_picture, to_mnist
+from fnn_lightning.trained import load_trained
 
 EXIF_ORIENTATION = 0x0112
 
@@ -270,3 +272,37 @@ def test_what_is_far_from_the_training_data() -> None:
     block[4:24, 4:20] = 255
     assert oddity(block, 1.0) == "thicker than any MNIST digit"
     assert oddity(bar.T, 1.0) == "narrower or wider than any MNIST digit"
+
+
+def through_a_file(image: Image.Image) -> Tensor:
+    image.save("digit.png")
+    return read_picture(Path("digit.png"))
+
+
+def on_white_paper(pixels: np.ndarray) -> Image.Image:
+    """Draw a digit dark, 150 pixels high in the middle of 200×150."""
+    paper = Image.new("L", (200, 150), 255)
+    digit = Image.fromarray(255 - pixels).resize((150, 150), Image.Resampling.BICUBIC)
+    paper.paste(digit, (25, 0))
+    return paper
+
+
+def test_the_test_set_as_pictures(real_data_dir: str) -> None:
+    main(["fit", "--data.data_dir", real_data_dir, "--trainer.max_epochs", "2"])
+    trained = load_trained("lightning_logs/version_0")
+    data = trained.data()
+    data.setup("test")
+    source = data.test_dataloader()
+    assert not isinstance(source, list)
+
+    def correct(images: Tensor, labels: Tensor) -> int:
+        return int((trained.probabilities(images).argmax(dim=1) == labels).sum())
+
+    images, labels = source.images[::5], source.labels[::5]
+    pictures = torch.stack([through_a_file(Image.fromarray(each.numpy())) for each in images])
+    assert abs(correct(pictures, labels) - correct(images, labels)) <= 4  # 0.2 points
+    assert float((pictures.int() - images).abs().float().mean()) < 1
+
+    images, labels = source.images[::20], source.labels[::20]
+    pictures = torch.stack([through_a_file(on_white_paper(each.numpy())) for each in images])
+    assert correct(pictures, labels) >= 0.97 * correct(images, labels)
