@@ -90,10 +90,7 @@ def read_picture(path: Path) -> Tensor:
             warnings.simplefilter("error", Image.DecompressionBombWarning)
             # the formats are named since Pillow would start other programs for some
             with Image.open(path, formats=FORMATS) as image:
-                image.load()
-                return to_mnist(image)
-    except InputError:
-        raise
+                upright = ImageOps.exif_transpose(image)
     except (Image.DecompressionBombError, Image.DecompressionBombWarning):
         raise InputError(
             f"it claims more than the {Image.MAX_IMAGE_PIXELS:,} pixels that are read"
@@ -104,6 +101,7 @@ def read_picture(path: Path) -> Tensor:
         raise InputError(f"it cannot be read: {error.strerror}") from None
     except Exception as error:  # a damaged file can make the reader fail in any way
         raise InputError(f"it is damaged or cut short: {error}") from error
+    return to_mnist(upright)
 
 
 def to_mnist(image: Image.Image) -> Tensor:
@@ -129,11 +127,10 @@ def to_mnist(image: Image.Image) -> Tensor:
 
 
 def grey_of(image: Image.Image) -> Grey:
-    """Return a picture's levels, 0–255, upright, at most `WORKING_SIDE` pixels long.
+    """Return a picture's levels, 0–255, at most `WORKING_SIDE` pixels long.
 
     They are those of the colour channel with the greatest contrast, which shows coloured ink best.
     """
-    image = ImageOps.exif_transpose(image)
     if image.mode.startswith(("I", "F")):  # 16 or 32 bits, of a range that the file does not tell
         levels = np.nan_to_num(np.asarray(image, np.float32), posinf=0, neginf=0)
         levels = (levels - levels.min()) * (255 / max(float(np.ptp(levels)), 1e-9))
