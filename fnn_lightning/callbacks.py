@@ -11,10 +11,8 @@ from lightning.pytorch.callbacks.early_stopping import EarlyStoppingReason
 from torch import nn
 from tqdm import tqdm
 
-from fnn_lightning.batches import BatchSource
 from fnn_lightning.errors import InputError
-from fnn_lightning.lit_module import CLASSES, FNNLitModule
-from fnn_lightning.predictions import whole
+from fnn_lightning.lit_module import FNNLitModule
 from fnn_lightning.stop import Stopped, StopSignals, end_at_once
 
 Metric = Literal["val/acc", "val/loss"]
@@ -354,36 +352,3 @@ class EndsAtOnce(callbacks.Callback):
 
     def on_predict_start(self, trainer: Trainer, pl_module: LightningModule) -> None:
         end_at_once()
-
-
-class PredictionWriter(callbacks.Callback):
-    """Prints the predictions as CSV: index of the image, digit, probability of each digit.
-
-    On several processes each has predicted its share of a batch; the first prints the whole.
-    """
-
-    def on_predict_start(self, trainer: Trainer, pl_module: LightningModule) -> None:
-        self._index = 0
-        if trainer.is_global_zero:
-            print("index,digit," + ",".join(f"p{digit}" for digit in range(CLASSES)))
-
-    def on_predict_batch_end(
-        self,
-        trainer: Trainer,
-        pl_module: LightningModule,
-        outputs: Any,
-        batch: Any,
-        batch_idx: int,
-        dataloader_idx: int = 0,
-    ) -> None:
-        digits, probabilities = outputs["digit"], outputs["probabilities"]
-        source = trainer.predict_dataloaders
-        if trainer.world_size > 1 and isinstance(source, BatchSource):
-            size = source.global_batch_size(batch_idx)
-            digits, probabilities = (
-                whole(share, size, trainer.world_size) for share in (digits, probabilities)
-            )
-        if trainer.is_global_zero:
-            for digit, row in zip(digits.tolist(), probabilities.tolist(), strict=True):
-                print(self._index, digit, *(f"{p:.6f}" for p in row), sep=",")
-                self._index += 1

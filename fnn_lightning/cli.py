@@ -8,23 +8,24 @@ import sys
 from importlib import import_module
 
 from fnn_lightning import __version__
-from fnn_lightning.errors import DivergenceError, InputError
+from fnn_lightning.errors import DivergenceError, InputError, one_line
 from fnn_lightning.stop import LOST, Stopped, lost_a_process
 
 WITH_TRAINER = {
     "fit": "train a network, or go on with a run",
     "validate": "measure a checkpoint on the validation images",
     "test": "measure a checkpoint on the test images, and write a report",
-    "predict": "print the digits that a checkpoint sees",
+    "predict": "read the digits of the test set, or of your own pictures",
 }
 WITHOUT_TRAINER = {  # each run by `main` of the module of that name
     "compare": "tell settings that differ from differences by chance",
     "seeds": "train with several seeds, and say how far they differ",
     "sweep": "search for the settings that validate best",
+    "export": "write one file that takes raw pixels, and prove that it agrees",
+    "demo": "open a page to draw digits on",
 }
 SUBCOMMANDS = WITH_TRAINER | WITHOUT_TRAINER
 COMMAND = "python -m fnn_lightning"
-MAX_MESSAGE = 1_000  # characters; what a file holds can be repeated in a message
 
 
 def main(args: list[str] | None = None) -> None:
@@ -92,9 +93,7 @@ def main(args: list[str] | None = None) -> None:
                 raise
             error = ConnectionError(LOST)
         where = f" on rank {rank()}" if rank() else ""
-        text = "".join(filter(str.isprintable, " ".join(str(error).split())))
-        text = text if len(text) <= MAX_MESSAGE else f"{text[:MAX_MESSAGE]} …"
-        print(f"error{where}: {text}", file=sys.stderr)
+        print(f"error{where}: {one_line(str(error))}", file=sys.stderr)
         wrong_input = not isinstance(error, DivergenceError | ConnectionError)
         raise SystemExit(2 if wrong_input else 1) from None
 

@@ -1,5 +1,6 @@
 """LightningCLI with this project's defaults, checkpoints and messages."""
 
+import json
 import logging
 import math
 import os
@@ -26,17 +27,17 @@ from fnn_lightning.callbacks import (
     Checkpoint,
     EarlyStopping,
     EndsAtOnce,
-    PredictionWriter,
     ProgressBar,
     TerminalReport,
 )
 from fnn_lightning.checkpoint import AtomicCheckpointIO, check_state, read_checkpoint
 from fnn_lightning.cli import COMMAND
-from fnn_lightning.errors import DivergenceError, InputError
+from fnn_lightning.errors import DivergenceError, InputError, one_line
 from fnn_lightning.insight import Insight
 from fnn_lightning.lit_module import MONITORED, SGD, FNNLitModule
 from fnn_lightning.mnist import MNISTDataModule
 from fnn_lightning.options import explain
+from fnn_lightning.prediction_writer import PredictionWriter
 from fnn_lightning.report import Report
 from fnn_lightning.run_folder import (
     CONFIG,
@@ -76,7 +77,7 @@ class FNNCLI(LightningCLI):
 
     def __init__(self, words: list[str]) -> None:
         quiet_lightning()
-        self.words = words
+        self.words = words = gather_images(words)
         self.said = said_by(words)
         self._ckpt_path: str | None = self.said.get("ckpt_path")
         self._run = self._find_run()
@@ -216,6 +217,10 @@ class FNNCLI(LightningCLI):
     def predict(self, **kwargs: Any) -> None:
         kwargs["ckpt_path"] = self._ckpt_path
         self.trainer.predict(weights_only=True, return_predictions=False, **kwargs)
+        if self.datamodule.unread and self.trainer.is_global_zero:
+            for path, reason in self.datamodule.unread.items():
+                print(one_line(f"error: {path}: {reason}"), file=sys.stderr)
+            raise SystemExit(1)
 
     def add_default_arguments_to_parser(self, parser: LightningArgumentParser) -> None:
         parser.add_argument(
@@ -233,6 +238,19 @@ class FNNCLI(LightningCLI):
                 type=str | None,
                 default=None,
                 help="Folder of the run. If it holds a checkpoint, the run goes on from it.",
+            )
+        if self.words[0] == "predict":
+            parser.add_argument(
+                "--output",
+                type=str | None,
+                default=None,
+                help="File for the predictions, .csv or .json.",
+            )
+            parser.add_argument(
+                "--save_inputs",
+                type=str | None,
+                default=None,
+                help="Folder for the 28×28 pixels that the net sees of each of --data.images.",
             )
         if self.words[0] == "test":
             parser.add_argument(
@@ -309,6 +327,10 @@ class FNNCLI(LightningCLI):
                 f"Expected --ckpt_path with a checkpoint of a trained network, but got none: "
                 f"{COMMAND} {self.subcommand} --ckpt_path RUN_FOLDER/checkpoints/last.ckpt"
             )
+        if section.get("save_inputs") is not None and section.data.images is None:
+            raise InputError(
+                "--save_inputs keeps what the net sees of pictures: name --data.images"
+            )
         if self.subcommand != "fit":
             # The state of what watched the training is of no use here.
             warnings.filterwarnings("ignore", message="Be aware that when using `ckpt_path`")
@@ -346,7 +368,7 @@ class FNNCLI(LightningCLI):
         if config.enable_progress_bar:
             callbacks.append(ProgressBar())
         if self.subcommand == "predict":
-            callbacks.append(PredictionWriter())
+            callbacks.append(PredictionWriter(section.output, section.save_inputs))
         if self.subcommand == "test" and (report := self._report(section)):
             callbacks.append(report)
         if config.max_epochs is None and config.max_steps == -1 and config.max_time is None:
@@ -374,11 +396,13 @@ class FNNCLI(LightningCLI):
         return super().instantiate_trainer(**kwargs)
 
     def _logger(self, root_dir: str | None) -> TensorBoardLogger | Literal[False]:
-        """Log to a new folder in a new `fit`, and to the run's own otherwise."""
+        """Log to a new folder in a new `fit`, to the run's own otherwise; `predict` does not."""
         if self.subcommand == "fit":
             step = self.checkpoint["global_step"] if self.checkpoint else 0
             return resuming_logger(self._run, step) if self._run else RunLogger(root_dir or ".")
-        return resuming_logger(self._run, None) if self._run else False
+        if self._run is None or self.subcommand == "predict":
+            return False
+        return resuming_logger(self._run, None)
 
     def _report(self, section: Namespace) -> Report | None:
         """Report into the folder named, or that of the run, unless the run is not to be touched."""
@@ -437,6 +461,23 @@ class FNNCLI(LightningCLI):
 def finite(value: Any) -> float | None:
     """Return a number as JSON can hold it."""
     return float(value) if math.isfinite(value) else None
+
+
+def gather_images(words: list[str]) -> list[str]:
+    """Write the files after --data.images as one list, which is all that the parser takes."""
+    option = "--data.images"
+    found: list[str] = []
+    rest: list[str] = []
+    after_it = False
+    for word in words:
+        if word == option:
+            after_it = True
+        elif after_it and not word.startswith("-"):
+            found.append(word)
+        else:
+            after_it = False
+            rest.append(word)
+    return [*rest, f"{option}={json.dumps(found)}"] if option in words else words
 
 
 def check_what_is_monitored(config: Namespace) -> None:
@@ -553,6 +594,8 @@ def quiet_lightning() -> None:
     warnings.filterwarnings("ignore", message="The number of training batches .* is smaller than")
     # Lightning 2.6.6 calls what torch 2.14 has deprecated
     warnings.filterwarnings("ignore", message=".*LeafSpec.*is deprecated")
+    # none of the pictures could be read, which `predict` says in its own words
+    warnings.filterwarnings("ignore", message="Total length of `BatchSource` across ranks is zero")
 
 
 def said_by(words: list[str]) -> dict[str, Any]:

@@ -1,5 +1,7 @@
 """The exceptions whose message is meant for the user; the command line adds no traceback."""
 
+MAX_MESSAGE = 1_000  # characters; what a file holds can be repeated in a message
+
 
 class InputError(ValueError):
     """Something the user gave cannot be used.
@@ -11,3 +13,9 @@ class InputError(ValueError):
 
 class DivergenceError(ArithmeticError):
     """The loss or a weight is no longer a finite number, so that training on makes no sense."""
+
+
+def one_line(message: str) -> str:
+    """Return a message without line breaks and control characters, cut where it is too long."""
+    text = "".join(filter(str.isprintable, " ".join(message.split())))
+    return text if len(text) <= MAX_MESSAGE else f"{text[:MAX_MESSAGE]} …"

@@ -51,6 +51,8 @@ class MNISTDataModule(LightningDataModule):
             validation then watches the test set, as tutorials do; nothing may be selected by it.
         test_train_set: Whether `test` measures the accuracy on the training images as well.
         seed: Seed of the batches' order, which is a function of (seed, epoch) alone.
+        images: Pictures to `predict` in place of the test set: files, folders or globs. Nothing
+            else depends on it.
 
     Raises:
         InputError: If an argument is out of its range; in `prepare_data`, if the data are not to
@@ -66,6 +68,7 @@ class MNISTDataModule(LightningDataModule):
         val_size: int | None = None,
         test_train_set: bool = False,
         seed: int = 0,
+        images: list[str] | None = None,
     ) -> None:
         super().__init__()
         if dataset not in ("mnist", "digits"):
@@ -79,15 +82,22 @@ class MNISTDataModule(LightningDataModule):
         self.val_size = val_size
         self.test_train_set = test_train_set
         self.seed = seed
+        self.images = images
+        self.pictures: list[Path] | None = None
+        """The files that `images` names, as far as they could be read; None without `images`."""
+        self.unread: dict[Path, str] = {}
+        """Of those that could not, why."""
         self._check_val_size(digits.TRAIN_SIZE if dataset == "digits" else 60_000)
-        # A mirror belongs to a machine, not to a run: a checkpoint must not bring one along.
-        self.save_hyperparameters(ignore=["mirror"], logger=False)
+        # They belong to a machine, not to a run: a checkpoint must not bring them along.
+        self.save_hyperparameters(ignore=["mirror", "images"], logger=False)
         # A checkpoint finds its data from whatever folder it is tested in.
         self.hparams["data_dir"] = str(Path(data_dir).expanduser().absolute())
         self._splits: dict[str, Split] = {}
 
     def prepare_data(self) -> None:
         """Download what `data_dir` lacks, and check what it holds."""
+        if self.images is not None and self.trainer is not None and self.trainer.predicting:
+            return
         if self.dataset == "mnist":
             fetch_mnist(self.data_dir, self.mirror or os.environ.get("FNN_LIGHTNING_MIRROR"))
             self._check_val_size(len(self._read_labels("train")))
@@ -97,6 +107,9 @@ class MNISTDataModule(LightningDataModule):
 
     def setup(self, stage: str) -> None:
         """Read the images that `stage` (fit, validate, test or predict) needs into memory."""
+        if stage == "predict" and self.images is not None:
+            self._splits["pictures"] = self._read_pictures(self.images)
+            return
         if stage in ("test", "predict") or self.val_size == 0:
             self._splits["test"] = self._read(train=False)
         if stage in ("fit", "validate") or self.test_train_set:
@@ -123,8 +136,8 @@ class MNISTDataModule(LightningDataModule):
         return [test, self._serve("train")] if self.test_train_set else test
 
     def predict_dataloader(self) -> BatchSource:
-        """Serve the test images."""
-        return self._serve("test")
+        """Serve the pictures that `images` names, with label 0, or else the test images."""
+        return self._serve("test" if self.images is None else "pictures")
 
     def _serve(
         self, split: str, batch_size: int = EVAL_BATCH_SIZE, shuffle_seed: int | None = None
@@ -145,6 +158,21 @@ class MNISTDataModule(LightningDataModule):
             labels = self._read_labels(part)
             images = read_images(raw_dir(self.data_dir) / f"{part}-images-idx3-ubyte")
         return Split(images, labels, torch.arange(len(images)))
+
+    def _read_pictures(self, paths: list[str]) -> Split:
+        # slow to import, and of use here only
+        from fnn_lightning.pictures import find_pictures, read_picture
+
+        found, images = find_pictures(paths), [torch.empty(0, 28, 28, dtype=torch.uint8)]
+        self.pictures, self.unread = [], {}
+        for path in found:
+            try:
+                images.append(read_picture(path)[None])
+                self.pictures.append(path)
+            except InputError as error:
+                self.unread[path] = str(error)
+        count = len(self.pictures)
+        return Split(torch.cat(images), torch.zeros(count, dtype=torch.int64), torch.arange(count))
 
     def _read_labels(self, part: str) -> Tensor:
         folder = raw_dir(self.data_dir)

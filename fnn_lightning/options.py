@@ -1,9 +1,11 @@
 """The options of a subcommand: parsed by jsonargparse, refused in one line."""
 
 import difflib
+import os
 import re
 from argparse import ArgumentError
 from collections.abc import Iterable
+from pathlib import Path
 
 from jsonargparse import ArgumentParser, Namespace
 
@@ -68,6 +70,27 @@ def refuse(words: list[str], subcommand: str, names: Iterable[str]) -> None:
         option = word.partition("=")[0]
         if option in names:
             raise InputError(f"Expected no {option}, which `{subcommand}` itself gives to `fit`")
+
+
+def output_file(given: str, suffixes: tuple[str, ...]) -> Path:
+    """Check, before any work, that a file can be written.
+
+    Args:
+        given: What `--output` names.
+        suffixes: Those that it may have.
+
+    Raises:
+        InputError: If it has another suffix, is a folder, or is to lie in what is not one.
+    """
+    path = Path(given).expanduser()
+    if path.suffix.lower() not in suffixes:
+        raise InputError(f"Expected --output to end in {' or '.join(suffixes)}, but got {given!r}")
+    if path.is_dir():
+        raise InputError(f"Expected --output to be a file, but got {given}: it is a folder")
+    above = next(each for each in path.resolve().parents if each.exists())
+    if not above.is_dir() or not os.access(above, os.W_OK):
+        raise InputError(f"Expected --output in a folder that can be written, but got {given}")
+    return path
 
 
 def explain(message: str, known: Iterable[str]) -> str:
