@@ -1,5 +1,6 @@
 """Steps run ahead of the Trainer must leave no trace: everything is compared with single steps."""
 
+import re
 from collections.abc import Callable
 from contextlib import nullcontext
 from datetime import timedelta
@@ -152,7 +153,8 @@ def stop_early() -> list[Callback]:
         ({"callbacks": lambda: [ProgressBar()], "enable_progress_bar": True}, 28, 4),
         ({"enable_progress_bar": True, "callbacks": list}, 28, 4),  # Lightning's own bar
     ],
-    ids=str,
+    # without the addresses of functions: the processes of pytest-xdist must agree on the names
+    ids=lambda value: re.sub(r" at 0x\w+", "", str(value)),
 )
 def test_what_counts_steps_counts_them_the_same(
     both: Callable[..., list[Run]],
