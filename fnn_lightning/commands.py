@@ -470,14 +470,19 @@ def gather_images(words: list[str]) -> list[str]:
     rest: list[str] = []
     after_it = False
     for word in words:
+        given = word.removeprefix(f"{option}=")
         if word == option:
             after_it = True
+        elif given != word and not given.startswith("[") and given != "null":
+            found.append(given)
         elif after_it and not word.startswith("-"):
             found.append(word)
         else:
             after_it = False
             rest.append(word)
-    return [*rest, f"{option}={json.dumps(found)}"] if option in words else words
+    named = option in words or found
+    # a character beyond YAML's escapes stays as it is
+    return [*rest, f"{option}={json.dumps(found, ensure_ascii=False)}"] if named else words
 
 
 def check_what_is_monitored(config: Namespace) -> None:

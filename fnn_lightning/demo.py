@@ -59,6 +59,10 @@ def main(words: list[str]) -> None:
         os.environ["GRADIO_ANALYTICS_ENABLED"] = "False"
         os.environ["HF_HUB_DISABLE_TELEMETRY"] = "1"
         os.environ["GRADIO_TEMP_DIR"] = folder
+        # Gradio asks its own page whether it is there: not by way of a proxy
+        for name in ("NO_PROXY", "no_proxy"):
+            own = (os.environ.get(name), options.host, "127.0.0.1", "localhost")
+            os.environ[name] = ",".join(filter(None, own))
         page, looks = make_page(trained)
         signals.listen()
         try:

@@ -60,12 +60,18 @@ def main(words: list[str]) -> None:
     parser.add_argument(
         "--output", type=str, required=True, help="File: .onnx, or .pt2 for torch.export."
     )
+    parser.add_argument(
+        "--data_dir",
+        type=str | None,
+        default=None,
+        help="Where the test set lives, if it is not where the checkpoint says.",
+    )
     options = parse(parser, words)
     path = output_file(options.output, (".onnx", ".pt2"))
     if path.suffix.lower() == ".onnx":
         check_onnx()
     trained = load_trained(options.ckpt_path)
-    images, labels, name = images_to_compare(trained)
+    images, labels, name = images_to_compare(trained, options.data_dir)
     with warnings.catch_warnings():
         warnings.simplefilter("ignore")  # the exporters' own, about their insides
         export = to_onnx if path.suffix.lower() == ".onnx" else to_pt2
@@ -94,7 +100,7 @@ def check_onnx() -> None:
         ) from error
 
 
-def images_to_compare(trained: Trained) -> tuple[Tensor, Tensor | None, str]:
+def images_to_compare(trained: Trained, data_dir: str | None) -> tuple[Tensor, Tensor | None, str]:
     """Get the test set if it is at hand, without a download, and random pixels otherwise.
 
     Returns:
@@ -103,7 +109,7 @@ def images_to_compare(trained: Trained) -> tuple[Tensor, Tensor | None, str]:
     Raises:
         InputError: If the test set is at hand, but damaged.
     """
-    data = trained.data(test_train_set=False)
+    data = trained.data(test_train_set=False, data_dir=data_dir)
     folder = raw_dir(data.data_dir)
     names = ("t10k-images-idx3-ubyte", "t10k-labels-idx1-ubyte")
     if data.dataset == "digits" or all((folder / name).is_file() for name in names):
@@ -195,7 +201,12 @@ def agreement(
     probabilities = torch.cat([run(batch) for batch in torch.split(images, EVAL_BATCH_SIZE)])
     digits = probabilities.argmax(dim=1)
     differ = int((digits != expected.argmax(dim=1)).sum())
-    if differ or not bool(probabilities.isfinite().all()):
+    if not bool(probabilities.isfinite().all()):
+        raise InputError(
+            "Expected a network that gives probabilities, but some are not finite numbers; nothing "
+            "was written"
+        )
+    if differ:
         raise InputError(
             "Expected the export to predict what the checkpoint does, but it differs in "
             f"{differ:,} of {len(images):,} digits; nothing was written"
@@ -216,7 +227,7 @@ def description(trained: Trained, name: str, found: dict[str, float]) -> dict[st
         "torch": str(torch.__version__),
         "checkpoint": Path(trained.path).name,
         "global_step": str(trained.checkpoint["global_step"]),
-        "config": json.dumps(config),
+        "config": json.dumps(config, default=str),
         "compared_on": name,
         "digits_agree": "all",
         **{key: repr(value) for key, value in found.items()},

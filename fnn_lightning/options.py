@@ -87,10 +87,19 @@ def output_file(given: str, suffixes: tuple[str, ...]) -> Path:
         raise InputError(f"Expected --output to end in {' or '.join(suffixes)}, but got {given!r}")
     if path.is_dir():
         raise InputError(f"Expected --output to be a file, but got {given}: it is a folder")
+    check_writable(path, "--output")
+    return path
+
+
+def check_writable(path: Path, option: str) -> None:
+    """Check that a file or a folder can be made.
+
+    Raises:
+        InputError: If it cannot.
+    """
     above = next(each for each in path.resolve().parents if each.exists())
     if not above.is_dir() or not os.access(above, os.W_OK):
-        raise InputError(f"Expected --output in a folder that can be written, but got {given}")
-    return path
+        raise InputError(f"Expected {option} in a folder that can be written, but got {path}")
 
 
 def explain(message: str, known: Iterable[str]) -> str:

@@ -1,7 +1,9 @@
 """Brings any picture of a handwritten digit to MNIST's form, the way MNIST was made."""
 
+import contextlib
 import glob
 import warnings
+from itertools import pairwise
 from pathlib import Path
 from typing import Any
 
@@ -23,6 +25,7 @@ LEAST_SIDE = 8  # pixels; a shorter digit cannot be told from dirt
 LEAST_PAPER = 60  # grey levels of 255; the noise of darker paper would pass for ink
 LEAST_CONTRAST = 12  # grey levels of 255 between ink and paper; a faint pencil has some 30
 PAPER_WINDOW = 1 / 2  # of the longer side: wider than any stroke
+SHEET = 0.93  # a part that fills as much of its box is a sheet of paper; a 0 fills 0.79
 # widths of the strokes in MNIST, in pixels of 28: the 5th percentile, and the usual
 STROKES = (1.7, 2.5)
 
@@ -82,26 +85,33 @@ def read_picture(path: Path) -> Tensor:
     Raises:
         InputError: If it is not such a file, is damaged or too large, or shows no digit.
     """
-    if not path.stat().st_size:
-        raise InputError("it is empty")
     try:
+        if not path.stat().st_size:
+            raise InputError("it is empty")
         with warnings.catch_warnings():
             warnings.simplefilter("ignore")  # about odd metadata, which nothing depends on
             warnings.simplefilter("error", Image.DecompressionBombWarning)
             # the formats are named since Pillow would start other programs for some
             with Image.open(path, formats=FORMATS) as image:
                 upright = ImageOps.exif_transpose(image)
+    except InputError:
+        raise
     except (Image.DecompressionBombError, Image.DecompressionBombWarning):
         raise InputError(
             f"it claims more than the {Image.MAX_IMAGE_PIXELS:,} pixels that are read"
         ) from None
     except UnidentifiedImageError:
         raise InputError("it is not a PNG, JPEG, BMP, TIFF or GIF file") from None
-    except PermissionError as error:
+    except (FileNotFoundError, PermissionError) as error:
         raise InputError(f"it cannot be read: {error.strerror}") from None
     except Exception as error:  # a damaged file can make the reader fail in any way
         raise InputError(f"it is damaged or cut short: {error}") from error
-    return to_mnist(upright)
+    try:
+        return to_mnist(upright)
+    except (ArithmeticError, ValueError) as error:  # levels of an extreme range, say
+        if isinstance(error, InputError):
+            raise
+        raise InputError(f"no digit can be found in it: {error}") from error
 
 
 def to_mnist(image: Image.Image) -> Tensor:
@@ -123,7 +133,7 @@ def to_mnist(image: Image.Image) -> Tensor:
     """
     if min(image.size) < LEAST_SIDE:
         raise InputError(f"it is too small: {image.width}×{image.height} pixels")
-    return torch.from_numpy(framed(digit_in(ink_of(grey_of(image)))))
+    return torch.from_numpy(framed(find_digit(grey_of(image))))
 
 
 def grey_of(image: Image.Image) -> Grey:
@@ -132,9 +142,9 @@ def grey_of(image: Image.Image) -> Grey:
     They are those of the colour channel with the greatest contrast, which shows coloured ink best.
     """
     if image.mode.startswith(("I", "F")):  # 16 or 32 bits, of a range that the file does not tell
-        levels = np.nan_to_num(np.asarray(image, np.float32), posinf=0, neginf=0)
-        levels = (levels - levels.min()) * (255 / max(float(np.ptp(levels)), 1e-9))
-        return np.asarray(reduced(Image.fromarray(levels)))
+        levels = np.nan_to_num(np.asarray(image, np.float64), posinf=0, neginf=0)
+        levels = (levels - levels.min()) * (255 / (float(np.ptp(levels)) or 1))
+        return np.asarray(reduced(Image.fromarray(levels.astype(np.float32))))
     image = reduced(image.convert("RGBA" if image.has_transparency_data else "RGB"))
     if image.mode == "RGBA":
         for paper in ("white", "black"):  # white ink shows on black only
@@ -215,14 +225,33 @@ def otsu(values: Grey) -> float:
     return float(edges[1:][np.nanargmax(between)])
 
 
-def digit_in(ink: Grey) -> Grey:
+def find_digit(grey: Grey) -> Grey:
+    """Crop the digit; if it is on a sheet, of which the picture shows the edges, that on the sheet.
+
+    Args:
+        grey: Levels 0–255 of shape `(H, W)`.
+
+    Returns:
+        What `digit_in` does.
+    """
+    digit, (rows, columns) = digit_in(ink_of(grey))
+    sheet = ndimage.binary_fill_holes(digit > 0.3).mean() > SHEET
+    if sheet and all(3 * side > whole for side, whole in zip(digit.shape, grey.shape, strict=True)):
+        inset = max(2, max(digit.shape) // 30)  # the sheet's edge is blurred
+        inside = grey[rows, columns][inset:-inset, inset:-inset]
+        with contextlib.suppress(InputError):  # a blank one: it was the digit, a bold 1 perhaps
+            return digit_in(ink_of(inside))[0]
+    return digit
+
+
+def digit_in(ink: Grey) -> tuple[Grey, tuple[slice, slice]]:
     """Crop the digit, without dirt, noise and the dark edges of a photo.
 
     Args:
         ink: How far each pixel stands out from the paper, in grey levels.
 
     Returns:
-        The digit's box; 0 is paper, 1 full ink.
+        The digit's box, where 0 is paper and 1 full ink, and its place.
 
     Raises:
         InputError: If nothing stands out, or it is too small for a digit.
@@ -245,16 +274,31 @@ def digit_in(ink: Grey) -> Grey:
     inner = ~np.isin(np.arange(1, count + 1), border)
     if (weights * inner).max() > weights.max() / 4:
         weights = weights * inner  # a finger or the edge of the paper came in
+    around = np.array(
+        [is_frame(parts[place] == k + 1) for k, place in enumerate(ndimage.find_objects(parts))]
+    )
+    if (weights * ~around).max() > 0:
+        weights = weights * ~around
     kept = np.isin(parts, 1 + np.flatnonzero(weights > 0.03 * weights.max()))
     rows, columns = np.flatnonzero(kept.any(1)), np.flatnonzero(kept.any(0))
-    box = np.s_[rows[0] : rows[-1] + 1, columns[0] : columns[-1] + 1]
+    box = (slice(rows[0], rows[-1] + 1), slice(columns[0], columns[-1] + 1))
     height, width = kept[box].shape
     if max(height, width) < LEAST_SIDE:
         raise InputError(f"it is too small: what stands out measures {width}×{height} pixels")
     digit = np.where(ndimage.binary_dilation(kept, iterations=2), ink - level, 0)[box]
     digit = np.where(digit < 3 * noise, 0, digit / (full - level))
     cropped: Grey = np.clip(digit, 0, 1).astype(np.float32)
-    return cropped
+    return cropped, box
+
+
+def is_frame(part: NDArray[np.bool_]) -> bool:
+    """Tell whether a part of the ink is a ruled rectangle around something, by its box."""
+    height, width = part.shape
+    if min(height, width) < 3 * LEAST_SIDE or part.mean() > 0.5:
+        return False
+    edge = max(1, min(height, width) // 20)  # it may be a little askew
+    sides = (part[:edge].any(0), part[-edge:].any(0), part[:, :edge].any(1), part[:, -edge:].any(1))
+    return all(side.mean() > 0.9 for side in sides)
 
 
 def framed(digit: Grey) -> NDArray[np.uint8]:
@@ -321,10 +365,20 @@ def oddity(pixels: Tensor, probability: float) -> str:
     ink = float(pixels.sum()) / 255
     rows, columns = (pixels.any(dim=dim).nonzero().flatten() for dim in (1, 0))
     aspect = float(columns[-1] - columns[0] + 1) / float(rows[-1] - rows[0] + 1)
+    parts, count = ndimage.label(pixels.numpy() > 63, np.ones((3, 3)))
+    weights = ndimage.sum_labels(pixels.numpy(), parts, range(1, count + 1))
+    spans = [
+        (place[1].start, place[1].stop)
+        for place, weight in zip(ndimage.find_objects(parts), weights, strict=True)
+        if weight > weights.max() / 4
+    ]
+    # as 12,000 of MNIST's training images never are
+    apart = any(left[1] < right[0] for left, right in pairwise(sorted(spans)))
     reasons: list[Any] = [
         probability < SURE and "unsure",
         ink < INK[0] and "thinner than any MNIST digit",
         ink > INK[1] and "thicker than any MNIST digit",
+        apart and "more than one digit, perhaps",
         not ASPECT[0] <= aspect <= ASPECT[1] and "narrower or wider than any MNIST digit",
     ]
     return ", ".join(filter(None, reasons))

@@ -13,7 +13,7 @@ from fnn_lightning.batches import BatchSource
 from fnn_lightning.checkpoint import write_whole
 from fnn_lightning.errors import InputError
 from fnn_lightning.lit_module import CLASSES
-from fnn_lightning.options import output_file
+from fnn_lightning.options import check_writable, output_file
 from fnn_lightning.predictions import whole
 
 COLUMNS = ("digit", *(f"p{digit}" for digit in range(CLASSES)))
@@ -37,10 +37,12 @@ class PredictionWriter(callbacks.Callback):
     def __init__(self, output: str | None = None, save_inputs: str | None = None) -> None:
         self.output = output_file(output, (".csv", ".json")) if output is not None else None
         self.save_inputs = Path(save_inputs).expanduser() if save_inputs is not None else None
-        if self.save_inputs and self.save_inputs.exists() and not self.save_inputs.is_dir():
-            raise InputError(
-                f"Expected --save_inputs to be a folder, but got {save_inputs}: it is a file"
-            )
+        if self.save_inputs:
+            if self.save_inputs.exists() and not self.save_inputs.is_dir():
+                raise InputError(
+                    f"Expected --save_inputs to be a folder, but got {save_inputs}: it is a file"
+                )
+            check_writable(self.save_inputs, "--save_inputs")
 
     def on_predict_start(self, trainer: Trainer, pl_module: LightningModule) -> None:
         datamodule = trainer.datamodule  # type: ignore[attr-defined]
@@ -48,7 +50,11 @@ class PredictionWriter(callbacks.Callback):
         self._inputs: list[Tensor] = []
         self._rows: list[tuple[int, list[float]]] = []
         self._streams = self._pictures is None and self.output is None
-        folders = {path.resolve().parent for path in self._pictures or ()}
+        pictures = (*(self._pictures or ()), *getattr(datamodule, "unread", ()))
+        named = {path.resolve() for path in pictures}
+        folders = {path.parent for path in named}
+        if self.output and self.output.resolve() in named:
+            raise InputError(f"Expected --output to be another file than the picture {self.output}")
         if self.save_inputs and self.save_inputs.resolve() in folders:
             raise InputError(
                 "Expected --save_inputs to be another folder than that of the pictures, "
@@ -92,12 +98,13 @@ class PredictionWriter(callbacks.Callback):
             for pixels, (_, row) in zip(self._inputs, self._rows, strict=bool(self._inputs))
         ]
         if self._pictures is not None:
+            self._pictures = self._pictures[: len(self._rows)]  # limit_predict_batches leaves some
             print_table(self._pictures, self._rows, oddities)
-        if self.save_inputs:
-            save_pngs(self.save_inputs, self._pictures or [], self._inputs)
         if self.output:
             write_whole(self.output, self._encode(self.output.suffix.lower(), oddities))
             print(f"{len(self._rows):,} predictions written to {self.output}")
+        if self.save_inputs:
+            save_pngs(self.save_inputs, self._pictures or [], self._inputs)
 
     def _encode(self, suffix: str, oddities: list[str]) -> bytes:
         names: list[Any] = list(range(len(self._rows)))
@@ -140,10 +147,11 @@ def save_pngs(folder: Path, pictures: list[Path], inputs: list[Tensor]) -> None:
 
     taken: set[str] = set()
     for path, pixels in zip(pictures, inputs, strict=True):
-        name, number = path.stem, 1
+        stem = path.stem[:100]  # a longer name, with what is added, may be longer than any can be
+        name, number = stem, 1
         while name.lower() in taken:
             number += 1
-            name = f"{path.stem}_{number}"
+            name = f"{stem}_{number}"
         taken.add(name.lower())
         content = io.BytesIO()
         Image.fromarray(pixels.numpy()).save(content, "PNG")

@@ -93,6 +93,37 @@ def test_any_kind_of_picture_is_cropped_scaled_and_centred_by_its_mass(kind: str
     assert pixels[0, 0] == 0
 
 
+def test_a_ruled_frame_is_left_out() -> None:
+    ink = np.pad(letter(), 40)
+    ink[5:8, 5:-5] = ink[-8:-5, 5:-5] = 1
+    ink[5:-5, 5:8] = ink[5:-5, -8:-5] = 1
+    assert np.array_equal(inked(to_mnist(picture(ink))), framed_letter())
+
+
+@pytest.mark.parametrize(("desk", "paper", "pen"), [(60, 240, 60), (250, 10, 240), (10, 250, 10)])
+def test_a_sheet_of_which_the_edges_are_seen(desk: int, paper: int, pen: int) -> None:
+    levels = np.pad(paper + (pen - paper) * letter(), 40, constant_values=desk)
+    image = Image.fromarray(levels.astype(np.uint8))
+    # the sheet's own edge is cut off, and with it where exactly the middle is
+    assert (inked(to_mnist(image)) != framed_letter()).sum() <= 8
+
+
+def test_two_digits_are_marked() -> None:
+    two = np.concatenate([letter(), letter()], axis=1)
+    assert "more than one digit" in oddity(to_mnist(picture(two)), 1.0)
+    assert "more than one digit" not in oddity(to_mnist(picture(letter())), 1.0)
+
+
+def test_levels_of_an_extreme_range(tmp_path: Path) -> None:
+    levels = (1e-30 * letter()).astype(np.float32)
+    Image.fromarray(levels).save(tmp_path / "small.tiff")
+    assert np.array_equal(inked(read_picture(tmp_path / "small.tiff")), framed_letter())
+    levels[0, 0], levels[9, 9] = 3e38, -3e38
+    Image.fromarray(levels).save(tmp_path / "large.tiff")
+    with pytest.raises(InputError, match="it is"):
+        read_picture(tmp_path / "large.tiff")
+
+
 @pytest.mark.parametrize("orientation", range(1, 9))
 def test_the_rotation_flag_of_a_photo(orientation: int, tmp_path: Path) -> None:
     undo = {  # what makes each orientation from an upright picture

@@ -1,5 +1,6 @@
 import csv
 import json
+import shutil
 from pathlib import Path
 
 import numpy as np
@@ -133,7 +134,8 @@ BAD = {
     "--data.images nothing.png": "got nothing.png: there is no such file",
     "--data.images scans nothing.png": "got nothing.png: there is no such file",
     "--data.images scans/*.bmp": "there is no such file",
-    "--data.images=scans/a.png": "`data.images` to be list",
+    "--data.images=nothing.png": "got nothing.png: there is no such file",
+    "--data.images scans --save_inputs scans/a.png/x": "--save_inputs in a folder that can be",
     "--data.image scans": "Unknown option data.image; did you mean data.images",
     "--output out.txt": "Expected --output to end in .csv or .json, but got 'out.txt'",
     "--output out": "Expected --output to end in .csv or .json",
@@ -161,7 +163,8 @@ def test_bad_input_is_refused_in_one_line(words: str, capsys: Capture) -> None:
 
 @pytest.mark.usefixtures("trained")
 def test_odd_names(capsys: Capture) -> None:
-    names = ["[1, 2].png", "null.png", "new\nline.png", "1e3.png", "ünï.png"]
+    names = ["[1, 2].png", "null.png", "new\nline.png", "1e3.png", "ünï.png", "😀.png"]
+    names.append(f"{251 * 'n'}.png")
     levels = np.full((40, 40), 255, np.uint8)
     levels[10:30, 18:22] = 0
     for name in names:
@@ -174,6 +177,30 @@ def test_odd_names(capsys: Capture) -> None:
     Path(names[0]).rename("folder/byte\udcff.png")  # no text at all
     main(["predict", "--ckpt_path", LAST, "--output", "out.csv", "--data.images", "folder"])
     assert b"\nfolder/byte\xff.png," in Path("out.csv").read_bytes()
+
+
+@pytest.mark.usefixtures("trained")
+def test_no_picture_is_overwritten(scans: Path, capsys: Capture) -> None:
+    Path("cut").mkdir()
+    Path("cut/a.png").write_bytes((scans / "a.png").read_bytes()[:60])
+    shutil.copy(scans / "a.png", "a.csv")
+    before = {path: path.read_bytes() for path in (Path("cut/a.png"), Path("a.csv"))}
+    for words in ("scans cut --save_inputs cut", "a.csv --output a.csv"):
+        assert predict("--data.images", *words.split()) == 2
+        assert "Expected --" in capsys.readouterr().err
+    assert before == {path: path.read_bytes() for path in before}
+
+
+@pytest.mark.usefixtures("trained")
+def test_fewer_pictures_than_named(
+    scans: Path, monkeypatch: pytest.MonkeyPatch, capsys: Capture
+) -> None:
+    monkeypatch.setattr("fnn_lightning.mnist.EVAL_BATCH_SIZE", 1)
+    words = [f"--data.images={scans / 'a.png'}", f"--data.images={scans / 'b.jpg'}"]
+    main(["predict", "--ckpt_path", LAST, *words, "--trainer.limit_predict_batches", "1"])
+    assert [line.split()[0] for line in capsys.readouterr().out.splitlines()] == [
+        *("file", f"{scans / 'a.png'}")
+    ]
 
 
 def test_from_python(scans: Path) -> None:
