@@ -10,6 +10,7 @@ from torch import Tensor
 
 from fnn_lightning import digits
 from fnn_lightning.batches import BatchSource
+from fnn_lightning.deformation import Deformation
 from fnn_lightning.download import fetch_mnist, raw_dir
 from fnn_lightning.errors import InputError
 from fnn_lightning.idx import image_count, read_images, read_labels
@@ -36,7 +37,8 @@ class MNISTDataModule(LightningDataModule):
 
     The images stay in memory as they are stored, one byte a pixel; a batch is
     `(images, labels)`, `uint8` of shape `(B, 28, 28)` with values 0–255 and `int64` of shape
-    `(B,)`. Scaling the pixels is the network's part.
+    `(B,)`. Scaling the pixels is the network's part. Training images can be deformed, each anew in
+    every epoch; their pixels are then `float32`, still 0–255.
 
     Args:
         dataset: `mnist`, or `digits`: the 1,797 handwritten digits that scikit-learn bundles, for
@@ -50,7 +52,14 @@ class MNISTDataModule(LightningDataModule):
             By default a twelfth of them: 5,000 of MNIST's 60,000. 0 trains on all of them, and
             validation then watches the test set, as tutorials do; nothing may be selected by it.
         test_train_set: Whether `test` measures the accuracy on the training images as well.
-        seed: Seed of the batches' order, which is a function of (seed, epoch) alone.
+        seed: Seed of the batches' order, which is a function of (seed, epoch) alone, and of the
+            deformations, which are one of (seed, epoch, position in the epoch).
+        rotation: Greatest angle by which a training image is rotated, in degrees, either way; 0,
+            here and below, is not at all.
+        scale: Greatest change of its width and of its height, each for itself, as a fraction.
+        shear: Greatest angle by which its vertical strokes are slanted, in degrees, either way.
+        shift: Greatest shift, across and down each for itself, in pixels.
+        elastic: Standard deviation of its elastic displacements, in pixels; see `Deformation`.
 
     Raises:
         InputError: If an argument is out of its range; in `prepare_data`, if the data are not to
@@ -66,6 +75,11 @@ class MNISTDataModule(LightningDataModule):
         val_size: int | None = None,
         test_train_set: bool = False,
         seed: int = 0,
+        rotation: float = 0.0,
+        scale: float = 0.0,
+        shear: float = 0.0,
+        shift: float = 0.0,
+        elastic: float = 0.0,
     ) -> None:
         super().__init__()
         if dataset not in ("mnist", "digits"):
@@ -79,6 +93,7 @@ class MNISTDataModule(LightningDataModule):
         self.val_size = val_size
         self.test_train_set = test_train_set
         self.seed = seed
+        self.deformation = Deformation(rotation, scale, shear, shift, elastic)
         self._check_val_size(digits.TRAIN_SIZE if dataset == "digits" else 60_000)
         # A mirror belongs to a machine, not to a run: a checkpoint must not bring one along.
         self.save_hyperparameters(ignore=["mirror"], logger=False)
@@ -108,7 +123,10 @@ class MNISTDataModule(LightningDataModule):
             self._splits["val"] = Split(images, labels, val) if val_size else self._splits["test"]
 
     def train_dataloader(self) -> BatchSource:
-        """Serve the training images in batches of `batch_size`, in a new order every epoch."""
+        """Serve the training images in batches of `batch_size`, in a new order every epoch.
+
+        With the Trainer's `overfit_batches` they are in the same order, and none is deformed.
+        """
         # the Trainer's overfit_batches means the same few batches in every epoch
         shuffle = self.trainer is None or self.trainer.overfit_batches == 0  # type: ignore[attr-defined]
         return self._serve("train", self.batch_size, self.seed if shuffle else None)
@@ -135,6 +153,8 @@ class MNISTDataModule(LightningDataModule):
             shuffle_seed=shuffle_seed,
             rank=self.trainer.global_rank if self.trainer else 0,
             world_size=self.trainer.world_size if self.trainer else 1,
+            deformation=self.deformation,
+            device=self.trainer.strategy.root_device if self.trainer else "cpu",
         )
 
     def _read(self, train: bool) -> Split:

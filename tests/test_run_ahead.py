@@ -91,9 +91,10 @@ def both(make_data: MakeData, make_model: MakeModel, tmp_path: Path) -> Callable
 
     def fit(model: dict[str, Any] | None = None, batch_size: int = 20, **kwargs: Any) -> list[Run]:
         make_callbacks = kwargs.pop("callbacks", lambda: [Checkpoint()])
+        images = {"batch_size": batch_size, **kwargs.pop("data", {})}
         return [
             Run(
-                make_data(batch_size=batch_size),
+                make_data(**images),
                 make_model(run_ahead=run_ahead, **(model or {})),
                 tmp_path / str(run_ahead),
                 callbacks=make_callbacks(),
@@ -145,6 +146,7 @@ def stop_early() -> list[Callback]:
         ({"log_every_n_steps": 1}, 28, 4),
         ({"logger": False}, 28, 4),
         ({"detect_anomaly": True}, 28, 4),
+        ({"data": {"rotation": 20.0, "elastic": 1.0}}, 28, 4),
         ({"callbacks": lambda: [Checkpoint(every_n_steps=4)]}, 28, 10),  # 4, 8, 12 | 16, 20, 24
         ({"callbacks": lambda: [ModelCheckpoint(monitor="val/acc")]}, 28, 4),
         ({"callbacks": stop_early, "max_epochs": 9}, 28, 4),
