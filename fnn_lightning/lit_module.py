@@ -1,5 +1,6 @@
 """The Lightning module: the step, the metrics and the optimiser around the network."""
 
+import inspect
 import math
 import time
 from collections.abc import Callable, Iterator, Mapping, Sequence
@@ -20,13 +21,15 @@ from torchmetrics import MeanMetric, MetricCollection
 from torchmetrics.classification import MulticlassAccuracy, MulticlassStatScores
 
 from fnn_lightning.batches import Batch, BatchSource
+from fnn_lightning.deformation import MOST
 from fnn_lightning.errors import DivergenceError, InputError
-from fnn_lightning.network import FNN, Activation
+from fnn_lightning.network import FNN, Activation, Initialization
 from fnn_lightning.run_ahead import bare_step, count_steps, free_steps, obstacle
 from fnn_lightning.train_metrics import StepOutput, TrainMetrics, mark_updated
 
 CLASSES = 10
 SGD: dict[str, Any] = {"class_path": "torch.optim.SGD", "init_args": {"lr": 0.1}}
+SHOWN = ("batch_norm", "dropout", "input_dropout", "initialization", "label_smoothing")
 HPARAMS_METRICS = ("val/acc", "test/acc", "train/acc", "val/loss", "test/loss", "train/loss")
 MAX_SECONDS = 0.1  # this often the Trainer looks at its clocks and signals, and moves its bar
 MONITORED = ("val/acc", "val/loss")  # what can be selected by
@@ -49,6 +52,15 @@ class FNNLitModule(LightningModule):
         activation: Function after every hidden layer, by its name in `torch.nn.functional`.
         pixel_mean: Subtracted from the pixels, on the [0, 1] scale.
         pixel_std: What they are then divided by, on the [0, 1] scale.
+        batch_norm: Whether hidden layers are normalised over the batch.
+        dropout: Probability with which an output of a hidden layer is set to 0 in training.
+        input_dropout: Likewise for the scaled pixels.
+        initialization: How weights start: as `nn.Linear` has them, or after He or Xavier Glorot.
+        label_smoothing: Share of the target's probability that is spread evenly over all ten digits
+            in training (Szegedy et al. 2016, arXiv:1512.00567). `train/loss`, and every other loss
+            of training, is then the cross-entropy with these targets; `val/loss` and `test/loss`
+            stay that with the labels, so that they can be compared with other runs', but not with
+            `train/loss`.
         optimizer: Class of `torch.optim` and its arguments, `{"class_path": "torch.optim.Adam",
             "init_args": {"lr": 0.001}}`; SGD with a learning rate of 0.1 if not given.
         lr_scheduler: Class of `torch.optim.lr_scheduler` and its arguments, likewise. Among those
@@ -68,6 +80,11 @@ class FNNLitModule(LightningModule):
         activation: Activation = "relu",
         pixel_mean: float = 0.0,
         pixel_std: float = 1.0,
+        batch_norm: bool = False,
+        dropout: float = 0.0,
+        input_dropout: float = 0.0,
+        initialization: Initialization = "pytorch",
+        label_smoothing: float = 0.0,
         optimizer: ClassConfig | None = None,
         lr_scheduler: ClassConfig | None = None,
         lr_interval: Literal["epoch", "step"] = "epoch",
@@ -79,7 +96,17 @@ class FNNLitModule(LightningModule):
             activation=activation,
             pixel_mean=pixel_mean,
             pixel_std=pixel_std,
+            batch_norm=batch_norm,
+            dropout=dropout,
+            input_dropout=input_dropout,
+            initialization=initialization,
         )
+        if not 0 <= label_smoothing < 1:
+            raise InputError(
+                f"Expected `label_smoothing` to be from 0 to below 1, but got {label_smoothing}"
+            )
+        self.batch_norm = batch_norm
+        self.label_smoothing = label_smoothing
         self.optimizer_config: ClassConfig = optimizer or SGD
         self.lr_scheduler_config = lr_scheduler
         self.lr_interval = lr_interval
@@ -139,11 +166,13 @@ class FNNLitModule(LightningModule):
         return loss * (len(batch[1]) * world_size / source.global_batch_size(batch_idx))
 
     def _train(self, batch: Batch, step: int) -> Tensor:
-        output = self._step(batch)
+        output = self._step(batch, self.label_smoothing)
         self.train_metrics.add(step, output)
         return output.loss
 
     def on_train_start(self) -> None:
+        if self.batch_norm:
+            self._check_shares()
         if self._resumed is not None:
             self._restore_progress(self._resumed)
             self._resumed = None
@@ -151,6 +180,18 @@ class FNNLitModule(LightningModule):
         reason = self.single_steps_because
         rank_zero_info(f"Steps are taken one at a time: {reason}" if reason else "Steps run ahead")
         self._set_pace()
+
+    def _check_shares(self) -> None:
+        """Refuse a batch of which a process would have one image, without a variance, or none."""
+        source, trainer = self.trainer.train_dataloader, self.trainer
+        if isinstance(source, BatchSource):
+            last = source.global_batch_size(int(trainer.num_training_batches) - 1)
+            if last < 2 * trainer.world_size:
+                raise InputError(
+                    "Expected two images or more in every batch on each process, for batch "
+                    f"normalisation, but got {last} in an epoch's last batch on "
+                    f"{trainer.world_size} in all: give another --data.batch_size"
+                )
 
     def on_train_epoch_start(self) -> None:
         self._set_pace()  # a callback may have changed something
@@ -390,11 +431,13 @@ class FNNLitModule(LightningModule):
             torch.distributed.all_gather_object(everyone, kept)
         return everyone
 
-    def _step(self, batch: Batch) -> StepOutput:
+    def _step(self, batch: Batch, label_smoothing: float = 0.0) -> StepOutput:
         images, labels = batch
         logits = self(images)
-        # a process's share can be empty, and then adds nothing
-        loss = F.cross_entropy(logits, labels) if len(labels) else logits.sum()
+        if len(labels):
+            loss = F.cross_entropy(logits, labels, label_smoothing=label_smoothing)
+        else:
+            loss = logits.sum()  # a process's share can be empty, and then adds nothing
         return StepOutput(loss, logits, labels)
 
     def _evaluate(self, batch: Batch, metrics: MetricCollection) -> dict[str, Tensor]:
@@ -465,12 +508,17 @@ class FNNLitModule(LightningModule):
             "optimizer": type(self.trainer.optimizers[0]).__name__,
             **{key: defaults[key] for key in ("lr", "momentum", "weight_decay") if key in defaults},
         }
+        off = inspect.signature(FNNLitModule).parameters
+        hparams |= {
+            key: self.hparams[key] for key in SHOWN if self.hparams[key] != off[key].default
+        }
         if self.lr_scheduler_config:
             hparams["lr_scheduler"] = self.lr_scheduler_config["class_path"].rpartition(".")[2]
         datamodule = getattr(self.trainer, "datamodule", None)
         if datamodule is not None:
             wanted = ("dataset", "batch_size", "val_size", "seed")
             hparams |= {key: datamodule.hparams[key] for key in wanted if key in datamodule.hparams}
+            hparams |= {key: datamodule.hparams[key] for key in MOST if datamodule.hparams.get(key)}
         for logger in self.loggers:
             if isinstance(logger, TensorBoardLogger):
                 logger.log_hyperparams(hparams, {})  # {} instead of None: no `hp_metric: -1`

@@ -92,6 +92,7 @@ def fit(
         ({}, {"log_every_n_steps": 150, "max_epochs": 19}),
         ({}, {"overfit_batches": 3}),
         ({}, {"data": DEFORMED}),
+        ({"batch_norm": True, "input_dropout": 0.2, "label_smoothing": 0.1}, {}),
         ({}, {"patience": 1, "max_epochs": 9}),
         ({}, {"patience": 1, "max_epochs": 9, "min_epochs": 4, "val_check_interval": 2}),
     ],

@@ -125,6 +125,16 @@ def test_a_run_is_bit_for_bit_that_of_single_steps(
     assert ahead.trainer_steps == 6
 
 
+def test_what_draws_and_what_counts_batches_is_the_same(
+    both: Callable[..., list[Run]],
+) -> None:
+    layers = {"batch_norm": True, "dropout": 0.3, "input_dropout": 0.2, "initialization": "he"}
+    ahead, single = both({**layers, "label_smoothing": 0.1}, max_epochs=2)
+    assert_same(ahead.end, single.end)
+    assert ahead.scalars == single.scalars
+    assert ahead.trainer_steps < single.trainer_steps == 28
+
+
 def stop_early() -> list[Callback]:
     return [EarlyStopping(patience=0, min_delta=1.0)]
 
