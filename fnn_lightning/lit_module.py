@@ -15,7 +15,7 @@ from lightning.pytorch.utilities import rank_zero_info, rank_zero_only
 from torch import Tensor
 from torch.nn import functional as F
 from torch.optim import Optimizer
-from torch.optim.lr_scheduler import LRScheduler
+from torch.optim.lr_scheduler import LRScheduler, ReduceLROnPlateau, SequentialLR
 from torch.utils.tensorboard.summary import hparams as hparams_summary
 from torchmetrics import MeanMetric, MetricCollection
 from torchmetrics.classification import MulticlassAccuracy, MulticlassStatScores
@@ -25,11 +25,12 @@ from fnn_lightning.deformation import MOST
 from fnn_lightning.errors import DivergenceError, InputError
 from fnn_lightning.network import FNN, Activation, Initialization
 from fnn_lightning.run_ahead import bare_step, count_steps, free_steps, obstacle
+from fnn_lightning.schedule import length_to_fill, run_length, warm_up, warmup_steps
 from fnn_lightning.train_metrics import StepOutput, TrainMetrics, mark_updated
 
 CLASSES = 10
 SGD: dict[str, Any] = {"class_path": "torch.optim.SGD", "init_args": {"lr": 0.1}}
-SHOWN = ("batch_norm", "dropout", "input_dropout", "initialization", "label_smoothing")
+SHOWN = ("batch_norm", "dropout", "input_dropout", "initialization", "label_smoothing", "warmup")
 HPARAMS_METRICS = ("val/acc", "test/acc", "train/acc", "val/loss", "test/loss", "train/loss")
 MAX_SECONDS = 0.1  # this often the Trainer looks at its clocks and signals, and moves its bar
 MONITORED = ("val/acc", "val/loss")  # what can be selected by
@@ -64,8 +65,15 @@ class FNNLitModule(LightningModule):
         optimizer: Class of `torch.optim` and its arguments, `{"class_path": "torch.optim.Adam",
             "init_args": {"lr": 0.001}}`; SGD with a learning rate of 0.1 if not given.
         lr_scheduler: Class of `torch.optim.lr_scheduler` and its arguments, likewise. Among those
-            of `ReduceLROnPlateau` is `monitor`, the name of a logged metric.
+            of `ReduceLROnPlateau` is `monitor`, the name of a logged metric. `total_steps` of
+            `OneCycleLR`, `T_max` of `CosineAnnealingLR` and `total_iters` of `LinearLR` and
+            `PolynomialLR` are the length of the run, less a warm-up counted in the same unit, if
+            they are null or 0, or left out and without a default of PyTorch's.
         lr_interval: Whether the scheduler counts epochs or steps.
+        warmup: Number of steps, or, below 1, fraction of the run, in which the learning rate first
+            rises in equal steps from near 0 to that with which the schedule begins. A schedule
+            that counts steps begins after it; one that counts epochs is left as it is, and the
+            warm-up has to end with the first epoch. 0 is none.
         run_ahead: Whether the steps at which the Trainer has nothing else to do, such as to
             validate or save, are taken in a plain loop. For a small net that is faster; the result
             is bit for bit the same.
@@ -88,6 +96,7 @@ class FNNLitModule(LightningModule):
         optimizer: ClassConfig | None = None,
         lr_scheduler: ClassConfig | None = None,
         lr_interval: Literal["epoch", "step"] = "epoch",
+        warmup: float = 0.0,
         run_ahead: bool = True,
     ) -> None:
         super().__init__()
@@ -110,6 +119,12 @@ class FNNLitModule(LightningModule):
         self.optimizer_config: ClassConfig = optimizer or SGD
         self.lr_scheduler_config = lr_scheduler
         self.lr_interval = lr_interval
+        self.warmup = warmup
+        if not (0 <= warmup < 1 or (warmup < math.inf and warmup == int(warmup) > 0)):
+            raise InputError(
+                "Expected `warmup` to be a number of steps, or a fraction of the run from 0 to "
+                f"below 1, but got {warmup}"
+            )
         self.run_ahead = run_ahead
         _torch_class(self.optimizer_config, torch.optim, Optimizer)
         lr = (self.optimizer_config.get("init_args") or {}).get("lr", SGD["init_args"]["lr"])
@@ -143,6 +158,7 @@ class FNNLitModule(LightningModule):
         """Whether training has begun: all that a checkpoint brings is in its place."""
         self._resumed: dict[str, Any] | None = None
         self._train_means: dict[str, Tensor] = {}
+        self._schedule_lengths = [0, 0]
         self._lr = 0.0
         self._logged_step = 0
         self._loaded_step = 0
@@ -314,10 +330,42 @@ class FNNLitModule(LightningModule):
         optimizer: Optimizer = _build(
             self.optimizer_config, torch.optim, Optimizer, self.parameters()
         )
+        to_fill = length_to_fill(self.lr_scheduler_config)
+        warmup = length = 0
+        if to_fill or self.warmup:
+            run = run_length(self)
+            warmup = warmup_steps(self.warmup, run)
+            in_steps = self.lr_interval == "step"
+            length = run.steps - warmup if in_steps else run.epochs
+            if self.lr_scheduler_config and not in_steps and warmup > run.steps_an_epoch:
+                raise InputError(
+                    f"Expected `warmup` to end with the first epoch, of {run.steps_an_epoch:,} "
+                    f"steps, but got {warmup:,} steps: give --model.lr_interval step"
+                )
+        self._check_schedule_is_as_before([warmup, length if to_fill else 0])
+        schedule = self._schedule(optimizer, {to_fill: length} if to_fill else {})
+        if not warmup:
+            return optimizer if schedule is None else ([optimizer], [schedule])
+        rising = {"scheduler": warm_up(optimizer, warmup), "interval": "step"}
+        if schedule is None:
+            return [optimizer], [rising]
+        if self.lr_interval == "epoch":
+            return [optimizer], [schedule, rising]
+        if isinstance(schedule["scheduler"], ReduceLROnPlateau):
+            raise InputError(
+                "Expected `lr_interval` to be epoch with `warmup` and ReduceLROnPlateau, "
+                "but got step"
+            )
+        both = [rising["scheduler"], schedule["scheduler"]]
+        in_turn = SequentialLR(optimizer, both, milestones=[warmup])
+        return [optimizer], [{**schedule, "scheduler": in_turn}]
+
+    def _schedule(self, optimizer: Optimizer, filled_in: dict[str, int]) -> dict[str, Any] | None:
+        """Make the scheduler, if there is one, in the form in which Lightning takes it."""
         if self.lr_scheduler_config is None:
-            return optimizer
+            return None
         config = dict(self.lr_scheduler_config)
-        config["init_args"] = dict(config.get("init_args") or {})
+        config["init_args"] = {**(config.get("init_args") or {}), **filled_in}
         monitor = config["init_args"].pop("monitor", None)
         if config["class_path"].endswith("ReduceLROnPlateau") and monitor not in MONITORED:
             raise InputError(
@@ -325,14 +373,23 @@ class FNNLitModule(LightningModule):
                 f"but got {monitor}"
             )
         scheduler = _build(config, torch.optim.lr_scheduler, LRScheduler, optimizer)
-        return {
-            "optimizer": optimizer,
-            "lr_scheduler": {
-                "scheduler": scheduler,
-                "interval": self.lr_interval,
-                "monitor": monitor,
-            },
-        }
+        return {"scheduler": scheduler, "interval": self.lr_interval, "monitor": monitor}
+
+    def _check_schedule_is_as_before(self, lengths: list[int]) -> None:
+        """Refuse to go on with a schedule that would have become longer or shorter.
+
+        Args:
+            lengths: Of the warm-up, in steps, and of the schedule, if it follows from the run's.
+        """
+        self._schedule_lengths = lengths
+        before = (self._resumed or {}).get("schedule_lengths", lengths)
+        if lengths != before:
+            raise InputError(
+                "Expected --trainer.max_epochs and --trainer.max_steps to be those with which the "
+                "run began, since the schedule of the learning rate follows from them: "
+                f"{before[0]:,} steps of warm-up and a length of {before[1]:,} then, "
+                f"but got {lengths[0]:,} and {lengths[1]:,} now"
+            )
 
     def on_fit_start(self) -> None:
         self._train_means = {}
@@ -364,6 +421,7 @@ class FNNLitModule(LightningModule):
             "lr": self._lr,
             "validated_step": validated_step,
             "plateau": self._plateau_due(),
+            "schedule_lengths": self._schedule_lengths,
         }
 
     def on_load_checkpoint(self, checkpoint: dict[str, Any]) -> None:
@@ -420,7 +478,8 @@ class FNNLitModule(LightningModule):
 
     def _step_plateau(self, metric: Any) -> None:
         for config in self.trainer.lr_scheduler_configs:
-            config.scheduler.step(metric)
+            if config.reduce_on_plateau:  # and not the warm-up
+                config.scheduler.step(metric)
         self.trainer.fit_loop.epoch_loop.scheduler_progress.increment_by(1)
 
     def _gather(self, kept: dict[str, Any]) -> list[dict[str, Any]]:

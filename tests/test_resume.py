@@ -22,6 +22,7 @@ MOMENTUM = {"class_path": "SGD", "init_args": {"lr": 0.05, "momentum": 0.9}}
 EVERY_STEP = {"class_path": "OneCycleLR", "init_args": {"max_lr": 0.3, "total_steps": 60}}
 EVERY_EPOCH = {"class_path": "ExponentialLR", "init_args": {"gamma": 0.7}}
 DEFORMED = {"rotation": 20.0, "scale": 0.2, "shear": 10.0, "shift": 2.0, "elastic": 1.0}
+COSINE = {"class_path": "CosineAnnealingLR", "init_args": {}}
 PLATEAU = {
     "class_path": "ReduceLROnPlateau",
     "init_args": {"monitor": "val/loss", "patience": 0, "threshold": 0.5},
@@ -92,6 +93,9 @@ def fit(
         ({}, {"log_every_n_steps": 150, "max_epochs": 19}),
         ({}, {"overfit_batches": 3}),
         ({}, {"data": DEFORMED}),
+        ({"optimizer": MOMENTUM, "lr_scheduler": COSINE, "lr_interval": "step", "warmup": 4}, {}),
+        ({"optimizer": MOMENTUM, "lr_scheduler": COSINE, "warmup": 4}, {"max_epochs": 3}),
+        ({"lr_scheduler": PLATEAU, "warmup": 0.1}, {"max_epochs": 4}),
         ({"batch_norm": True, "input_dropout": 0.2, "label_smoothing": 0.1}, {}),
         ({}, {"patience": 1, "max_epochs": 9}),
         ({}, {"patience": 1, "max_epochs": 9, "min_epochs": 4, "val_check_interval": 2}),
