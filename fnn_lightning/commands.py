@@ -494,7 +494,7 @@ def check_resumes(config: Namespace, checkpoint: dict[str, Any]) -> None:
                 f"Expected `{name}` to be that of the checkpoint, whose state comes with it, "
                 f"{stored}, but got {now}"
             )
-    for name in ("warmup",):
+    for name in ("averaging", "warmup"):
         stored, now = checkpoint["hyper_parameters"].get(name, 0), config.model[name]
         if stored != now:
             raise InputError(

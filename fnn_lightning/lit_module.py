@@ -9,7 +9,7 @@ from types import ModuleType
 from typing import Any, Literal
 
 import torch
-from lightning.pytorch import LightningModule
+from lightning.pytorch import Callback, LightningModule
 from lightning.pytorch.loggers import TensorBoardLogger
 from lightning.pytorch.utilities import rank_zero_info, rank_zero_only
 from torch import Tensor
@@ -20,6 +20,7 @@ from torch.utils.tensorboard.summary import hparams as hparams_summary
 from torchmetrics import MeanMetric, MetricCollection
 from torchmetrics.classification import MulticlassAccuracy, MulticlassStatScores
 
+from fnn_lightning.averaging import Averaging
 from fnn_lightning.batches import Batch, BatchSource
 from fnn_lightning.deformation import MOST
 from fnn_lightning.errors import DivergenceError, InputError
@@ -30,7 +31,10 @@ from fnn_lightning.train_metrics import StepOutput, TrainMetrics, mark_updated
 
 CLASSES = 10
 SGD: dict[str, Any] = {"class_path": "torch.optim.SGD", "init_args": {"lr": 0.1}}
-SHOWN = ("batch_norm", "dropout", "input_dropout", "initialization", "label_smoothing", "warmup")
+SHOWN = (
+    *("batch_norm", "dropout", "input_dropout", "initialization"),
+    *("label_smoothing", "averaging", "warmup"),
+)
 HPARAMS_METRICS = ("val/acc", "test/acc", "train/acc", "val/loss", "test/loss", "train/loss")
 MAX_SECONDS = 0.1  # this often the Trainer looks at its clocks and signals, and moves its bar
 MONITORED = ("val/acc", "val/loss")  # what can be selected by
@@ -62,6 +66,10 @@ class FNNLitModule(LightningModule):
             of training, is then the cross-entropy with these targets; `val/loss` and `test/loss`
             stay that with the labels, so that they can be compared with other runs', but not with
             `train/loss`.
+        averaging: Decay of an exponential moving average of the weights, taken after every step,
+            such as 0.999: it is what is validated, tested and saved to predict with, while the
+            weights themselves are trained on, and `train/loss` and `train/acc` are theirs. 0 is
+            none. See `Averaging`.
         optimizer: Class of `torch.optim` and its arguments, `{"class_path": "torch.optim.Adam",
             "init_args": {"lr": 0.001}}`; SGD with a learning rate of 0.1 if not given.
         lr_scheduler: Class of `torch.optim.lr_scheduler` and its arguments, likewise. Among those
@@ -93,6 +101,7 @@ class FNNLitModule(LightningModule):
         input_dropout: float = 0.0,
         initialization: Initialization = "pytorch",
         label_smoothing: float = 0.0,
+        averaging: float = 0.0,
         optimizer: ClassConfig | None = None,
         lr_scheduler: ClassConfig | None = None,
         lr_interval: Literal["epoch", "step"] = "epoch",
@@ -114,6 +123,9 @@ class FNNLitModule(LightningModule):
             raise InputError(
                 f"Expected `label_smoothing` to be from 0 to below 1, but got {label_smoothing}"
             )
+        if not 0 <= averaging < 1:
+            raise InputError(f"Expected `averaging` to be from 0 to below 1, but got {averaging}")
+        self.averaging = averaging
         self.batch_norm = batch_norm
         self.label_smoothing = label_smoothing
         self.optimizer_config: ClassConfig = optimizer or SGD
@@ -325,6 +337,9 @@ class FNNLitModule(LightningModule):
         images = batch if isinstance(batch, Tensor) else batch[0]
         probabilities = self(images).softmax(dim=1)
         return {"probabilities": probabilities, "digit": probabilities.argmax(dim=1)}
+
+    def configure_callbacks(self) -> list[Callback]:
+        return [Averaging(self.averaging)] if self.averaging else []
 
     def configure_optimizers(self) -> Any:
         optimizer: Optimizer = _build(
