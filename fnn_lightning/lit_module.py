@@ -466,7 +466,7 @@ class FNNLitModule(LightningModule):
         self._logged_step, self._lr = progress["logged_step"], progress["lr"]
         self.validated_step = progress["validated_step"]
         if progress["plateau"] is not None:
-            self._step_plateau(progress["plateau"])
+            self._step_plateau(float(progress["plateau"]))
         torch.set_rng_state(own["random_state"])
         if self.device.type == "cuda" and "cuda_random_state" in own:
             torch.cuda.set_rng_state(own["cuda_random_state"], self.device)

@@ -150,6 +150,26 @@ def test_test_and_predict_use_the_average(
     assert "Expected `model.averaging` to be that of the checkpoint" in capsys.readouterr().err
 
 
+@pytest.mark.parametrize(
+    "kept", [7, {}, {"weights": {}, "steps": 3}, {"weights": {"layers.0.bias": torch.ones(9)}}]
+)
+def test_a_damaged_state_is_refused(
+    data_dir: str, capsys: pytest.CaptureFixture[str], kept: Any
+) -> None:
+    main(["fit", "--data.data_dir", data_dir, "--trainer.max_epochs", "1",
+          "--model.averaging", "0.9"])  # fmt: skip
+    damaged = torch.load(LAST, weights_only=True)
+    damaged["averaging"] = kept
+    torch.save(damaged, LAST)
+    capsys.readouterr()
+    with pytest.raises(SystemExit) as stop:
+        main(["fit", "--ckpt_path", LAST, "--trainer.max_epochs", "2"])
+    assert stop.value.code == 2
+    error = capsys.readouterr().err
+    assert "Expected a state to go on from" in error
+    assert error.count("\n") == 1
+
+
 @pytest.mark.parametrize("averaging", [1.0, -0.5, float("nan")])
 def test_bad_decays(averaging: float) -> None:
     with pytest.raises(InputError, match="`averaging` to be from 0 to below 1"):
