@@ -7,10 +7,14 @@ import numpy as np
 import torch
 from torch import Tensor
 
+from fnn_lightning.deformation import Deformation, points, resample
 from fnn_lightning.errors import InputError
 
 Batch = tuple[Tensor, Tensor]
-"""Images, `uint8` of shape `(B, 28, 28)`, and labels, `int64` of shape `(B,)`."""
+"""Images of shape `(B, 28, 28)`, pixels 0–255, and labels, `int64` of shape `(B,)`.
+
+The pixels are `uint8`, or `float32` if they are deformed.
+"""
 
 
 class EpochSampler:
@@ -53,6 +57,9 @@ class BatchSource:
         shuffle_seed: Seed of the order, new in every epoch; in order if not given.
         rank: Number of this process.
         world_size: Number of processes.
+        deformation: Of every image, drawn anew in every epoch; only if there is a seed. It is a
+            function of (seed, epoch, position in the epoch) alone, on any number of processes.
+        device: Where batches that are deformed are served, and deformed.
     """
 
     def __init__(
@@ -65,6 +72,8 @@ class BatchSource:
         shuffle_seed: int | None = None,
         rank: int = 0,
         world_size: int = 1,
+        deformation: Deformation | None = None,
+        device: torch.device | str = "cpu",
     ) -> None:
         self.images = images
         self.labels = labels
@@ -72,6 +81,8 @@ class BatchSource:
         self.indices = indices
         self.rank = rank
         self.world_size = world_size
+        self.deformation = deformation or Deformation()
+        self.device = torch.device(device)
         if shuffle_seed is not None:
             # Where the Trainer finds `set_epoch`. A source without a sampler is in order to it.
             self.sampler = EpochSampler(len(indices), shuffle_seed)
@@ -98,13 +109,37 @@ class BatchSource:
             if self.between is not None:
                 self.between(batches)
 
+    @property
+    def deforms(self) -> bool:
+        """Whether the images are deformed."""
+        return bool(self.deformation) and hasattr(self, "sampler")
+
+    def peek(self) -> Batch:
+        """Return this process's share of the epoch's first batch, and leave everything as it is."""
+        return self._batch(self._order(), 0)
+
     def _serve(self) -> Iterator[Batch]:
-        order = self.indices[self.sampler.order()] if hasattr(self, "sampler") else self.indices
-        for start in range(self.position * self.batch_size, len(order), self.batch_size):
-            share = order[start : start + self.batch_size][self.rank :: self.world_size]
+        order = self._order()
+        for position in range(self.position, len(self)):
             self.position += 1
-            # half the time of `self.images[share]`
-            yield self.images.index_select(0, share), self.labels.index_select(0, share)
+            yield self._batch(order, position)
+
+    def _order(self) -> Tensor:
+        return self.indices[self.sampler.order()] if hasattr(self, "sampler") else self.indices
+
+    def _batch(self, order: Tensor, position: int) -> Batch:
+        whole = order[position * self.batch_size : (position + 1) * self.batch_size]
+        share = whole[self.rank :: self.world_size]
+        # half the time of `self.images[share]`
+        images, labels = self.images.index_select(0, share), self.labels.index_select(0, share)
+        if not self.deforms:
+            return images, labels
+        # not the sampler's own seed: to NumPy (seed, epoch) is (seed, epoch, 0)
+        seed = (self.sampler.seed, self.sampler.epoch, position + 1)
+        # of the whole batch, so that rounding, too, is the same on any number of processes
+        where = points(self.deformation.draw(len(whole), seed).to(self.device))
+        where = where[self.rank :: self.world_size]
+        return resample(images.to(self.device), where), labels.to(self.device)
 
     def state_dict(self) -> dict[str, Any]:
         """Return the position in the epoch, for the Trainer's checkpoints."""

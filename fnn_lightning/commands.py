@@ -538,6 +538,13 @@ def check_resumes(config: Namespace, checkpoint: dict[str, Any]) -> None:
                 f"Expected `{name}` to be that of the checkpoint, whose state comes with it, "
                 f"{stored}, but got {now}"
             )
+    for name in ("averaging", "warmup"):
+        stored, now = checkpoint["hyper_parameters"].get(name, 0), config.model[name]
+        if stored != now:
+            raise InputError(
+                f"Expected `model.{name}` to be that of the checkpoint, whose state comes with it, "
+                f"{stored}, but got {now}"
+            )
 
 
 def check_is_data(config: Any) -> None:

@@ -93,6 +93,21 @@ def first_layer_picture(weight: Tensor, most: int = 100) -> Tensor:
     return grid
 
 
+def digits_picture(images: Tensor, most: int = 100) -> Tensor:
+    """Arrange images in a grid, dark ink on white.
+
+    Args:
+        images: Raw pixels 0–255, shape `(B, 28, 28)`.
+        most: As many are shown at most, the first ones.
+
+    Returns:
+        Grey values from 0 to 1, shape `(3, H, W)`.
+    """
+    pictures = 1 - images[:most].unsqueeze(1).float().cpu() / 255
+    grid: Tensor = make_grid(pictures, nrow=10, padding=2, pad_value=0.8)
+    return grid
+
+
 def loss_figure(losses: Tensor, steps: int) -> "Figure":
     """Draw the training loss of every batch, which is every step unless gradients accumulate.
 

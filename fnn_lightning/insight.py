@@ -12,6 +12,7 @@ from torch import nn
 from torchmetrics.functional.classification import multiclass_recall
 
 from fnn_lightning import figures
+from fnn_lightning.batches import BatchSource
 from fnn_lightning.checkpoint import write_whole
 from fnn_lightning.graph import graph_event
 from fnn_lightning.lit_module import CLASSES, FNNLitModule
@@ -37,8 +38,9 @@ class Insight(Gatherer):
     After every validation and test: the accuracy of each digit. Then, as pictures: the confusion
     matrix, the 25 surest mistakes, and the weights of the first layer's first 100 units. Pictures
     are drawn at the end of training and of `test`, and after validations before that as long as
-    they take no more than a fiftieth of the time. Beside them the network's graph, and a layout
-    that puts training and validation into one chart. When training ends, `loss.png` in the run's
+    they take no more than a fiftieth of the time. Beside them the network's graph, a layout
+    that puts training and validation into one chart and, if training images are deformed, the first
+    of them. When training ends, `loss.png` in the run's
     folder shows the loss of every step.
 
     Args:
@@ -63,6 +65,10 @@ class Insight(Gatherer):
             return
         board.add_custom_scalars(LAYOUT)
         board.file_writer.add_event(graph_event(pl_module.network))
+        source = trainer.train_dataloader
+        if isinstance(source, BatchSource) and source.deforms:
+            images, _ = source.peek()
+            board.add_image("train/deformed", figures.digits_picture(images), 0)
 
     def on_validation_end(self, trainer: Trainer, pl_module: LightningModule) -> None:
         predictions = None if trainer.sanity_checking else self.predictions(trainer.val_dataloaders)

@@ -1,5 +1,6 @@
 """The Lightning module: the step, the metrics and the optimiser around the network."""
 
+import inspect
 import math
 import time
 from collections.abc import Callable, Iterator, Mapping, Sequence
@@ -8,25 +9,32 @@ from types import ModuleType
 from typing import Any, Literal
 
 import torch
-from lightning.pytorch import LightningModule
+from lightning.pytorch import Callback, LightningModule
 from lightning.pytorch.loggers import TensorBoardLogger
 from lightning.pytorch.utilities import rank_zero_info, rank_zero_only
 from torch import Tensor
 from torch.nn import functional as F
 from torch.optim import Optimizer
-from torch.optim.lr_scheduler import LRScheduler
+from torch.optim.lr_scheduler import LRScheduler, ReduceLROnPlateau, SequentialLR
 from torch.utils.tensorboard.summary import hparams as hparams_summary
 from torchmetrics import MeanMetric, MetricCollection
 from torchmetrics.classification import MulticlassAccuracy, MulticlassStatScores
 
+from fnn_lightning.averaging import Averaging
 from fnn_lightning.batches import Batch, BatchSource
+from fnn_lightning.deformation import MOST
 from fnn_lightning.errors import DivergenceError, InputError
-from fnn_lightning.network import FNN, Activation
+from fnn_lightning.network import FNN, Activation, Initialization
 from fnn_lightning.run_ahead import bare_step, count_steps, free_steps, obstacle
+from fnn_lightning.schedule import length_to_fill, run_length, warm_up, warmup_steps
 from fnn_lightning.train_metrics import StepOutput, TrainMetrics, mark_updated
 
 CLASSES = 10
 SGD: dict[str, Any] = {"class_path": "torch.optim.SGD", "init_args": {"lr": 0.1}}
+SHOWN = (
+    *("batch_norm", "dropout", "input_dropout", "initialization"),
+    *("label_smoothing", "averaging", "warmup"),
+)
 HPARAMS_METRICS = ("val/acc", "test/acc", "train/acc", "val/loss", "test/loss", "train/loss")
 MAX_SECONDS = 0.1  # this often the Trainer looks at its clocks and signals, and moves its bar
 MONITORED = ("val/acc", "val/loss")  # what can be selected by
@@ -49,11 +57,31 @@ class FNNLitModule(LightningModule):
         activation: Function after every hidden layer, by its name in `torch.nn.functional`.
         pixel_mean: Subtracted from the pixels, on the [0, 1] scale.
         pixel_std: What they are then divided by, on the [0, 1] scale.
+        batch_norm: Whether hidden layers are normalised over the batch.
+        dropout: Probability with which an output of a hidden layer is set to 0 in training.
+        input_dropout: Likewise for the scaled pixels.
+        initialization: How weights start: as `nn.Linear` has them, or after He or Xavier Glorot.
+        label_smoothing: Share of the target's probability that is spread evenly over all ten digits
+            in training (Szegedy et al. 2016, arXiv:1512.00567). `train/loss`, and every other loss
+            of training, is then the cross-entropy with these targets; `val/loss` and `test/loss`
+            stay that with the labels, so that they can be compared with other runs', but not with
+            `train/loss`.
+        averaging: Decay of an exponential moving average of the weights, taken after every step,
+            such as 0.999: it is what is validated, tested and saved to predict with, while the
+            weights themselves are trained on, and `train/loss` and `train/acc` are theirs. 0 is
+            none. See `Averaging`.
         optimizer: Class of `torch.optim` and its arguments, `{"class_path": "torch.optim.Adam",
             "init_args": {"lr": 0.001}}`; SGD with a learning rate of 0.1 if not given.
         lr_scheduler: Class of `torch.optim.lr_scheduler` and its arguments, likewise. Among those
-            of `ReduceLROnPlateau` is `monitor`, the name of a logged metric.
+            of `ReduceLROnPlateau` is `monitor`, the name of a logged metric. `total_steps` of
+            `OneCycleLR`, `T_max` of `CosineAnnealingLR` and `total_iters` of `LinearLR` and
+            `PolynomialLR` are the length of the run, less a warm-up counted in the same unit, if
+            they are null or 0, or left out and without a default of PyTorch's.
         lr_interval: Whether the scheduler counts epochs or steps.
+        warmup: Number of steps, or, below 1, fraction of the run, in which the learning rate first
+            rises in equal steps from near 0 to that with which the schedule begins. A schedule
+            that counts steps begins after it; one that counts epochs is left as it is, and the
+            warm-up has to end with the first epoch. 0 is none.
         run_ahead: Whether the steps at which the Trainer has nothing else to do, such as to
             validate or save, are taken in a plain loop. For a small net that is faster; the result
             is bit for bit the same.
@@ -68,9 +96,16 @@ class FNNLitModule(LightningModule):
         activation: Activation = "relu",
         pixel_mean: float = 0.0,
         pixel_std: float = 1.0,
+        batch_norm: bool = False,
+        dropout: float = 0.0,
+        input_dropout: float = 0.0,
+        initialization: Initialization = "pytorch",
+        label_smoothing: float = 0.0,
+        averaging: float = 0.0,
         optimizer: ClassConfig | None = None,
         lr_scheduler: ClassConfig | None = None,
         lr_interval: Literal["epoch", "step"] = "epoch",
+        warmup: float = 0.0,
         run_ahead: bool = True,
     ) -> None:
         super().__init__()
@@ -79,10 +114,29 @@ class FNNLitModule(LightningModule):
             activation=activation,
             pixel_mean=pixel_mean,
             pixel_std=pixel_std,
+            batch_norm=batch_norm,
+            dropout=dropout,
+            input_dropout=input_dropout,
+            initialization=initialization,
         )
+        if not 0 <= label_smoothing < 1:
+            raise InputError(
+                f"Expected `label_smoothing` to be from 0 to below 1, but got {label_smoothing}"
+            )
+        if not 0 <= averaging < 1:
+            raise InputError(f"Expected `averaging` to be from 0 to below 1, but got {averaging}")
+        self.averaging = averaging
+        self.batch_norm = batch_norm
+        self.label_smoothing = label_smoothing
         self.optimizer_config: ClassConfig = optimizer or SGD
         self.lr_scheduler_config = lr_scheduler
         self.lr_interval = lr_interval
+        self.warmup = warmup
+        if not (0 <= warmup < 1 or (warmup < math.inf and warmup == int(warmup) > 0)):
+            raise InputError(
+                "Expected `warmup` to be a number of steps, or a fraction of the run from 0 to "
+                f"below 1, but got {warmup}"
+            )
         self.run_ahead = run_ahead
         _torch_class(self.optimizer_config, torch.optim, Optimizer)
         lr = (self.optimizer_config.get("init_args") or {}).get("lr", SGD["init_args"]["lr"])
@@ -116,6 +170,7 @@ class FNNLitModule(LightningModule):
         """Whether training has begun: all that a checkpoint brings is in its place."""
         self._resumed: dict[str, Any] | None = None
         self._train_means: dict[str, Tensor] = {}
+        self._schedule_lengths = [0, 0]
         self._lr = 0.0
         self._logged_step = 0
         self._loaded_step = 0
@@ -139,11 +194,13 @@ class FNNLitModule(LightningModule):
         return loss * (len(batch[1]) * world_size / source.global_batch_size(batch_idx))
 
     def _train(self, batch: Batch, step: int) -> Tensor:
-        output = self._step(batch)
+        output = self._step(batch, self.label_smoothing)
         self.train_metrics.add(step, output)
         return output.loss
 
     def on_train_start(self) -> None:
+        if self.batch_norm:
+            self._check_shares()
         if self._resumed is not None:
             self._restore_progress(self._resumed)
             self._resumed = None
@@ -151,6 +208,18 @@ class FNNLitModule(LightningModule):
         reason = self.single_steps_because
         rank_zero_info(f"Steps are taken one at a time: {reason}" if reason else "Steps run ahead")
         self._set_pace()
+
+    def _check_shares(self) -> None:
+        """Refuse a batch of which a process would have one image, without a variance, or none."""
+        source, trainer = self.trainer.train_dataloader, self.trainer
+        if isinstance(source, BatchSource):
+            last = source.global_batch_size(int(trainer.num_training_batches) - 1)
+            if last < 2 * trainer.world_size:
+                raise InputError(
+                    "Expected two images or more in every batch on each process, for batch "
+                    f"normalisation, but got {last} in an epoch's last batch on "
+                    f"{trainer.world_size} in all: give another --data.batch_size"
+                )
 
     def on_train_epoch_start(self) -> None:
         self._set_pace()  # a callback may have changed something
@@ -274,14 +343,49 @@ class FNNLitModule(LightningModule):
         probabilities = self(images).softmax(dim=1)
         return {"probabilities": probabilities, "digit": probabilities.argmax(dim=1)}
 
+    def configure_callbacks(self) -> list[Callback]:
+        return [Averaging(self.averaging)] if self.averaging else []
+
     def configure_optimizers(self) -> Any:
         optimizer: Optimizer = _build(
             self.optimizer_config, torch.optim, Optimizer, self.parameters()
         )
+        to_fill = length_to_fill(self.lr_scheduler_config)
+        warmup = length = 0
+        if to_fill or self.warmup:
+            run = run_length(self)
+            warmup = warmup_steps(self.warmup, run)
+            in_steps = self.lr_interval == "step"
+            length = run.steps - warmup if in_steps else run.epochs
+            if self.lr_scheduler_config and not in_steps and warmup > run.steps_an_epoch:
+                raise InputError(
+                    f"Expected `warmup` to end with the first epoch, of {run.steps_an_epoch:,} "
+                    f"steps, but got {warmup:,} steps: give --model.lr_interval step"
+                )
+        self._check_schedule_is_as_before([warmup, length if to_fill else 0])
+        schedule = self._schedule(optimizer, {to_fill: length} if to_fill else {})
+        if not warmup:
+            return optimizer if schedule is None else ([optimizer], [schedule])
+        rising = {"scheduler": warm_up(optimizer, warmup), "interval": "step"}
+        if schedule is None:
+            return [optimizer], [rising]
+        if self.lr_interval == "epoch":
+            return [optimizer], [schedule, rising]
+        if isinstance(schedule["scheduler"], ReduceLROnPlateau):
+            raise InputError(
+                "Expected `lr_interval` to be epoch with `warmup` and ReduceLROnPlateau, "
+                "but got step"
+            )
+        both = [rising["scheduler"], schedule["scheduler"]]
+        in_turn = SequentialLR(optimizer, both, milestones=[warmup])
+        return [optimizer], [{**schedule, "scheduler": in_turn}]
+
+    def _schedule(self, optimizer: Optimizer, filled_in: dict[str, int]) -> dict[str, Any] | None:
+        """Make the scheduler, if there is one, in the form in which Lightning takes it."""
         if self.lr_scheduler_config is None:
-            return optimizer
+            return None
         config = dict(self.lr_scheduler_config)
-        config["init_args"] = dict(config.get("init_args") or {})
+        config["init_args"] = {**(config.get("init_args") or {}), **filled_in}
         monitor = config["init_args"].pop("monitor", None)
         if config["class_path"].endswith("ReduceLROnPlateau") and monitor not in MONITORED:
             raise InputError(
@@ -289,14 +393,23 @@ class FNNLitModule(LightningModule):
                 f"but got {monitor}"
             )
         scheduler = _build(config, torch.optim.lr_scheduler, LRScheduler, optimizer)
-        return {
-            "optimizer": optimizer,
-            "lr_scheduler": {
-                "scheduler": scheduler,
-                "interval": self.lr_interval,
-                "monitor": monitor,
-            },
-        }
+        return {"scheduler": scheduler, "interval": self.lr_interval, "monitor": monitor}
+
+    def _check_schedule_is_as_before(self, lengths: list[int]) -> None:
+        """Refuse to go on with a schedule that would have become longer or shorter.
+
+        Args:
+            lengths: Of the warm-up, in steps, and of the schedule, if it follows from the run's.
+        """
+        self._schedule_lengths = lengths
+        before = (self._resumed or {}).get("schedule_lengths", lengths)
+        if lengths != before:
+            raise InputError(
+                "Expected --trainer.max_epochs and --trainer.max_steps to be those with which the "
+                "run began, since the schedule of the learning rate follows from them: "
+                f"{before[0]:,} steps of warm-up and a length of {before[1]:,} then, "
+                f"but got {lengths[0]:,} and {lengths[1]:,} now"
+            )
 
     def on_fit_start(self) -> None:
         self._train_means = {}
@@ -328,6 +441,7 @@ class FNNLitModule(LightningModule):
             "lr": self._lr,
             "validated_step": validated_step,
             "plateau": self._plateau_due(),
+            "schedule_lengths": self._schedule_lengths,
         }
 
     def on_load_checkpoint(self, checkpoint: dict[str, Any]) -> None:
@@ -357,7 +471,7 @@ class FNNLitModule(LightningModule):
         self._logged_step, self._lr = progress["logged_step"], progress["lr"]
         self.validated_step = progress["validated_step"]
         if progress["plateau"] is not None:
-            self._step_plateau(progress["plateau"])
+            self._step_plateau(float(progress["plateau"]))
         torch.set_rng_state(own["random_state"])
         if self.device.type == "cuda" and "cuda_random_state" in own:
             torch.cuda.set_rng_state(own["cuda_random_state"], self.device)
@@ -384,7 +498,8 @@ class FNNLitModule(LightningModule):
 
     def _step_plateau(self, metric: Any) -> None:
         for config in self.trainer.lr_scheduler_configs:
-            config.scheduler.step(metric)
+            if config.reduce_on_plateau:  # and not the warm-up
+                config.scheduler.step(metric)
         self.trainer.fit_loop.epoch_loop.scheduler_progress.increment_by(1)
 
     def _gather(self, kept: dict[str, Any]) -> list[dict[str, Any]]:
@@ -395,11 +510,13 @@ class FNNLitModule(LightningModule):
             torch.distributed.all_gather_object(everyone, kept)
         return everyone
 
-    def _step(self, batch: Batch) -> StepOutput:
+    def _step(self, batch: Batch, label_smoothing: float = 0.0) -> StepOutput:
         images, labels = batch
         logits = self(images)
-        # a process's share can be empty, and then adds nothing
-        loss = F.cross_entropy(logits, labels) if len(labels) else logits.sum()
+        if len(labels):
+            loss = F.cross_entropy(logits, labels, label_smoothing=label_smoothing)
+        else:
+            loss = logits.sum()  # a process's share can be empty, and then adds nothing
         return StepOutput(loss, logits, labels)
 
     def _evaluate(self, batch: Batch, metrics: MetricCollection) -> dict[str, Tensor]:
@@ -470,12 +587,17 @@ class FNNLitModule(LightningModule):
             "optimizer": type(self.trainer.optimizers[0]).__name__,
             **{key: defaults[key] for key in ("lr", "momentum", "weight_decay") if key in defaults},
         }
+        off = inspect.signature(FNNLitModule).parameters
+        hparams |= {
+            key: self.hparams[key] for key in SHOWN if self.hparams[key] != off[key].default
+        }
         if self.lr_scheduler_config:
             hparams["lr_scheduler"] = self.lr_scheduler_config["class_path"].rpartition(".")[2]
         datamodule = getattr(self.trainer, "datamodule", None)
         if datamodule is not None:
             wanted = ("dataset", "batch_size", "val_size", "seed")
             hparams |= {key: datamodule.hparams[key] for key in wanted if key in datamodule.hparams}
+            hparams |= {key: datamodule.hparams[key] for key in MOST if datamodule.hparams.get(key)}
         for logger in self.loggers:
             if isinstance(logger, TensorBoardLogger):
                 logger.log_hyperparams(hparams, {})  # {} instead of None: no `hp_metric: -1`

@@ -10,6 +10,7 @@ from torch import Tensor
 
 from fnn_lightning import digits
 from fnn_lightning.batches import BatchSource
+from fnn_lightning.deformation import Deformation
 from fnn_lightning.download import fetch_mnist, raw_dir
 from fnn_lightning.errors import InputError
 from fnn_lightning.idx import image_count, read_images, read_labels
@@ -36,7 +37,8 @@ class MNISTDataModule(LightningDataModule):
 
     The images stay in memory as they are stored, one byte a pixel; a batch is
     `(images, labels)`, `uint8` of shape `(B, 28, 28)` with values 0–255 and `int64` of shape
-    `(B,)`. Scaling the pixels is the network's part.
+    `(B,)`. Scaling the pixels is the network's part. Training images can be deformed, each anew in
+    every epoch; their pixels are then `float32`, still 0–255.
 
     Args:
         dataset: `mnist`, or `digits`: the 1,797 handwritten digits that scikit-learn bundles, for
@@ -50,7 +52,14 @@ class MNISTDataModule(LightningDataModule):
             By default a twelfth of them: 5,000 of MNIST's 60,000. 0 trains on all of them, and
             validation then watches the test set, as tutorials do; nothing may be selected by it.
         test_train_set: Whether `test` measures the accuracy on the training images as well.
-        seed: Seed of the batches' order, which is a function of (seed, epoch) alone.
+        seed: Seed of the batches' order, which is a function of (seed, epoch) alone, and of the
+            deformations, which are one of (seed, epoch, position in the epoch).
+        rotation: Greatest angle by which a training image is rotated, in degrees, either way; 0,
+            here and below, is not at all.
+        scale: Greatest change of its width and of its height, each for itself, as a fraction.
+        shear: Greatest angle by which its vertical strokes are slanted, in degrees, either way.
+        shift: Greatest shift, across and down each for itself, in pixels.
+        elastic: Standard deviation of its elastic displacements, in pixels; see `Deformation`.
         images: Pictures to `predict` in place of the test set: files, folders or globs. Nothing
             else depends on it.
 
@@ -68,6 +77,11 @@ class MNISTDataModule(LightningDataModule):
         val_size: int | None = None,
         test_train_set: bool = False,
         seed: int = 0,
+        rotation: float = 0.0,
+        scale: float = 0.0,
+        shear: float = 0.0,
+        shift: float = 0.0,
+        elastic: float = 0.0,
         images: list[str] | None = None,
     ) -> None:
         super().__init__()
@@ -82,6 +96,7 @@ class MNISTDataModule(LightningDataModule):
         self.val_size = val_size
         self.test_train_set = test_train_set
         self.seed = seed
+        self.deformation = Deformation(rotation, scale, shear, shift, elastic)
         self.images = images
         self.pictures: list[Path] | None = None
         """The files that `images` names, as far as they could be read; None without `images`."""
@@ -121,7 +136,10 @@ class MNISTDataModule(LightningDataModule):
             self._splits["val"] = Split(images, labels, val) if val_size else self._splits["test"]
 
     def train_dataloader(self) -> BatchSource:
-        """Serve the training images in batches of `batch_size`, in a new order every epoch."""
+        """Serve the training images in batches of `batch_size`, in a new order every epoch.
+
+        With the Trainer's `overfit_batches` they are in the same order, and none is deformed.
+        """
         # the Trainer's overfit_batches means the same few batches in every epoch
         shuffle = self.trainer is None or self.trainer.overfit_batches == 0  # type: ignore[attr-defined]
         return self._serve("train", self.batch_size, self.seed if shuffle else None)
@@ -140,14 +158,16 @@ class MNISTDataModule(LightningDataModule):
         return self._serve("test" if self.images is None else "pictures")
 
     def _serve(
-        self, split: str, batch_size: int = EVAL_BATCH_SIZE, shuffle_seed: int | None = None
+        self, split: str, batch_size: int | None = None, shuffle_seed: int | None = None
     ) -> BatchSource:
         return BatchSource(
             *self._splits[split],
-            batch_size=batch_size,
+            batch_size=batch_size or EVAL_BATCH_SIZE,
             shuffle_seed=shuffle_seed,
             rank=self.trainer.global_rank if self.trainer else 0,
             world_size=self.trainer.world_size if self.trainer else 1,
+            deformation=self.deformation,
+            device=self.trainer.strategy.root_device if self.trainer else "cpu",
         )
 
     def _read(self, train: bool) -> Split:

@@ -1,3 +1,5 @@
+from typing import Any
+
 import pytest
 import torch
 
@@ -7,7 +9,7 @@ IMAGES = torch.arange(10, dtype=torch.uint8).view(10, 1, 1).expand(10, 28, 28)
 LABELS = torch.arange(10)
 
 
-def source(batch_size: int = 4, **kwargs: int) -> BatchSource:
+def source(batch_size: int = 4, **kwargs: Any) -> BatchSource:
     return BatchSource(IMAGES, LABELS, torch.arange(10), batch_size=batch_size, **kwargs)
 
 

@@ -199,6 +199,41 @@ def test_cross_entropy_is_log_softmax_and_nll_loss(make_model: MakeModel) -> Non
     torch.testing.assert_close(model._step((images, labels)).loss, expected)
 
 
+def test_label_smoothing_is_in_the_loss_of_training_alone(
+    make_data: MakeData, make_model: MakeModel, tmp_path: Path
+) -> None:
+    model = make_model(label_smoothing=0.2)
+    images = torch.randint(256, (20, 28, 28), dtype=torch.uint8)
+    labels = torch.randint(10, (20,))
+    loss = model._train((images, labels), 1)
+    p = model(images).softmax(1)
+    # 0.8 for the label, and 0.02 for each of the ten digits
+    expected = -(0.8 * p[range(20), labels].log() + 0.02 * p.log().sum(1)).mean()
+    torch.testing.assert_close(loss, expected)
+
+    run = trainer(tmp_path, max_epochs=1)
+    data = make_data()
+    run.fit(model, datamodule=data)
+    data.setup("validate")
+    images, labels = next(iter(data.val_dataloader()))
+    with torch.no_grad():
+        plain = F.cross_entropy(model(images), labels).item()
+    assert run.callback_metrics["val/loss"].item() == pytest.approx(plain, rel=1e-5)
+    with pytest.raises(InputError, match="`label_smoothing` to be from 0 to below 1"):
+        make_model(label_smoothing=1.0)
+
+
+def test_batch_norm_needs_two_images(
+    make_data: MakeData, make_model: MakeModel, tmp_path: Path
+) -> None:
+    # 275 images: one is left over
+    with pytest.raises(InputError, match="but got 1 in an epoch's last batch on 1 in all"):
+        trainer(tmp_path).fit(make_model(batch_norm=True), datamodule=make_data(batch_size=137))
+    fewer = trainer(tmp_path, max_epochs=1, limit_train_batches=2)
+    fewer.fit(make_model(batch_norm=True), datamodule=make_data(batch_size=137))
+    assert fewer.global_step == 2
+
+
 def test_predictions_are_probabilities_and_the_likeliest_digit(make_model: MakeModel) -> None:
     model = make_model()
     images = torch.randint(256, (5, 28, 28), dtype=torch.uint8)

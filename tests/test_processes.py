@@ -163,6 +163,30 @@ def test_the_number_of_processes_changes_nothing(
         assert ("/ 100 correct" in alone) == (command == "test")
 
 
+DEFORMED = ["--data.rotation=20", "--data.scale=0.1", "--data.shift=1", "--data.elastic=1"]
+DEFORMED += ["--model.averaging=0.9", "--model.label_smoothing=0.1", "--model.hidden_dims=[16]"]
+
+
+@pytest.mark.soak
+def test_deformation_and_averaging_on_two_processes(data_dir: str, start: Start) -> None:
+    options = ["--data.data_dir", data_dir, *DEFORMED, "--trainer.log_every_n_steps", "1"]
+    done(start(*FIT, *options, "--run_folder", "one"))
+    done(start(*FIT, *options, *ddp(2), "--run_folder", "two"))
+    one, two = scalars("one"), scalars("two")
+    for tag, points in one.items():
+        values = [[value for _, value in each] for each in (two[tag], points)]
+        assert values[0] == pytest.approx(values[1], rel=1e-4), tag
+
+    # each normalises by its own share: other figures, but the same ones in a run that goes on
+    options += ["--model.batch_norm=true", "--model.warmup=2", *ddp(2)]
+    done(start(*FIT, *options, "--run_folder", "straight"))
+    done(start(*FIT, *options, "--run_folder", "resumed", "--trainer.max_epochs=2"))
+    done(start(*FIT, *options, "--run_folder", "resumed", "--trainer.max_epochs=5"))
+    ends = [end_of(name) for name in ("straight", "resumed")]
+    for part in ("state_dict", "averaging", "optimizer_states", "lr_schedulers", "progress"):
+        assert_same(ends[0][part], ends[1][part], part)
+
+
 def test_two_nodes(data_dir: str, start: Start) -> None:
     options = ["--data.data_dir", data_dir, "--trainer.max_epochs", "3", "--trainer.devices", "1"]
     port = free_port()

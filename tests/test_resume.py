@@ -21,6 +21,8 @@ ADAM = {"class_path": "Adam", "init_args": {"lr": 0.01}}
 MOMENTUM = {"class_path": "SGD", "init_args": {"lr": 0.05, "momentum": 0.9}}
 EVERY_STEP = {"class_path": "OneCycleLR", "init_args": {"max_lr": 0.3, "total_steps": 60}}
 EVERY_EPOCH = {"class_path": "ExponentialLR", "init_args": {"gamma": 0.7}}
+DEFORMED = {"rotation": 20.0, "scale": 0.2, "shear": 10.0, "shift": 2.0, "elastic": 1.0}
+COSINE = {"class_path": "CosineAnnealingLR", "init_args": {}}
 PLATEAU = {
     "class_path": "ReduceLROnPlateau",
     "init_args": {"monitor": "val/loss", "patience": 0, "threshold": 0.5},
@@ -90,6 +92,15 @@ def fit(
         ({}, {"accumulate_grad_batches": 4}),
         ({}, {"log_every_n_steps": 150, "max_epochs": 19}),
         ({}, {"overfit_batches": 3}),
+        ({}, {"data": DEFORMED}),
+        ({"averaging": 0.8, "batch_norm": True}, {}),
+        ({"averaging": 0.8, "optimizer": ADAM}, {"max_epochs": -1, "max_steps": 15}),
+        ({"averaging": 0.8}, {"val_check_interval": 4}),
+        ({"averaging": 0.8}, {"accumulate_grad_batches": 4}),
+        ({"optimizer": MOMENTUM, "lr_scheduler": COSINE, "lr_interval": "step", "warmup": 4}, {}),
+        ({"optimizer": MOMENTUM, "lr_scheduler": COSINE, "warmup": 4}, {"max_epochs": 3}),
+        ({"lr_scheduler": PLATEAU, "warmup": 0.1}, {"max_epochs": 4}),
+        ({"batch_norm": True, "input_dropout": 0.2, "label_smoothing": 0.1}, {}),
         ({}, {"patience": 1, "max_epochs": 9}),
         ({}, {"patience": 1, "max_epochs": 9, "min_epochs": 4, "val_check_interval": 2}),
     ],
@@ -102,7 +113,9 @@ def test_a_run_goes_on_from_every_step(
         torch.manual_seed(0)
         return Dropping(hidden_dims=[8], run_ahead=run_ahead, **model)
 
-    whole, end, curves = fit(tmp_path / "whole", make(), make_data(batch_size=50), **limits)
+    limits = dict(limits)
+    images = {"batch_size": 50, **limits.pop("data", {})}
+    whole, end, curves = fit(tmp_path / "whole", make(), make_data(**images), **limits)
     keeper = whole.checkpoint_callbacks[0]
     assert isinstance(keeper, KeepsAll)
     copies = keeper.copies
@@ -113,7 +126,7 @@ def test_a_run_goes_on_from_every_step(
         module = make()
         torch.manual_seed(1)
         folder = tmp_path / copy.stem
-        _, resumed_end, resumed = fit(folder, module, make_data(batch_size=50), copy, **limits)
+        _, resumed_end, resumed = fit(folder, module, make_data(**images), copy, **limits)
         assert_same(resumed_end, end, f"{copy.stem} at step {step}")
         rest = {
             tag: [point for point in points if point[0] > step] for tag, points in curves.items()

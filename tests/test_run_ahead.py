@@ -92,9 +92,10 @@ def both(make_data: MakeData, make_model: MakeModel, tmp_path: Path) -> Callable
 
     def fit(model: dict[str, Any] | None = None, batch_size: int = 20, **kwargs: Any) -> list[Run]:
         make_callbacks = kwargs.pop("callbacks", lambda: [Checkpoint()])
+        images = {"batch_size": batch_size, **kwargs.pop("data", {})}
         return [
             Run(
-                make_data(batch_size=batch_size),
+                make_data(**images),
                 make_model(run_ahead=run_ahead, **(model or {})),
                 tmp_path / str(run_ahead),
                 callbacks=make_callbacks(),
@@ -125,6 +126,16 @@ def test_a_run_is_bit_for_bit_that_of_single_steps(
     assert ahead.trainer_steps == 6
 
 
+def test_what_draws_and_what_counts_batches_is_the_same(
+    both: Callable[..., list[Run]],
+) -> None:
+    layers = {"batch_norm": True, "dropout": 0.3, "input_dropout": 0.2, "initialization": "he"}
+    ahead, single = both({**layers, "label_smoothing": 0.1, "averaging": 0.9}, max_epochs=2)
+    assert_same(ahead.end, single.end)
+    assert ahead.scalars == single.scalars
+    assert ahead.trainer_steps < single.trainer_steps == 28
+
+
 def stop_early() -> list[Callback]:
     return [EarlyStopping(patience=0, min_delta=1.0)]
 
@@ -146,6 +157,7 @@ def stop_early() -> list[Callback]:
         ({"log_every_n_steps": 1}, 28, 4),
         ({"logger": False}, 28, 4),
         ({"detect_anomaly": True}, 28, 4),
+        ({"data": {"rotation": 20.0, "elastic": 1.0}}, 28, 4),
         ({"callbacks": lambda: [Checkpoint(every_n_steps=4)]}, 28, 10),  # 4, 8, 12 | 16, 20, 24
         ({"callbacks": lambda: [ModelCheckpoint(monitor="val/acc")]}, 28, 4),
         ({"callbacks": stop_early, "max_epochs": 9}, 28, 4),

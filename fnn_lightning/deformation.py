@@ -1,0 +1,152 @@
+"""Deforms digits as another hand might have written them: every image anew, a batch at a time."""
+
+import math
+from dataclasses import dataclass
+from functools import lru_cache
+
+import numpy as np
+import torch
+from torch import Tensor
+from torch.nn import functional as F
+
+from fnn_lightning.errors import InputError
+
+SIDE = 28  # of an image, in pixels
+NODES = 7  # of the elastic field, along a side: one every four pixels
+MOST = {"rotation": 180.0, "scale": 0.9, "shear": 60.0, "shift": 28.0, "elastic": 28.0}
+
+
+@dataclass(frozen=True)
+class Deformation:
+    """Random affine and elastic deformation of images, all of it in one resampling.
+
+    Both are those by which Simard et al. (2003, "Best practices for convolutional neural networks
+    applied to visual document analysis") and Cireşan et al. (2010, arXiv:1003.0358) multiply their
+    training images. Of every image each value is drawn for itself. An amplitude of 0 leaves out
+    that part.
+
+    Args:
+        rotation: Greatest angle of rotation, in degrees, either way.
+        scale: Greatest change of width and of height, each for itself, as a fraction of them.
+        shear: Greatest slant of vertical strokes, in degrees, either way.
+        shift: Greatest shift, across and down each for itself, in pixels.
+        elastic: Standard deviation, in pixels, of the displacements across and down, normally
+            distributed, of a field's 7 × 7 nodes, which are 4 pixels apart; between them the field
+            is interpolated bicubically. That stands for the Gaussian filter of a standard deviation
+            of 4 to 6 pixels with which the sources smooth a field drawn pixel by pixel.
+
+    Raises:
+        InputError: If an amplitude is out of its range.
+    """
+
+    rotation: float = 0.0
+    scale: float = 0.0
+    shear: float = 0.0
+    shift: float = 0.0
+    elastic: float = 0.0
+
+    def __post_init__(self) -> None:
+        for name, most in MOST.items():
+            value = getattr(self, name)
+            if not 0 <= value <= most:
+                raise InputError(f"Expected `{name}` to be from 0 to {most:g}, but got {value}")
+
+    def __bool__(self) -> bool:
+        """Tell whether anything is deformed at all."""
+        return any(getattr(self, name) for name in MOST)
+
+    def draw(self, count: int, seed: tuple[int, ...]) -> Tensor:
+        """Draw the deformations of as many images, on the CPU, whatever device they are for.
+
+        Args:
+            count: Number of images.
+            seed: What they are a function of, apart from the amplitudes.
+
+        Returns:
+            `float32` of shape `(count, 2, 3)`, or `(count, 2, 52)` with an elastic part: of each
+            image, for `x` and for `y`, the coefficients of the point to take a pixel from.
+        """
+        state = np.random.SeedSequence(seed).generate_state(1, np.uint64)
+        generator = torch.Generator().manual_seed(int(state[0]))
+        drawn = 2 * torch.rand(6, count, generator=generator, dtype=torch.float32) - 1
+        angle, slant = math.radians(self.rotation) * drawn[0], math.radians(self.shear) * drawn[1]
+        affine = affine_coefficients(
+            angle=angle,
+            slant=slant,
+            scale=1 + self.scale * drawn[2:4],
+            shift=self.shift * drawn[4:6],
+        )
+        if not self.elastic:
+            return affine
+        field = torch.randn(count, 2, NODES**2, generator=generator, dtype=torch.float32)
+        return torch.cat([affine, field * (self.elastic * 2 / SIDE)], dim=2)
+
+
+def affine_coefficients(angle: Tensor, slant: Tensor, scale: Tensor, shift: Tensor) -> Tensor:
+    """Return the affine maps from a deformed image back to the original.
+
+    An image is slanted, then scaled, rotated and shifted, about its centre.
+
+    Args:
+        angle: Of the rotation, in radians, counterclockwise, shape `(B,)`.
+        slant: Of vertical strokes to the right, in radians, shape `(B,)`.
+        scale: Factors of width and height, shape `(2, B)`.
+        shift: To the right and down, in pixels, shape `(2, B)`.
+
+    Returns:
+        Shape `(B, 2, 3)`, as `torch.nn.functional.affine_grid` takes them.
+    """
+    cos, sin = angle.cos(), angle.sin()
+    right, down = shift * (2 / SIDE)
+    # undone in the opposite order; `y` points down
+    x = torch.stack([cos, -sin, sin * down - cos * right], dim=1) / scale[0].unsqueeze(1)
+    y = torch.stack([sin, cos, -sin * right - cos * down], dim=1) / scale[1].unsqueeze(1)
+    return torch.stack([x + slant.tan().unsqueeze(1) * y, y], dim=1)
+
+
+@lru_cache
+def basis(device: torch.device) -> Tensor:
+    """Return the functions of the pixel that `Deformation.draw` draws coefficients of.
+
+    They are `x`, `y`, 1 and, of every node of the elastic field, the bicubic interpolation of a 1
+    at that node. With them the points of all pixels are one product of matrices, which takes a
+    tenth of the time of `affine_grid` and `interpolate`.
+
+    Returns:
+        `float32` of shape `(52, 784)`.
+    """
+    centres = (2 * torch.arange(SIDE, dtype=torch.float32) + 1) / SIDE - 1
+    y, x = torch.meshgrid(centres, centres, indexing="ij")
+    affine = torch.stack([x, y, torch.ones_like(x)]).flatten(1)
+    nodes = torch.eye(NODES**2, dtype=torch.float32).view(-1, 1, NODES, NODES)
+    elastic = F.interpolate(nodes, size=SIDE, mode="bicubic").flatten(1)
+    return torch.cat([affine, elastic]).to(device)
+
+
+def points(coefficients: Tensor) -> Tensor:
+    """Return where each pixel of a deformed image is taken from.
+
+    Args:
+        coefficients: What `Deformation.draw` returned, shape `(B, 2, K)`.
+
+    Returns:
+        `(x, y)`, shape `(B, 28, 28, 2)`, as `torch.nn.functional.grid_sample` takes them: from −1
+        at the left and upper edge to 1 at the right and lower one.
+    """
+    count, _, functions = coefficients.shape
+    found = coefficients.flatten(0, 1) @ basis(coefficients.device)[:functions]
+    return found.view(count, 2, SIDE, SIDE).permute(0, 2, 3, 1)
+
+
+def resample(images: Tensor, where: Tensor) -> Tensor:
+    """Take every pixel from its point, interpolated bilinearly; beyond the edge there is no ink.
+
+    Args:
+        images: Raw pixels 0–255, of shape `(B, 28, 28)`.
+        where: What `points` returned.
+
+    Returns:
+        Raw pixels, `float32` of shape `(B, 28, 28)`, with values 0–255.
+    """
+    pixels = images.to(torch.float32).unsqueeze(1)
+    return F.grid_sample(pixels, where, mode="bilinear", align_corners=False).squeeze(1)
