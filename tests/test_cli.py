@@ -66,6 +66,7 @@ def test_fit_prints_and_writes_a_run(data_dir: str, capsys: Capture) -> None:
     assert len(names) == 7  # and one file of events
     found = json.loads((RUN / "metrics.json").read_text())["fit"]
     assert found.pop("seconds") > 0
+    assert found.pop("made_with")["fnn_lightning"] == __version__
     assert found == {
         "step": 6,
         "val/acc": pytest.approx(float(values["val/acc"])),
@@ -116,7 +117,8 @@ def test_test_needs_nothing_but_the_checkpoint(data_dir: str, capsys: Capture) -
         assert f"Got {correct} / {total} correct ({100 * correct / total:.2f} %)" in output.out
     new = files() - before
     assert {path.parent for path in new} == {RUN}  # into the folder of the run, and no other
-    assert all(path.name.startswith("events") for path in new)
+    written = {path.name for path in new if not path.name.startswith("events")}
+    assert written == {"report.html", "predictions.csv"}  # metrics.json is there already
     ((step, accuracy),) = scalars(str(RUN))["test/acc"]
     assert step == 6
     assert accuracy == pytest.approx(correct / total)
