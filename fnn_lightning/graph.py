@@ -3,7 +3,6 @@
 from tensorboard.compat.proto.attr_value_pb2 import AttrValue
 from tensorboard.compat.proto.event_pb2 import Event
 from tensorboard.compat.proto.graph_pb2 import GraphDef
-from torch import fx
 
 from fnn_lightning.network import FNN
 
@@ -20,22 +19,11 @@ def graph_event(network: FNN) -> Event:
     scale = graph.node.add(name="scale", op="Scale", input=["pixels"])
     scale.attr["pixel_mean"].CopyFrom(AttrValue(f=network.pixel_mean))
     scale.attr["pixel_std"].CopyFrom(AttrValue(f=network.pixel_std))
-    names: dict[fx.Node, str] = {}
-    for node in fx.symbolic_trace(network.layers).graph.nodes:
-        if node.op == "placeholder":
-            names[node] = "scale"
-            continue
-        inputs = [names[each] for each in node.all_input_nodes]
-        if node.op == "output":
-            graph.node.add(name="logits", op="Identity", input=inputs)
-            continue
-        kind = str(node.target)
-        names[node] = node.name
-        if node.op == "call_module":
-            module = network.layers.get_submodule(kind)
-            kind = type(module).__name__
-            names[node] = f"{node.target}_{kind}"
-        added = graph.node.add(name=names[node], op=kind, input=inputs)
-        if node.op == "call_module" and module.extra_repr():
-            added.attr["arguments"].CopyFrom(AttrValue(s=module.extra_repr().encode()))
+    for number, layer in enumerate(network.layers):
+        kind = type(layer).__name__
+        before = graph.node[-1].name
+        node = graph.node.add(name=f"{number}_{kind}", op=kind, input=[before])
+        if layer.extra_repr():
+            node.attr["arguments"].CopyFrom(AttrValue(s=layer.extra_repr().encode()))
+    graph.node.add(name="logits", op="Identity", input=[graph.node[-1].name])
     return Event(graph_def=graph.SerializeToString())

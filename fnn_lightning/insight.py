@@ -38,10 +38,9 @@ class Insight(Gatherer):
     After every validation and test: the accuracy of each digit. Then, as pictures: the confusion
     matrix, the 25 surest mistakes, and the weights of the first layer's first 100 units. Pictures
     are drawn at the end of training and of `test`, and after validations before that as long as
-    they take no more than a fiftieth of the time. Beside them the network's graph, a layout
-    that puts training and validation into one chart and, if training images are deformed, the first
-    of them. When training ends, `loss.png` in the run's
-    folder shows the loss of every step.
+    they take no more than a fiftieth of the time. Beside them the network's graph, a layout that
+    puts training and validation into one chart and, if training images are deformed, the first of
+    them. When training ends, `loss.png` in the run's folder shows the loss of every batch.
 
     Args:
         enabled: Whether any of this is done.
