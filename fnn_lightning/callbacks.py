@@ -297,7 +297,9 @@ class TerminalReport(callbacks.Callback):
             f"steps      {self._pace(pl_module)}",
         )
         datamodule = trainer.datamodule  # type: ignore[attr-defined]
-        if getattr(datamodule, "val_size", None) == 0:
+        if not trainer.enable_validation:
+            self._print(trainer, "validation none")
+        elif getattr(datamodule, "val_size", None) == 0:
             self._print(
                 trainer,
                 "validation watches the test set, since val_size is 0; nothing is selected by it",

@@ -190,6 +190,15 @@ def test_the_result_is_that_of_the_last_step(data_dir: str, capsys: Capture) -> 
     assert f"result     val/acc {tested[1]} %, 12 steps in all" in output
 
 
+def test_without_validation_the_test_set_is_not_looked_at(data_dir: str, capsys: Capture) -> None:
+    cli = fit(data_dir, "--data.val_size", "0", "--trainer.limit_val_batches", "0")
+    output = capsys.readouterr().out
+    assert "validation none\n" in output
+    assert "result     6 steps in all\n" in output
+    assert set(cli.model.counts) == {"train/"}
+    assert not any(tag.startswith("val/") for tag in scalars(str(RUN)))
+
+
 @pytest.mark.parametrize("option", [["--trainer.logger", "false"], ["--trainer.fast_dev_run", "2"]])
 def test_no_run_folder_on_request(data_dir: str, option: list[str]) -> None:
     before = files()
