@@ -8,8 +8,10 @@ from typing import Any
 
 import pytest
 import torch
+from lightning.pytorch import Callback, LightningModule, Trainer
 
 from fnn_lightning import FNNLitModule, MNISTDataModule
+from fnn_lightning.callbacks import Checkpoint
 from fnn_lightning.cli import main
 from fnn_lightning.errors import InputError
 from fnn_lightning.run_folder import read_curves
@@ -165,6 +167,32 @@ def test_the_length_is_that_of_the_run(
     scheduler: Any = run.lr_scheduler_configs[0].scheduler
     assert scheduler.T_max == steps
     assert run.optimizers[0].param_groups[0]["lr"] == pytest.approx(0, abs=1e-9)
+
+
+class SaveFirstEpoch(Callback):
+    """Saves the state at the end of the first epoch."""
+
+    def on_train_epoch_end(self, trainer: Trainer, pl_module: LightningModule) -> None:
+        if trainer.current_epoch == 0:
+            trainer.save_checkpoint(Path(trainer.default_root_dir) / "first.ckpt")
+
+
+@pytest.mark.parametrize("max_epochs", [-1, 4])
+def test_a_run_limited_by_steps_goes_on_from_the_end_of_an_epoch(
+    make_data: MakeData, make_model: MakeModel, tmp_path: Path, max_epochs: int
+) -> None:
+    weights = []
+    for ckpt_path in (None, tmp_path / "first.ckpt"):
+        module = make_model(
+            lr_scheduler=scheduled("CosineAnnealingLR"), lr_interval="step", warmup=2
+        )
+        callbacks = [SaveFirstEpoch(), Checkpoint()]
+        run = trainer(tmp_path, callbacks=callbacks, max_epochs=max_epochs, max_steps=12)
+        run.fit(module, datamodule=make_data(batch_size=55), ckpt_path=ckpt_path)
+        assert run.global_step == 12
+        assert run.optimizers[0].param_groups[0]["lr"] == pytest.approx(0, abs=1e-9)
+        weights.append(torch.cat([each.flatten() for each in module.parameters()]))
+    assert torch.equal(*weights)
 
 
 def test_warm_up_before_a_plateau(
