@@ -169,6 +169,20 @@ def test_the_length_is_that_of_the_run(
     assert run.optimizers[0].param_groups[0]["lr"] == pytest.approx(0, abs=1e-9)
 
 
+@pytest.mark.parametrize(
+    ("limits", "steps"),
+    [({"fast_dev_run": 2}, 2), ({"max_steps": 0}, 0), ({"limit_train_batches": 0}, 0)],
+)
+def test_a_trial_has_no_length_to_fit_into(
+    make_data: MakeData, make_model: MakeModel, tmp_path: Path, limits: Any, steps: int
+) -> None:
+    one_cycle = scheduled("OneCycleLR", max_lr=0.8)
+    module = make_model(lr_scheduler=one_cycle, lr_interval="step", warmup=9)
+    run = trainer(tmp_path, **limits)
+    run.fit(module, datamodule=make_data(batch_size=55))
+    assert run.global_step == steps
+
+
 class SaveFirstEpoch(Callback):
     """Saves the state at the end of the first epoch."""
 
