@@ -265,6 +265,9 @@ def test_bad_warmups(warmup: float) -> None:
 def test_on_the_command_line(data_dir: str, capsys: pytest.CaptureFixture[str]) -> None:
     options = ["--data.data_dir", data_dir, "--model.hidden_dims", "[]", "--data.batch_size", "55",
                "--trainer.max_epochs", "2", "--trainer.log_every_n_steps", "1"]  # fmt: skip
+    with pytest.raises(SystemExit):  # jsonargparse asks for what PyTorch has no default for
+        main(["fit", *options, "--lr_scheduler", "CosineAnnealingLR"])
+    assert "required: T_max (0 is the length of the run)" in capsys.readouterr().err
     main(["fit", *options, "--lr_scheduler", "CosineAnnealingLR", "--lr_scheduler.T_max", "0",
           "--model.lr_interval", "step", "--model.warmup", "0.2"])  # fmt: skip
     expected = [0.1 / 3, 0.2 / 3] + [0.05 * (1 + cos(pi * k / 8)) for k in range(8)]
