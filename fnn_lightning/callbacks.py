@@ -86,11 +86,15 @@ class Checkpoint(callbacks.Checkpoint):
     def on_load_checkpoint(
         self, trainer: Trainer, pl_module: LightningModule, checkpoint: dict[str, Any]
     ) -> None:
-        # From the end of an epoch Lightning goes on with the next one only as long as training is
-        # not limited by steps; so the limit is set when it has made up its mind.
         epoch = checkpoint["loops"]["fit_loop"]["epoch_progress"]["current"]
         if epoch["processed"] == epoch["ready"] and checkpoint["global_step"] < trainer.max_steps:
             self._max_steps = trainer.max_steps
+
+    def on_fit_start(self, trainer: Trainer, pl_module: LightningModule) -> None:
+        # From the end of an epoch Lightning goes on with the next one only as long as training is
+        # not limited by steps; so the limit is set when it has made up its mind. It is lifted no
+        # earlier than here, when schedules have taken their length from it.
+        if self._max_steps is not None:
             trainer.fit_loop.epoch_loop.max_steps = -1
 
     def on_train_start(self, trainer: Trainer, pl_module: LightningModule) -> None:

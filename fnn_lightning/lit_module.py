@@ -8,6 +8,7 @@ from itertools import islice
 from types import ModuleType
 from typing import Any, Literal
 
+import numpy as np
 import torch
 from lightning.pytorch import Callback, LightningModule
 from lightning.pytorch.loggers import TensorBoardLogger
@@ -79,9 +80,10 @@ class FNNLitModule(LightningModule):
             they are null or 0, or left out and without a default of PyTorch's.
         lr_interval: Whether the scheduler counts epochs or steps.
         warmup: Number of steps, or, below 1, fraction of the run, in which the learning rate first
-            rises in equal steps from near 0 to that with which the schedule begins. A schedule
-            that counts steps begins after it; one that counts epochs is left as it is, and the
-            warm-up has to end with the first epoch. 0 is none.
+            rises in equal steps from near 0 to that of the optimizer, or that with which OneCycleLR
+            or CyclicLR begins in its place. A schedule that counts steps begins after it; one that
+            counts epochs is left as it is, and the warm-up has to end with the first epoch. 0 is
+            none.
         run_ahead: Whether the steps at which the Trainer has nothing else to do, such as to
             validate or save, are taken in a plain loop. For a small net that is faster; the result
             is bit for bit the same.
@@ -201,9 +203,14 @@ class FNNLitModule(LightningModule):
     def on_train_start(self) -> None:
         if self.batch_norm:
             self._check_shares()
+        states = 1
         if self._resumed is not None:
             self._restore_progress(self._resumed)
-            self._resumed = None
+            states, self._resumed = len(self._resumed["processes"]), None
+        rank = self.trainer.global_rank
+        if rank >= states:  # otherwise its dropout would be that of another process
+            seed = np.random.SeedSequence((torch.initial_seed(), rank, self.global_step))
+            torch.manual_seed(int(seed.generate_state(1, np.uint64)[0]))
         self.began = True
         reason = self.single_steps_because
         rank_zero_info(f"Steps are taken one at a time: {reason}" if reason else "Steps run ahead")

@@ -132,7 +132,8 @@ def explain(message: str, known: Iterable[str]) -> str:
     if argument := re.search(r"NestedArg\(key='(\w+)', val='?(.*?)'?\)$", text):
         return f"`{wrong['key']}.{argument[1]}` cannot be {argument[2]}"
     if required := re.search(r"class_path '([\w.]+)': (the following [^-]+)", text):
-        return f"{required[1]} as {wrong['key']}: {required[2].strip()}"
+        hint = " (0 is the length of the run)" if "T_max" in required[2] else ""
+        return f"{required[1]} as {wrong['key']}: {required[2].strip()}{hint}"
     expected = [
         choice.removeprefix("a ")
         for choice in re.findall(

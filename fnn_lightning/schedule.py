@@ -39,10 +39,16 @@ def run_length(module: LightningModule) -> RunLength:
         InputError: If neither a number of epochs nor one of steps ends it.
     """
     try:
-        trainer = module.trainer
-    except RuntimeError:  # not attached to one: it is only to be seen whether the arguments fit
-        return RunLength(10**9, 10**6)
-    fit_loop: Any = trainer.fit_loop
+        trainer: Any = module.trainer
+    except RuntimeError:  # not attached to one
+        trainer = None
+    if (
+        trainer is None
+        or trainer.fast_dev_run
+        or 0 in (trainer.max_steps, trainer.limit_train_batches)
+    ):
+        return RunLength(10**9, 10**6)  # it is only to be seen whether the arguments fit
+    fit_loop = trainer.fit_loop
     fit_loop.setup_data()
     steps = trainer.estimated_stepping_batches
     # It has loaded the data too early: in a resumed run their position is not there yet. Lightning
@@ -53,8 +59,7 @@ def run_length(module: LightningModule) -> RunLength:
             "Expected --trainer.max_epochs or --trainer.max_steps, from which the schedule of the "
             "learning rate takes its length, but got neither"
         )
-    batches = int(trainer.num_training_batches)
-    return RunLength(int(steps), -(-batches // trainer.accumulate_grad_batches))
+    return RunLength(steps, -(-trainer.num_training_batches // trainer.accumulate_grad_batches))
 
 
 def length_to_fill(config: dict[str, Any] | None) -> str | None:

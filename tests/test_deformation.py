@@ -3,6 +3,7 @@ from itertools import combinations
 from pathlib import Path
 from typing import Any
 
+import numpy as np
 import pytest
 import torch
 import yaml
@@ -96,6 +97,16 @@ def test_a_known_change_moves_a_known_pixel(change: Any, row: int, column: int |
         assert moved.sum() == pytest.approx(200, rel=1e-4)
 
 
+def test_slanted_then_scaled_then_rotated_then_shifted() -> None:
+    angle, slant = np.radians(30), np.radians(20)  # `y` points down
+    rotation = np.array([[np.cos(angle), np.sin(angle)], [-np.sin(angle), np.cos(angle)]])
+    forward = rotation @ np.diag([1.2, 0.7]) @ np.array([[1, -np.tan(slant)], [0, 1]])
+    where = affine(30.0, 20.0, (1.2, 0.7), (3, -2))[0].numpy() * 14  # from the centre, in pixels
+    rows, columns = np.mgrid[:28, :28] - 13.5
+    moved = where @ forward.T + [3, -2]
+    np.testing.assert_allclose(moved, np.stack([columns, rows], axis=2), atol=1e-4)
+
+
 def test_scale_enlarges_about_the_centre() -> None:
     image = torch.zeros(1, 28, 28, dtype=torch.uint8)
     image[0, 12:16, 12:16] = 100  # 4 × 4
@@ -135,6 +146,13 @@ def test_amplitudes_are_those_drawn() -> None:
     scaled = 1 / Deformation(scale=0.2).draw(count, (0,))[:, [0, 1], [0, 1]]
     assert scaled.min().item() == pytest.approx(0.8, rel=0.01)
     assert scaled.max().item() == pytest.approx(1.2, rel=0.01)
+    slants = Deformation(shear=10.0).draw(count, (0,))[:, 0, 1].atan().rad2deg()
+    assert slants.abs().max().item() == pytest.approx(10, rel=0.01)
+    assert slants.mean().abs() < 0.5
+    # width and height, and every coordinate of every node, each for itself; so every image, too
+    for each in (scaled, nodes.flatten(1)):
+        assert (torch.corrcoef(each.T) - torch.eye(each.shape[1])).abs().max() < 0.1
+    assert (torch.corrcoef(nodes[:20].flatten(1)) - torch.eye(20)).abs().max() < 0.5
 
 
 def test_the_same_seed_epoch_and_position_give_the_same_batch() -> None:

@@ -178,13 +178,25 @@ def test_deformation_and_averaging_on_two_processes(data_dir: str, start: Start)
         assert values[0] == pytest.approx(values[1], rel=1e-4), tag
 
     # each normalises by its own share: other figures, but the same ones in a run that goes on
-    options += ["--model.batch_norm=true", "--model.warmup=2", *ddp(2)]
+    options += ["--model.batch_norm=true", "--model.dropout=0.2", "--model.warmup=2", *ddp(2)]
     done(start(*FIT, *options, "--run_folder", "straight"))
     done(start(*FIT, *options, "--run_folder", "resumed", "--trainer.max_epochs=2"))
     done(start(*FIT, *options, "--run_folder", "resumed", "--trainer.max_epochs=5"))
     ends = [end_of(name) for name in ("straight", "resumed")]
     for part in ("state_dict", "averaging", "optimizer_states", "lr_schedulers", "progress"):
         assert_same(ends[0][part], ends[1][part], part)
+
+
+@pytest.mark.soak
+def test_each_process_draws_its_own_dropout(data_dir: str, start: Start) -> None:
+    options = ["--data.data_dir", data_dir, "--model.dropout=0.5", "--model.hidden_dims=[16]"]
+    # two processes with as many images each, from the start and after one process
+    done(start(*FIT, *options, *ddp(2), "--trainer.max_steps=1", "--run_folder", "two"))
+    done(start(*FIT, *options, "--trainer.max_steps=1", "--run_folder", "one"))
+    done(start(*FIT, *options, *ddp(2), "--trainer.max_steps=2", "--run_folder", "one"))
+    for run in ("two", "one"):
+        first, second = end_of(run)["progress"]["processes"]
+        assert not torch.equal(first["random_state"], second["random_state"])
 
 
 def test_two_nodes(data_dir: str, start: Start) -> None:

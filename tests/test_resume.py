@@ -100,6 +100,10 @@ def fit(
         ({"optimizer": MOMENTUM, "lr_scheduler": COSINE, "lr_interval": "step", "warmup": 4}, {}),
         ({"optimizer": MOMENTUM, "lr_scheduler": COSINE, "warmup": 4}, {"max_epochs": 3}),
         ({"lr_scheduler": PLATEAU, "warmup": 0.1}, {"max_epochs": 4}),
+        (
+            {"lr_scheduler": COSINE, "lr_interval": "step", "warmup": 0.2},
+            {"max_epochs": -1, "max_steps": 15},
+        ),
         ({"batch_norm": True, "input_dropout": 0.2, "label_smoothing": 0.1}, {}),
         ({}, {"patience": 1, "max_epochs": 9}),
         ({}, {"patience": 1, "max_epochs": 9, "min_epochs": 4, "val_check_interval": 2}),

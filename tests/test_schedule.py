@@ -8,8 +8,10 @@ from typing import Any
 
 import pytest
 import torch
+from lightning.pytorch import Callback, LightningModule, Trainer
 
 from fnn_lightning import FNNLitModule, MNISTDataModule
+from fnn_lightning.callbacks import Checkpoint
 from fnn_lightning.cli import main
 from fnn_lightning.errors import InputError
 from fnn_lightning.run_folder import read_curves
@@ -167,6 +169,46 @@ def test_the_length_is_that_of_the_run(
     assert run.optimizers[0].param_groups[0]["lr"] == pytest.approx(0, abs=1e-9)
 
 
+@pytest.mark.parametrize(
+    ("limits", "steps"),
+    [({"fast_dev_run": 2}, 2), ({"max_steps": 0}, 0), ({"limit_train_batches": 0}, 0)],
+)
+def test_a_trial_has_no_length_to_fit_into(
+    make_data: MakeData, make_model: MakeModel, tmp_path: Path, limits: Any, steps: int
+) -> None:
+    one_cycle = scheduled("OneCycleLR", max_lr=0.8)
+    module = make_model(lr_scheduler=one_cycle, lr_interval="step", warmup=9)
+    run = trainer(tmp_path, **limits)
+    run.fit(module, datamodule=make_data(batch_size=55))
+    assert run.global_step == steps
+
+
+class SaveFirstEpoch(Callback):
+    """Saves the state at the end of the first epoch."""
+
+    def on_train_epoch_end(self, trainer: Trainer, pl_module: LightningModule) -> None:
+        if trainer.current_epoch == 0:
+            trainer.save_checkpoint(Path(trainer.default_root_dir) / "first.ckpt")
+
+
+@pytest.mark.parametrize("max_epochs", [-1, 4])
+def test_a_run_limited_by_steps_goes_on_from_the_end_of_an_epoch(
+    make_data: MakeData, make_model: MakeModel, tmp_path: Path, max_epochs: int
+) -> None:
+    weights = []
+    for ckpt_path in (None, tmp_path / "first.ckpt"):
+        module = make_model(
+            lr_scheduler=scheduled("CosineAnnealingLR"), lr_interval="step", warmup=2
+        )
+        callbacks = [SaveFirstEpoch(), Checkpoint()]
+        run = trainer(tmp_path, callbacks=callbacks, max_epochs=max_epochs, max_steps=12)
+        run.fit(module, datamodule=make_data(batch_size=55), ckpt_path=ckpt_path)
+        assert run.global_step == 12
+        assert run.optimizers[0].param_groups[0]["lr"] == pytest.approx(0, abs=1e-9)
+        weights.append(torch.cat([each.flatten() for each in module.parameters()]))
+    assert torch.equal(*weights)
+
+
 def test_warm_up_before_a_plateau(
     make_data: MakeData, make_model: MakeModel, tmp_path: Path
 ) -> None:
@@ -223,6 +265,9 @@ def test_bad_warmups(warmup: float) -> None:
 def test_on_the_command_line(data_dir: str, capsys: pytest.CaptureFixture[str]) -> None:
     options = ["--data.data_dir", data_dir, "--model.hidden_dims", "[]", "--data.batch_size", "55",
                "--trainer.max_epochs", "2", "--trainer.log_every_n_steps", "1"]  # fmt: skip
+    with pytest.raises(SystemExit):  # jsonargparse asks for what PyTorch has no default for
+        main(["fit", *options, "--lr_scheduler", "CosineAnnealingLR"])
+    assert "required: T_max (0 is the length of the run)" in capsys.readouterr().err
     main(["fit", *options, "--lr_scheduler", "CosineAnnealingLR", "--lr_scheduler.T_max", "0",
           "--model.lr_interval", "step", "--model.warmup", "0.2"])  # fmt: skip
     expected = [0.1 / 3, 0.2 / 3] + [0.05 * (1 + cos(pi * k / 8)) for k in range(8)]
