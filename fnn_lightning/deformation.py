@@ -34,9 +34,12 @@ class Deformation:
             distributed, of a field's 7 × 7 nodes, which are 4 pixels apart; between them the field
             is interpolated bicubically. That stands for the Gaussian filter of a standard deviation
             of 4 to 6 pixels with which the sources smooth a field drawn pixel by pixel.
+        least_strength: All the amplitudes of an image are multiplied by a number drawn uniformly
+            from this, which is at most 1, to 1: below 1, strongly deformed images are mixed with
+            nearly untouched ones, such as those of the test set.
 
     Raises:
-        InputError: If an amplitude is out of its range.
+        InputError: If an amplitude or `least_strength` is out of its range.
     """
 
     rotation: float = 0.0
@@ -44,12 +47,17 @@ class Deformation:
     shear: float = 0.0
     shift: float = 0.0
     elastic: float = 0.0
+    least_strength: float = 1.0
 
     def __post_init__(self) -> None:
         for name, most in MOST.items():
             value = getattr(self, name)
             if not 0 <= value <= most:
                 raise InputError(f"Expected `{name}` to be from 0 to {most:g}, but got {value}")
+        if not 0 <= self.least_strength <= 1:
+            raise InputError(
+                f"Expected `least_strength` to be from 0 to 1, but got {self.least_strength}"
+            )
 
     def __bool__(self) -> bool:
         """Tell whether anything is deformed at all."""
@@ -69,6 +77,13 @@ class Deformation:
         state = np.random.SeedSequence(seed).generate_state(1, np.uint64)
         generator = torch.Generator().manual_seed(int(state[0]))
         drawn = 2 * torch.rand(6, count, generator=generator, dtype=torch.float32) - 1
+        field = torch.zeros(count, 2, 0)
+        if self.elastic:
+            field = torch.randn(count, 2, NODES**2, generator=generator, dtype=torch.float32)
+        if self.least_strength < 1:
+            strength = torch.rand(count, generator=generator, dtype=torch.float32)
+            strength = 1 - (1 - self.least_strength) * strength
+            drawn, field = drawn * strength, field * strength.view(-1, 1, 1)
         angle, slant = math.radians(self.rotation) * drawn[0], math.radians(self.shear) * drawn[1]
         affine = affine_coefficients(
             angle=angle,
@@ -76,9 +91,6 @@ class Deformation:
             scale=1 + self.scale * drawn[2:4],
             shift=self.shift * drawn[4:6],
         )
-        if not self.elastic:
-            return affine
-        field = torch.randn(count, 2, NODES**2, generator=generator, dtype=torch.float32)
         return torch.cat([affine, field * (self.elastic * 2 / SIDE)], dim=2)
 
 

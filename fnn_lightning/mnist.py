@@ -60,6 +60,8 @@ class MNISTDataModule(LightningDataModule):
         shear: Greatest angle by which its vertical strokes are slanted, in degrees, either way.
         shift: Greatest shift, across and down each for itself, in pixels.
         elastic: Standard deviation of its elastic displacements, in pixels; see `Deformation`.
+        least_strength: The amplitudes of each image are multiplied by a number drawn uniformly from
+            this to 1.
         images: Pictures to `predict` in place of the test set: files, folders or globs. Nothing
             else depends on it.
 
@@ -82,6 +84,7 @@ class MNISTDataModule(LightningDataModule):
         shear: float = 0.0,
         shift: float = 0.0,
         elastic: float = 0.0,
+        least_strength: float = 1.0,
         images: list[str] | None = None,
     ) -> None:
         super().__init__()
@@ -96,7 +99,7 @@ class MNISTDataModule(LightningDataModule):
         self.val_size = val_size
         self.test_train_set = test_train_set
         self.seed = seed
-        self.deformation = Deformation(rotation, scale, shear, shift, elastic)
+        self.deformation = Deformation(rotation, scale, shear, shift, elastic, least_strength)
         self.images = images
         self.pictures: list[Path] | None = None
         """The files that `images` names, as far as they could be read; None without `images`."""

@@ -155,6 +155,28 @@ def test_amplitudes_are_those_drawn() -> None:
     assert (torch.corrcoef(nodes[:20].flatten(1)) - torch.eye(20)).abs().max() < 0.5
 
 
+def test_the_strength_of_an_image_multiplies_all_its_amplitudes() -> None:
+    count = 4000
+    full = Deformation(**ALL).draw(count, (0,))
+    mixed = Deformation(**ALL, least_strength=0.25).draw(count, (0,))
+    strength = mixed[:, :, 3:] / full[:, :, 3:]  # the same draws, each times that of its image
+    assert torch.allclose(strength, strength[:, :1, :1].expand_as(strength), rtol=1e-4)
+    strength = strength[:, 0, 0]
+    assert 0.25 <= strength.min() < 0.26 < 0.99 < strength.max() <= 1
+    assert strength.mean().item() == pytest.approx(0.625, rel=0.02)
+    turned = Deformation(rotation=30.0).draw(count, (0,))
+    less = Deformation(rotation=30.0, least_strength=0.25).draw(count, (0,))
+    angles = [torch.atan2(each[:, 1, 0], each[:, 0, 0]) for each in (turned, less)]
+    factor = (angles[1] / angles[0])[angles[0].abs() > 0.01]
+    assert 0.25 <= factor.min() < 0.26 < 0.99 < factor.max() <= 1 + 1e-4
+
+
+@pytest.mark.parametrize("value", [-0.1, 1.1, float("nan")])
+def test_strength_out_of_range(make_data: MakeData, value: float) -> None:
+    with pytest.raises(InputError, match=f"`least_strength` to be from 0 to 1, but got {value}"):
+        make_data(least_strength=value)
+
+
 def test_the_same_seed_epoch_and_position_give_the_same_batch() -> None:
     first, again = list(source()), list(source())
     for (ours, _), (theirs, _) in zip(first, again, strict=True):
@@ -220,6 +242,7 @@ def shipped() -> dict[str, dict[str, float]]:
     for path in sorted((Path(__file__).parents[1] / "configs").glob("*.yaml")):
         data = yaml.safe_load(path.read_text(encoding="utf-8")).get("data", {})
         if amplitudes := {name: data[name] for name in MOST if name in data}:
+            amplitudes["least_strength"] = data.get("least_strength", 1.0)
             found[path.stem] = amplitudes
     return found
 
