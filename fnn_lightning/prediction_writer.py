@@ -74,9 +74,8 @@ class PredictionWriter(callbacks.Callback):
     ) -> None:
         parts: tuple[Tensor, ...] = (outputs["digit"], outputs["probabilities"], batch[0])
         source = trainer.predict_dataloaders
-        if trainer.world_size > 1 and isinstance(source, BatchSource):
-            size = source.global_batch_size(batch_idx)
-            parts = tuple(whole(share, size, trainer.world_size) for share in parts)
+        if isinstance(source, BatchSource):
+            parts = tuple(whole(share, source, batch_idx) for share in parts)
         if not trainer.is_global_zero:
             return
         digits, probabilities, inputs = parts

@@ -67,7 +67,7 @@ class Gatherer(callbacks.Callback):
         batch_idx: int,
         dataloader_idx: int = 0,
     ) -> None:
-        self._gather(outputs, trainer.val_dataloaders, batch_idx, trainer)
+        self._gather(outputs, trainer.val_dataloaders, batch_idx)
 
     def on_test_batch_end(
         self,
@@ -79,14 +79,11 @@ class Gatherer(callbacks.Callback):
         dataloader_idx: int = 0,
     ) -> None:
         if dataloader_idx == 0:  # the training images can follow
-            self._gather(outputs, test_source(trainer), batch_idx, trainer)
+            self._gather(outputs, test_source(trainer), batch_idx)
 
-    def _gather(self, outputs: Any, source: Any, batch_idx: int, trainer: Trainer) -> None:
+    def _gather(self, outputs: Any, source: Any, batch_idx: int) -> None:
         if isinstance(source, BatchSource):
-            logits = outputs["logits"]
-            if trainer.world_size > 1:
-                logits = whole(logits, source.global_batch_size(batch_idx), trainer.world_size)
-            self._logits.append(logits)
+            self._logits.append(whole(outputs["logits"], source, batch_idx))
 
     def predictions(self, source: Any) -> Predictions | None:
         """Put together what was gathered of a split.
@@ -107,19 +104,22 @@ def test_source(trainer: Trainer) -> Any:
     return sources[0] if isinstance(sources, list) else sources
 
 
-def whole(share: Tensor, size: int, world_size: int) -> Tensor:
+def whole(share: Tensor, source: BatchSource, batch_idx: int) -> Tensor:
     """Put together what the processes have of a batch, of its rows each in turn one.
 
     Args:
         share: This process's rows.
-        size: Number of rows in all.
-        world_size: Number of processes.
+        source: What served the batch.
+        batch_idx: Its number.
 
     Returns:
-        Tensor of shape `(size, …)`, the same on all processes.
+        Tensor of all the batch's rows, the same on all processes.
     """
-    padded = share.new_zeros((-(-size // world_size), *share.shape[1:]))
+    if source.world_size == 1:
+        return share
+    size = source.global_batch_size(batch_idx)
+    padded = share.new_zeros((-(-size // source.world_size), *share.shape[1:]))
     padded[: len(share)] = share
-    shares = [torch.empty_like(padded) for _ in range(world_size)]
+    shares = [torch.empty_like(padded) for _ in range(source.world_size)]
     torch.distributed.all_gather(shares, padded)
     return torch.stack(shares, dim=1).flatten(0, 1)[:size]
