@@ -34,7 +34,7 @@ CLASSES = 10
 SGD: dict[str, Any] = {"class_path": "torch.optim.SGD", "init_args": {"lr": 0.1}}
 SHOWN = (
     *("batch_norm", "dropout", "input_dropout", "initialization"),
-    *("label_smoothing", "hardest", "averaging", "warmup"),
+    *("label_smoothing", "averaging", "warmup"),
 )
 HPARAMS_METRICS = ("val/acc", "test/acc", "train/acc", "val/loss", "test/loss", "train/loss")
 MAX_SECONDS = 0.1  # this often the Trainer looks at its clocks and signals, and moves its bar
@@ -67,12 +67,6 @@ class FNNLitModule(LightningModule):
             of training, is then the cross-entropy with these targets; `val/loss` and `test/loss`
             stay that with the labels, so that they can be compared with other runs', but not with
             `train/loss`.
-        hardest: Fraction of each batch that a step is taken on: the images with the greatest loss,
-            found by a first pass over all of them, without dropout and gradients. That saves most
-            of the time of images learnt already (Jiang et al. 2019, "Accelerating deep learning by
-            focusing on the biggest losers", arXiv:1910.00762). `train/loss` and `train/acc` are
-            those of the first pass, so of the whole batch. Of several processes each chooses
-            within its own share.
         averaging: Decay of an exponential moving average of the weights, taken after every step,
             such as 0.999: it is what is validated, tested and saved to predict with, while the
             weights themselves are trained on, and `train/loss` and `train/acc` are theirs. 0 is
@@ -109,7 +103,6 @@ class FNNLitModule(LightningModule):
         input_dropout: float = 0.0,
         initialization: Initialization = "pytorch",
         label_smoothing: float = 0.0,
-        hardest: float = 1.0,
         averaging: float = 0.0,
         optimizer: ClassConfig | None = None,
         lr_scheduler: ClassConfig | None = None,
@@ -132,14 +125,11 @@ class FNNLitModule(LightningModule):
             raise InputError(
                 f"Expected `label_smoothing` to be from 0 to below 1, but got {label_smoothing}"
             )
-        if not 0 < hardest <= 1:
-            raise InputError(f"Expected `hardest` to be above 0 and at most 1, but got {hardest}")
         if not 0 <= averaging < 1:
             raise InputError(f"Expected `averaging` to be from 0 to below 1, but got {averaging}")
         self.averaging = averaging
         self.batch_norm = batch_norm
         self.label_smoothing = label_smoothing
-        self.hardest = hardest
         self.optimizer_config: ClassConfig = optimizer or SGD
         self.lr_scheduler_config = lr_scheduler
         self.lr_interval = lr_interval
@@ -206,29 +196,9 @@ class FNNLitModule(LightningModule):
         return loss * (len(batch[1]) * world_size / source.global_batch_size(batch_idx))
 
     def _train(self, batch: Batch, step: int) -> Tensor:
-        if self.hardest == 1:
-            output = self._step(batch, self.label_smoothing)
-            self.train_metrics.add(step, output)
-            return output.loss
-        self.network.eval()
-        with torch.no_grad():
-            output = self._step(batch, self.label_smoothing)
-        self.network.train()
+        output = self._step(batch, self.label_smoothing)
         self.train_metrics.add(step, output)
-        return self._step(self._hardest(batch, output.logits), self.label_smoothing).loss
-
-    def _hardest(self, batch: Batch, logits: Tensor) -> Batch:
-        """Choose the images of a batch that its step is taken on."""
-        images, labels = batch
-        losses = F.cross_entropy(
-            logits, labels, reduction="none", label_smoothing=self.label_smoothing
-        )
-        chosen = losses.topk(self._step_size(len(labels))).indices
-        return images[chosen], labels[chosen]
-
-    def _step_size(self, count: int) -> int:
-        """Return on how many images of as many a step is taken."""
-        return min(count, max(1, round(self.hardest * count)))
+        return output.loss
 
     def on_train_start(self) -> None:
         if self.batch_norm:
@@ -251,11 +221,10 @@ class FNNLitModule(LightningModule):
         source, trainer = self.trainer.train_dataloader, self.trainer
         if isinstance(source, BatchSource):
             last = source.global_batch_size(int(trainer.num_training_batches) - 1)
-            if self._step_size(last // trainer.world_size) < 2:
-                hardest = f", of which the hardest {self.hardest:g}," if self.hardest < 1 else ""
+            if last < 2 * trainer.world_size:
                 raise InputError(
                     "Expected two images or more in every batch on each process, for batch "
-                    f"normalisation, but got {last} in an epoch's last batch{hardest} on "
+                    f"normalisation, but got {last} in an epoch's last batch on "
                     f"{trainer.world_size} in all: give another --data.batch_size"
                 )
 
