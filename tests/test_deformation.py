@@ -17,7 +17,6 @@ from fnn_lightning.deformation import (
     MOST,
     Deformation,
     affine_coefficients,
-    basis,
     points,
     resample,
 )
@@ -116,25 +115,27 @@ def test_scale_enlarges_about_the_centre() -> None:
     assert scaled[:12].sum() + scaled[16:].sum() == pytest.approx(0, abs=1e-3)
 
 
-def test_a_node_of_the_field_displaces_by_pixels() -> None:
-    field = torch.zeros(1, 2, 7, 7)
-    field[:, 0] = 2.0  # the same everywhere: a shift of the points by two pixels
-    unchanged = torch.tensor([[[1.0, 0, 0], [0, 1, 0]]])
-    coefficients = torch.cat([unchanged, field.flatten(2) * 2 / 28], dim=2)
-    assert resample(dot(5, 20), points(coefficients))[0, 5, 18] == pytest.approx(200, rel=1e-4)
-    # of one node alone, at the centre of the field: what surrounds it moves, the rest does not
-    field = torch.zeros(7, 7)
-    field[3, 3] = 1.0
-    bump = (field.flatten() @ basis(torch.device("cpu"))[3:]).view(28, 28)
-    assert bump[13:15, 13:15].min() > 0.75
-    assert bump[:6].abs().max() == bump[:, 22:].abs().max() == 0
+def test_the_field_displaces_by_pixels_as_smooth_noise() -> None:
+    count = 6000
+    deformation = Deformation(elastic=1.5)
+    drawn = points(deformation.draw(count, (0,))) - affine()
+    displaced = (drawn * 14).permute(3, 1, 2, 0)  # a half of the side is 1
+    assert displaced.std(dim=3).min() > 1.4  # at every pixel, across and down
+    assert displaced.std(dim=3).max() < 1.6
+    assert displaced.mean(dim=3).abs().max() < 0.1
+    # noise through a Gaussian filter of 5 pixels, at distances of 10 and of 6 across and 8 down
+    across, down = displaced
+    for other in (across[4, 20], across[14, 10], across[12, 16]):
+        correlation = torch.corrcoef(torch.stack([across[4, 10], other]))[0, 1]
+        assert correlation == pytest.approx(np.exp(-100 / (4 * 5**2)), abs=0.05)
+    assert abs(torch.corrcoef(torch.stack([across[4, 10], down[4, 10]]))[0, 1]) < 0.05
 
 
 def test_amplitudes_are_those_drawn() -> None:
     count = 4000
     drawn = Deformation(elastic=0.7, shift=3.0).draw(count, (0,))
-    nodes = drawn[:, :, 3:] * 14  # a half of the side is 1
-    assert nodes.std().item() == pytest.approx(0.7, rel=0.02)
+    field = drawn[:, :, 3:] * 14  # a half of the side is 1
+    assert field.std().item() == pytest.approx(0.7, rel=0.02)
     shift = drawn[:, :, 2] * 14
     assert shift.abs().max().item() == pytest.approx(3.0, rel=0.01)
     assert shift.abs().mean().item() == pytest.approx(1.5, rel=0.05)
@@ -149,10 +150,10 @@ def test_amplitudes_are_those_drawn() -> None:
     slants = Deformation(shear=10.0).draw(count, (0,))[:, 0, 1].atan().rad2deg()
     assert slants.abs().max().item() == pytest.approx(10, rel=0.01)
     assert slants.mean().abs() < 0.5
-    # width and height, and every coordinate of every node, each for itself; so every image, too
-    for each in (scaled, nodes.flatten(1)):
+    # width and height, and every part of the field, each for itself; so every image, too
+    for each in (scaled, field.flatten(1)):
         assert (torch.corrcoef(each.T) - torch.eye(each.shape[1])).abs().max() < 0.1
-    assert (torch.corrcoef(nodes[:20].flatten(1)) - torch.eye(20)).abs().max() < 0.5
+    assert (torch.corrcoef(field[:20].flatten(1)) - torch.eye(20)).abs().max() < 0.5
 
 
 def test_the_strength_of_an_image_multiplies_all_its_amplitudes() -> None:
