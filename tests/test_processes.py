@@ -120,7 +120,7 @@ def test_the_number_of_processes_changes_nothing(
 ) -> None:
     # batches of 137, 137 and 1: shares of different sizes, and empty ones
     options = ["--data.data_dir", data_dir, "--data.batch_size", "137", "--model.hidden_dims=[16]"]
-    options += ["--trainer.max_steps", "100", "--trainer.log_every_n_steps", "1"]
+    options += ["--trainer.max_steps", "40", "--trainer.log_every_n_steps", "1"]
     outputs = [
         done(start(*FIT, *options, "--run_folder", "run1")),
         done(start(*FIT, *options, *ddp(2), "--run_folder", "run2")),
@@ -129,7 +129,7 @@ def test_the_number_of_processes_changes_nothing(
     assert "run ahead of the Trainer" in outputs[0]
     assert "one at a time: the strategy is DDPStrategy" in outputs[1]
     one, *others = (scalars(f"run{processes}") for processes in (1, 2, 4))
-    assert len(one["train/loss"]) == 100
+    assert len(one["train/loss"]) == 40
     for curves in others:
         for tag, points in one.items():
             assert [step for step, _ in points] == [step for step, _ in curves[tag]]
@@ -220,15 +220,17 @@ def test_two_nodes(data_dir: str, start: Start) -> None:
 
 
 LONG = ["--model.hidden_dims=[16]", "--optimizer=Adam", "--optimizer.lr=0.001"]
-LONG += ["--data.batch_size=32", "--trainer.max_epochs=60", "--trainer.log_every_n_steps=7"]
-LONG += ["--checkpoint.monitor=val/loss", "--checkpoint.every_n_steps=5"]  # 9 steps an epoch
+LONG += ["--data.batch_size=32", "--trainer.log_every_n_steps=7"]
+LONG += ["--checkpoint.monitor=val/loss", "--checkpoint.every_n_steps=5"]
+STEPS = 9  # in an epoch
 
 
 @pytest.mark.soak
 @pytest.mark.parametrize("processes", [1, 2])
 def test_killed_and_resumed(data_dir: str, start: Start, processes: int) -> None:
-    devices = ddp(processes) if processes > 1 else []
-    options = ["--data.data_dir", data_dir, *LONG, *devices]
+    # long enough to be stopped in time: steps of two processes are slower
+    devices, epochs = (ddp(processes), 24) if processes > 1 else ([], 60)
+    options = ["--data.data_dir", data_dir, *LONG, f"--trainer.max_epochs={epochs}", *devices]
     straight = start(*FIT, *options, "--run_folder", "straight")
     if processes > 1:  # two runs of two processes at a time take longer than one after the other
         done(straight)
@@ -236,7 +238,7 @@ def test_killed_and_resumed(data_dir: str, start: Start, processes: int) -> None
     again = "lightning_logs/version_0/checkpoints/last.ckpt"
     signals = [signal.SIGTERM, signal.SIGKILL, signal.SIGINT]
     for step, signum in enumerate(signals[: 3 if processes == 1 else 1], start=1):
-        wait_for(run, 90 * step)
+        wait_for(run, epochs * STEPS * step // 6)
         sent = time.monotonic()
         run.send_signal(signum)
         status, _, err = ended(run, seconds=60)
@@ -251,7 +253,7 @@ def test_killed_and_resumed(data_dir: str, start: Start, processes: int) -> None
             assert found[2] == f"-m fnn_lightning fit --ckpt_path {again}"
         run = start("-m", "fnn_lightning", "fit", "--ckpt_path", again)
     if processes > 1:
-        wait_for(run, 400)
+        wait_for(run, epochs * STEPS * 2 // 3)
         child = Path(f"/proc/{run.pid}/task/{run.pid}/children").read_text().split()[0]
         os.kill(int(child), signal.SIGKILL)
         status, _, err = ended(run, seconds=60)
@@ -312,17 +314,18 @@ def test_a_slurm_job_that_is_queued_again(data_dir: str, tmp_path: Path, start: 
         "SLURM_JOB_NODELIST": "127.0.0.1", "SLURM_NODELIST": "127.0.0.1",
         "MASTER_ADDR": "127.0.0.1",
     }  # fmt: skip
-    options = ["--data.data_dir", data_dir, *LONG, "--trainer.accelerator", "cpu"]
+    options = ["--data.data_dir", data_dir, *LONG, "--trainer.max_epochs=24"]
+    options += ["--trainer.accelerator", "cpu"]
     script = str(Path(__file__).parent.parent / "docs" / "slurm.sh")
     done(start(*FIT, *options, *ddp(2), "--run_folder", "straight"))
     run = start("bash", script, *options, MASTER_PORT=free_port(), **job)
-    wait_for(run, 90)
+    wait_for(run, 4 * STEPS)
     for pid in Path("pids").read_text().split():
         os.kill(int(pid), signal.SIGUSR1)
     _, _, err = ended(run)
     assert "stopped by SIGUSR1, saved" in err
     assert Path("scontrol.log").read_text() == "requeue 4217\n"
-    assert end_of("runs/4217")["global_step"] < 540
+    assert end_of("runs/4217")["global_step"] < 24 * STEPS
     done(start("bash", script, *options, MASTER_PORT=free_port(), **job))
     assert_same_run("runs/4217", "straight")
 
