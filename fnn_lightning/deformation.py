@@ -120,11 +120,12 @@ def affine_coefficients(angle: Tensor, slant: Tensor, scale: Tensor, shift: Tens
 def basis(device: torch.device) -> Tensor:
     """Return the functions of the pixel that `Deformation.draw` draws coefficients of.
 
-    They are `x`, `y`, 1 and those of the elastic field. White noise through a Gaussian filter of a
-    standard deviation σ has a correlation of `exp(−d² / 4σ²)` at a distance `d`, across times down:
-    the products of that matrix's greatest eigenvectors, each times the root of its eigenvalue and a
-    normally distributed coefficient of its own, have just that. So the points of all pixels are one
-    product of matrices, with no filter to apply to every image.
+    They are `x`, `y`, 1 and the modes of the elastic field: its Karhunen–Loève expansion. White
+    noise through a Gaussian filter of standard deviation σ has a correlation of `exp(−d² / 4σ²)`
+    between pixels at a distance `d`, which is a product of one factor across and one down. So the
+    modes are products of eigenvectors of that correlation along a side, each times the root of its
+    eigenvalue, and their coefficients are independent standard normals. The points of all pixels
+    are one product of matrices, with no filter to apply to every image.
 
     Returns:
         `float32` of shape `(52, 784)`.
@@ -135,8 +136,9 @@ def basis(device: torch.device) -> Tensor:
     pixel = torch.arange(SIDE, dtype=torch.float64)
     distance = pixel.unsqueeze(1) - pixel
     values, vectors = torch.linalg.eigh(torch.exp(-((distance / (2 * SMOOTHNESS)) ** 2)))
-    modes = (vectors * vectors[0].sign() * values.clamp(min=0).sqrt())[:, -MODES:]  # sign: free
-    elastic = torch.einsum("ri,cj->ijrc", modes, modes).reshape(MODES**2, -1).float()
+    modes = vectors[:, -MODES:] * values[-MODES:].sqrt()
+    modes = modes * modes[0].sign()  # or the field would depend on which sign LAPACK picks
+    elastic = torch.kron(modes, modes).T.float()
     return torch.cat([affine, elastic]).to(device)
 
 
