@@ -205,7 +205,8 @@ def test_label_smoothing_is_in_the_loss_of_training_alone(
     model = make_model(label_smoothing=0.2)
     images = torch.randint(256, (20, 28, 28), dtype=torch.uint8)
     labels = torch.randint(10, (20,))
-    loss = model._train((images, labels), 1)
+    loss, count = model._train((images, labels), 1)
+    assert count == 20
     p = model(images).softmax(1)
     # 0.8 for the label, and 0.02 for each of the ten digits
     expected = -(0.8 * p[range(20), labels].log() + 0.02 * p.log().sum(1)).mean()
@@ -223,6 +224,51 @@ def test_label_smoothing_is_in_the_loss_of_training_alone(
         make_model(label_smoothing=1.0)
 
 
+def test_a_step_is_taken_on_the_hardest_images(make_model: MakeModel) -> None:
+    model = make_model(hardest=0.3, batch_norm=True, dropout=0.5, label_smoothing=0.2)
+    images = torch.randint(256, (20, 28, 28), dtype=torch.uint8)
+    labels = torch.randint(10, (20,))
+    before = {name: buffer.clone() for name, buffer in model.named_buffers()}
+    model.eval()
+    logits = model(images)
+    losses = F.cross_entropy(logits, labels, reduction="none", label_smoothing=0.2)
+    chosen = losses.argsort(descending=True)[:6].sort().values  # in the order of the batch
+    model.train()
+    torch.manual_seed(0)
+    expected = F.cross_entropy(model(images[chosen]), labels[chosen], label_smoothing=0.2)
+    wanted = torch.autograd.grad(expected, list(model.network.parameters()))
+    seen_once = {name: buffer.clone() for name, buffer in model.named_buffers()}
+
+    model.load_state_dict(before, strict=False)
+    torch.manual_seed(0)
+    loss, count = model._train((images, labels), 1)
+    assert count == 6
+    torch.testing.assert_close(loss, expected)
+    loss.backward()
+    gradients = [parameter.grad for parameter in model.network.parameters()]
+    torch.testing.assert_close(gradients, list(wanted))
+    for name, buffer in model.network.named_buffers():  # of the step, not of the first pass
+        torch.testing.assert_close(buffer, seen_once[f"network.{name}"])
+    # what is logged is of the whole batch
+    torch.testing.assert_close(model.train_metrics.losses(), losses.mean().view(1))
+    model.train_metrics.update()
+    assert model._compute(model.train_metrics.metrics)["train/acc"] == (
+        (logits.argmax(1) == labels).float().mean()
+    )
+
+
+@pytest.mark.parametrize(("hardest", "sizes"), [(0.25, [0, 1, 1, 2]), (0.999, [0, 1, 4, 8])])
+def test_how_many_are_the_hardest(make_model: MakeModel, hardest: float, sizes: list[int]) -> None:
+    model = make_model(hardest=hardest)
+    assert [model._step_size(count) for count in (0, 1, 4, 8)] == sizes
+
+
+@pytest.mark.parametrize("hardest", [0.0, -0.5, 1.1, math.nan])
+def test_bad_fractions_of_the_hardest(make_model: MakeModel, hardest: float) -> None:
+    with pytest.raises(InputError, match="`hardest` to be above 0 and at most 1"):
+        make_model(hardest=hardest)
+
+
 def test_batch_norm_needs_two_images(
     make_data: MakeData, make_model: MakeModel, tmp_path: Path
 ) -> None:
@@ -232,6 +278,9 @@ def test_batch_norm_needs_two_images(
     fewer = trainer(tmp_path, max_epochs=1, limit_train_batches=2)
     fewer.fit(make_model(batch_norm=True), datamodule=make_data(batch_size=137))
     assert fewer.global_step == 2
+    few = make_model(batch_norm=True, hardest=0.04)  # of the 25 images of every batch
+    with pytest.raises(InputError, match=r"last batch, of which the hardest 0\.04, on 1 in all"):
+        trainer(tmp_path).fit(few, datamodule=make_data(batch_size=25))
 
 
 def test_predictions_are_probabilities_and_the_likeliest_digit(make_model: MakeModel) -> None:

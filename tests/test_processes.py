@@ -177,6 +177,20 @@ def test_deformation_and_averaging_on_two_processes(data_dir: str, start: Start)
         values = [[value for _, value in each] for each in (two[tag], points)]
         assert values[0] == pytest.approx(values[1], rel=1e-4), tag
 
+    # the hardest of the whole batch, however many of them a process has
+    hardest = [*options, "--model.hardest=0.3"]
+    done(start(*FIT, *hardest, "--run_folder", "hard"))
+    done(start(*FIT, *hardest, *ddp(2), "--run_folder", "hard2"))
+    alone, shared = scalars("hard"), scalars("hard2")
+    assert alone["train/loss"] != one["train/loss"]
+    for tag, points in alone.items():
+        values = [[value for _, value in each] for each in (shared[tag], points)]
+        assert values[0] == pytest.approx(values[1], rel=1e-4), tag
+    refused = start(*FIT, *hardest, *ddp(2), "--model.batch_norm=true", "--run_folder", "no")
+    status, _, err = ended(refused)
+    assert status != 0
+    assert "Expected one process for batch normalisation of the `hardest`" in err
+
     # each normalises by its own share: other figures, but the same ones in a run that goes on
     options += ["--model.batch_norm=true", "--model.dropout=0.2", "--model.warmup=2", *ddp(2)]
     done(start(*FIT, *options, "--run_folder", "straight"))

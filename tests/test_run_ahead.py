@@ -130,7 +130,8 @@ def test_what_draws_and_what_counts_batches_is_the_same(
     both: Callable[..., list[Run]],
 ) -> None:
     layers = {"batch_norm": True, "dropout": 0.3, "input_dropout": 0.2, "initialization": "he"}
-    ahead, single = both({**layers, "label_smoothing": 0.1, "averaging": 0.9}, max_epochs=2)
+    options = {"label_smoothing": 0.1, "hardest": 0.5, "averaging": 0.9}
+    ahead, single = both({**layers, **options}, max_epochs=2)
     assert_same(ahead.end, single.end)
     assert ahead.scalars == single.scalars
     assert ahead.trainer_steps < single.trainer_steps == 28
