@@ -12,7 +12,7 @@ from typing import Any
 import torch
 from loop_timer import LoopTimer
 
-from fnn_lightning import batches, callbacks, lit_module, run_ahead, train_metrics
+from fnn_lightning import backpropagation, batches, callbacks, lit_module, run_ahead, train_metrics
 from fnn_lightning.commands import FNNCLI
 
 
@@ -69,6 +69,7 @@ def show_profile(config: Path, data_dir: str) -> None:
     batches.BatchSource._serve = timed_serve  # type: ignore[method-assign]
     vars(lit_module)["bare_step"] = lambda optimizer: clock.timed("optimiser", bare_step(optimizer))
     clock.wrap(module, "_step", "forward")
+    clock.wrap(backpropagation.Backpropagation, "__call__", "forward and backward")
     clock.wrap(torch.Tensor, "backward", "backward")
     clock.wrap(train_metrics.TrainMetrics, "update", "metrics and logging")
     for name in ("_log_training", "log_dict"):

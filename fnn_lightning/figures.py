@@ -65,7 +65,7 @@ def mistakes_figure(predictions: Predictions, columns: int = 5) -> "Figure":
     digits, confidence = predictions.digits.tolist(), predictions.confidence.tolist()
     for place, position in enumerate(worst):
         top, left = place // columns * (cell + text) + 2, place % columns * cell + 2
-        sheet[top : top + 28, left : left + 28] = predictions.images[position].numpy()
+        sheet[top : top + 28, left : left + 28] = predictions.image(position).numpy()
         words = f"{predictions.labels[position]} as {digits[position]}, {confidence[position]:.1%}"
         axes.text(left + 14, top + 28 + text / 2, words, ha="center", va="center", fontsize=8)
     axes.imshow(sheet, cmap="gray_r", vmin=0, vmax=255)

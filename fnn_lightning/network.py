@@ -158,6 +158,18 @@ class FNN(nn.Module):
         Raises:
             ValueError: If an image does not have `in_features` values.
         """
+        logits: Tensor = self.layers(self.scale(pixels))
+        return logits
+
+    def scale(self, pixels: Tensor) -> Tensor:
+        """Scale the pixels of a batch of images, as `forward` takes them, for the first layer.
+
+        Returns:
+            Shape `(B, in_features)`, in the dtype of the weights.
+
+        Raises:
+            ValueError: If an image does not have `in_features` values.
+        """
         x = pixels.flatten(1)
         if x.shape[1] != self.in_features:
             raise ValueError(
@@ -170,8 +182,7 @@ class FNN(nn.Module):
             x = x - self.pixel_mean
         if self.pixel_std != 1:
             x = x / self.pixel_std
-        logits: Tensor = self.layers(x)
-        return logits
+        return x
 
 
 def initialize(layer: nn.Linear, scheme: Literal["he", "xavier"]) -> None:

@@ -12,8 +12,10 @@ from fnn_lightning.batches import BatchSource
 class Predictions(NamedTuple):
     """What a network makes of the `N` images of a split."""
 
-    images: Tensor
-    """Raw pixels, `uint8` of shape `(N, 28, 28)`."""
+    pool: Tensor
+    """Raw pixels of the data set that they are among, `uint8` of shape `(M, 28, 28)`."""
+    indices: Tensor
+    """Where in it they are, `int64` of shape `(N,)`."""
     labels: Tensor
     """The truth, `int64` of shape `(N,)`."""
     probabilities: Tensor
@@ -28,6 +30,10 @@ class Predictions(NamedTuple):
     def confidence(self) -> Tensor:
         """The probabilities of these digits, `float32` of shape `(N,)`."""
         return self.probabilities.amax(dim=1)
+
+    def image(self, position: int) -> Tensor:
+        """Return the raw pixels of one image, `uint8` of shape `(28, 28)`."""
+        return self.pool[self.indices[position]]
 
     def worst_mistakes(self, count: int) -> list[int]:
         """Find the wrong predictions that were held for most probable.
@@ -95,7 +101,8 @@ class Gatherer(callbacks.Callback):
             return None
         logits = torch.cat(self._logits).float().cpu()
         served = source.indices[: len(logits)]
-        return Predictions(source.images[served], source.labels[served], logits.softmax(dim=1))
+        labels = source.labels.index_select(0, served)
+        return Predictions(source.images, served, labels, logits.softmax(dim=1))
 
 
 def test_source(trainer: Trainer) -> Any:

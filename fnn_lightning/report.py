@@ -105,7 +105,7 @@ class Report(Gatherer):
                     "label": int(predictions.labels[index]),
                     "digit": int(predictions.digits[index]),
                     "probability": float(predictions.confidence[index]),
-                    "png": as_png(predictions.images[index]),
+                    "png": as_png(predictions.image(index)),
                 }
                 for index in predictions.worst_mistakes(MISTAKES)
             ],

@@ -28,7 +28,7 @@ def made_by_hand() -> Predictions:
         probabilities[row] = (1 - p) / 9
         probabilities[row, digit] = p
     images = torch.arange(4, dtype=torch.uint8).view(4, 1, 1).expand(4, 28, 28)
-    return Predictions(images, torch.tensor([3, 3, 5, 5]), probabilities)
+    return Predictions(images, torch.arange(4), torch.tensor([3, 3, 5, 5]), probabilities)
 
 
 def test_the_surest_mistakes_come_first() -> None:
@@ -71,7 +71,7 @@ def test_ranges_of_confidence_add_up_to_the_calibration_error() -> None:
     logits = 3 * torch.randn(500, 10, generator=generator)
     labels = torch.randint(0, 10, (500,), generator=generator)
     images = torch.zeros(500, 28, 28, dtype=torch.uint8)
-    predictions = Predictions(images, labels, logits.softmax(1))
+    predictions = Predictions(images, torch.arange(len(labels)), labels, logits.softmax(1))
     bins = figures.reliability(predictions)
     error = sum(abs(sure - right) * count for sure, right, count in bins) / 500
     assert measure(predictions)["expected_calibration_error"] == pytest.approx(error, abs=1e-5)

@@ -126,6 +126,23 @@ def test_a_run_is_bit_for_bit_that_of_single_steps(
     assert ahead.trainer_steps == 6
 
 
+@pytest.mark.parametrize(
+    "model",
+    [
+        {"hidden_dims": []},
+        {"hidden_dims": [9, 8, 7], "activation": "tanh", "averaging": 0.9},
+        {"hidden_dims": [9], "activation": "sigmoid", "pixel_mean": 0.1, "pixel_std": 0.3},
+        {"hidden_dims": [9, 8], "activation": "gelu"},
+    ],
+)
+def test_gradients_written_out_are_those_of_single_steps(
+    both: Callable[..., list[Run]], model: dict[str, Any]
+) -> None:
+    ahead, single = both(model, max_epochs=2)
+    assert_same(ahead.end, single.end)
+    assert ahead.scalars == single.scalars
+
+
 def test_what_draws_and_what_counts_batches_is_the_same(
     both: Callable[..., list[Run]],
 ) -> None:
@@ -355,14 +372,14 @@ def test_an_interrupted_step_leaves_the_counts_right(
     make_data: MakeData, make_model: MakeModel, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
 ) -> None:
     module = make_model()
-    train = module._train
+    add = module.train_metrics.add
 
-    def stop_at_seven(batch: Any, step: int) -> Any:
+    def stop_at_seven(step: int, output: Any) -> None:
         if step == 7:
             raise RuntimeError("stop")
-        return train(batch, step)
+        add(step, output)
 
-    monkeypatch.setattr(module, "_train", stop_at_seven)
+    monkeypatch.setattr(module.train_metrics, "add", stop_at_seven)
     run = trainer(tmp_path, max_epochs=1)
     with pytest.raises(RuntimeError, match="stop"):
         run.fit(module, datamodule=make_data(batch_size=20))

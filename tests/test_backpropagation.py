@@ -1,0 +1,178 @@
+"""Gradients written out must be those of autograd, and left to it wherever it would do more."""
+
+from collections.abc import Callable
+from pathlib import Path
+from typing import Any
+
+import pytest
+import torch
+from torch import Tensor, nn
+from torch.nn import functional as F
+from torch.nn.utils import parametrizations
+
+from fnn_lightning import FNN, FNNLitModule, MNISTDataModule
+from fnn_lightning.backpropagation import DERIVATIVES, Backpropagation, can_be_written_out
+from fnn_lightning.network import ACTIVATIONS
+from tests.test_lit_module import trainer
+
+MakeData = Callable[..., MNISTDataModule]
+MakeModel = Callable[..., FNNLitModule]
+
+WRITTEN_OUT = [name for name, layer in ACTIVATIONS.items() if layer in DERIVATIVES]
+
+
+@pytest.mark.parametrize("hidden_dims", [[], [100], [30, 20, 10], [1, 4]])
+@pytest.mark.parametrize("activation", WRITTEN_OUT)
+@pytest.mark.parametrize("batch_size", [1, 3, 100])
+@pytest.mark.parametrize("dtype", [torch.float32, torch.float64])
+def test_every_bit_is_autograd_s(
+    hidden_dims: list[int], activation: Any, batch_size: int, dtype: torch.dtype
+) -> None:
+    network = FNN(hidden_dims=hidden_dims, activation=activation, pixel_mean=0.5, pixel_std=0.3)
+    network.to(dtype)
+    images = torch.randint(256, (batch_size, 28, 28), dtype=torch.uint8)
+    labels = torch.randint(10, (batch_size,))
+    logits = network(images)
+    loss = F.cross_entropy(logits, labels)
+    loss.backward()
+    expected = [parameter.grad for parameter in network.parameters()]
+
+    network.zero_grad()
+    backpropagation = Backpropagation(network)
+    for _ in range(2):  # a gradient takes the place of the one before
+        output = backpropagation(images, labels)
+        assert torch.equal(output.loss, loss)
+        assert torch.equal(output.logits, logits)
+        assert output.labels is labels
+        assert not output.loss.requires_grad
+        for parameter, gradient in zip(network.parameters(), expected, strict=True):
+            assert parameter.grad is not None
+            assert gradient is not None
+            assert torch.equal(parameter.grad, gradient)
+            assert parameter.grad.stride() == gradient.stride()
+
+
+def test_the_activations_of_the_tutorials_are_written_out() -> None:
+    assert sorted(WRITTEN_OUT) == ["relu", "sigmoid", "tanh"]
+    assert can_be_written_out(FNN(hidden_dims=[]))
+    for name in ACTIVATIONS:
+        assert can_be_written_out(FNN(hidden_dims=[5, 4], activation=name)) == (name in WRITTEN_OUT)
+
+
+@pytest.mark.parametrize(
+    "arguments", [{"batch_norm": True}, {"dropout": 0.1}, {"input_dropout": 0.1}]
+)
+def test_other_layers_are_left_to_autograd(arguments: dict[str, Any]) -> None:
+    assert not can_be_written_out(FNN(**arguments))
+
+
+class Derived(FNN):
+    """Might do anything."""
+
+
+def weight(network: FNN) -> nn.Parameter:
+    found: Any = network.layers[0].weight
+    return found  # type: ignore[no-any-return]
+
+
+def nothing(*_: Any) -> None:
+    """Watch."""
+
+
+WATCHED: dict[str, Callable[[FNN], Any]] = {
+    "forward": lambda network: network.layers[1].register_forward_hook(nothing),
+    "before forward": lambda network: network.register_forward_pre_hook(nothing),
+    "backward": lambda network: network.layers[0].register_full_backward_hook(nothing),
+    "before backward": lambda network: network.layers.register_full_backward_pre_hook(nothing),
+    "gradient": lambda network: weight(network).register_hook(nothing),
+    "accumulated": lambda network: weight(network).register_post_accumulate_grad_hook(nothing),
+    "frozen": lambda network: weight(network).requires_grad_(False),
+    "parametrised": lambda network: parametrizations.weight_norm(network.layers[0]),
+    "compiled": lambda network: network.compile(),
+}
+
+
+@pytest.mark.parametrize("watch", WATCHED.values(), ids=WATCHED.keys())
+def test_whoever_watches_has_autograd(watch: Callable[[FNN], Any]) -> None:
+    network = FNN()
+    assert can_be_written_out(network)
+    watch(network)
+    assert not can_be_written_out(network)
+
+
+def test_whoever_watches_everything_has_autograd() -> None:
+    handle = nn.modules.module.register_module_forward_hook(nothing)
+    try:
+        assert not can_be_written_out(FNN())
+    finally:
+        handle.remove()
+    with torch.autograd.set_detect_anomaly(True, check_nan=False):
+        assert not can_be_written_out(FNN())
+    assert not can_be_written_out(Derived())
+    assert not can_be_written_out(nn.Linear(784, 10))
+
+
+def test_a_label_out_of_range_is_an_error() -> None:
+    with pytest.raises(IndexError, match="Target 10 is out of bounds"):
+        Backpropagation(FNN())(torch.zeros(1, 784), torch.tensor([10]))
+
+
+class OwnForward(FNNLitModule):
+    """Sees less of the ink."""
+
+    def forward(self, images: Tensor) -> Tensor:
+        logits: Tensor = self.network(images // 2)
+        return logits
+
+
+@pytest.fixture
+def calls(monkeypatch: pytest.MonkeyPatch) -> list[int]:
+    """Return a list that grows with every gradient written out."""
+    found: list[int] = []
+    original = Backpropagation.__call__
+
+    def count(self: Backpropagation, images: Tensor, labels: Tensor) -> Any:
+        found.append(len(labels))
+        return original(self, images, labels)
+
+    monkeypatch.setattr(Backpropagation, "__call__", count)
+    return found
+
+
+@pytest.mark.parametrize(
+    ("arguments", "written_out"),
+    [
+        ({}, True),
+        ({"hidden_dims": []}, True),
+        ({"activation": "tanh", "averaging": 0.9}, True),
+        ({"activation": "gelu"}, False),
+        ({"label_smoothing": 0.1}, False),
+        ({"hardest": 0.5}, False),
+        ({"run_ahead": False}, False),
+    ],
+)
+def test_steps_that_run_ahead_are_written_out(
+    make_data: MakeData,
+    make_model: MakeModel,
+    tmp_path: Path,
+    calls: list[int],
+    arguments: dict[str, Any],
+    written_out: bool,
+) -> None:
+    model = make_model(**arguments)
+    trainer(tmp_path, max_epochs=1).fit(model, datamodule=make_data(batch_size=20))
+    assert bool(calls) == written_out
+
+
+def test_a_forward_of_one_s_own_and_hooks_are_called(
+    make_data: MakeData, make_model: MakeModel, tmp_path: Path, calls: list[int]
+) -> None:
+    data = make_data(batch_size=20)
+    trainer(tmp_path, max_epochs=1).fit(OwnForward(hidden_dims=[4]), datamodule=data)
+    model, seen = make_model(), []
+    model.register_forward_hook(lambda *_: seen.append("module"))
+    model.network.layers[0].register_forward_hook(lambda *_: seen.append("layer"))
+    run = trainer(tmp_path, max_epochs=1, limit_val_batches=0)
+    run.fit(model, datamodule=data)
+    assert seen == ["layer", "module"] * run.global_step
+    assert not calls
