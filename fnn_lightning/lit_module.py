@@ -39,7 +39,7 @@ SHOWN = (
     *("label_smoothing", "hardest", "averaging", "warmup"),
 )
 HPARAMS_METRICS = ("val/acc", "test/acc", "train/acc", "val/loss", "test/loss", "train/loss")
-MAX_SECONDS = 0.1  # this often the Trainer looks at its clocks and signals, and moves its bar
+MAX_SECONDS = 0.2  # this often the Trainer looks at its clocks and signals, and moves its bar
 MONITORED = ("val/acc", "val/loss")  # what can be selected by
 
 ClassConfig = dict[str, Any]
