@@ -75,25 +75,33 @@ class Backpropagation:
 
 def can_be_written_out(network: nn.Module) -> bool:
     """Tell whether `Backpropagation` does all that autograd would do in a step of this network."""
-    if type(network) is not FNN or torch.is_anomaly_enabled():
+    # exactly these classes: a derived one, such as that of a parametrised layer, may do more
+    if type(network) is not FNN or type(network.layers) is not nn.Sequential:
         return False
     layers = list(network.layers)
+    parameters = list(network.parameters())
+    device = parameters[0].device
     return (
-        # exactly these: a derived class, such as a parametrised layer's, may do more
-        all(type(layer) is nn.Linear for layer in layers[::2])
+        len(layers) % 2 == 1
+        and all(type(layer) is nn.Linear for layer in layers[::2])
         and all(type(layer) in DERIVATIVES for layer in layers[1::2])
-        and all(each.requires_grad and not is_watched(each) for each in network.parameters())
-        and not any(has_hooks(module) for module in network.modules())
+        and len(parameters) == len(layers) + 1  # weights and biases: none missing, none shared
+        and all(each.requires_grad and not is_watched(each) for each in parameters)
+        and all((each.dtype, each.device) == (network.dtype, device) for each in parameters)
+        and not any(does_more(module) for module in network.modules())
+        and not torch.is_autocast_enabled(device.type)
+        and not torch.is_anomaly_enabled()
     )
 
 
-def has_hooks(module: nn.Module) -> bool:
-    """Tell whether a call of the module does more, or other, than its `forward`.
+def does_more(module: nn.Module) -> bool:
+    """Tell whether a call of the module does more, or other, than the `forward` of its class.
 
     PyTorch has no public way to ask; a test sets a hook of every kind and waits for it.
     """
     return bool(
-        module._forward_hooks
+        "forward" in vars(module)
+        or module._forward_hooks
         or module._forward_pre_hooks
         or module._backward_hooks
         or module._backward_pre_hooks

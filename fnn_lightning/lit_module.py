@@ -22,13 +22,13 @@ from torchmetrics import MeanMetric, MetricCollection
 from torchmetrics.classification import MulticlassAccuracy, MulticlassStatScores
 
 from fnn_lightning.averaging import Averaging
-from fnn_lightning.backpropagation import Backpropagation, can_be_written_out, has_hooks
+from fnn_lightning.backpropagation import Backpropagation, can_be_written_out, does_more
 from fnn_lightning.batches import Batch, BatchSource
 from fnn_lightning.deformation import MOST
 from fnn_lightning.errors import DivergenceError, InputError
 from fnn_lightning.network import FNN, Activation, Initialization
 from fnn_lightning.predictions import whole
-from fnn_lightning.run_ahead import bare_step, count_steps, free_steps, is_own, obstacle
+from fnn_lightning.run_ahead import bare_step, count_steps, free_steps, obstacle
 from fnn_lightning.schedule import length_to_fill, run_length, warm_up, warmup_steps
 from fnn_lightning.train_metrics import StepOutput, TrainMetrics, mark_updated
 
@@ -73,7 +73,8 @@ class FNNLitModule(LightningModule):
             found by a first pass over all of them, without dropout and gradients. That saves most
             of the time of images learnt already (Jiang et al. 2019, "Accelerating deep learning by
             focusing on the biggest losers", arXiv:1910.00762). `train/loss` and `train/acc` are
-            those of the first pass, so of the whole batch, over all processes.
+            those of the first pass, so of the whole batch, over all processes; the running mean
+            and variance of batch normalisation are those of the images that the step is taken on.
         averaging: Decay of an exponential moving average of the weights, taken after every step,
             such as 0.999: it is what is validated, tested and saved to predict with, while the
             weights themselves are trained on, and `train/loss` and `train/acc` are theirs. 0 is
@@ -160,12 +161,11 @@ class FNNLitModule(LightningModule):
         # Logged by `_log_hparams`: the Trainer would log them with `hp_metric: -1` beside them.
         self.save_hyperparameters(ignore=["run_ahead"], logger=False)
 
-        # The loss has checked the labels before they are counted.
         metrics = MetricCollection(
             {
                 "loss": mean_metric(),
-                "acc": MulticlassAccuracy(CLASSES, average="micro", validate_args=False),
-                "stats": MulticlassStatScores(CLASSES, average="micro", validate_args=False),
+                "acc": MulticlassAccuracy(CLASSES, average="micro"),
+                "stats": MulticlassStatScores(CLASSES, average="micro"),
             }
         )
         self.train_metrics = TrainMetrics(metrics.clone(prefix="train/"), mean_metric())
@@ -229,10 +229,14 @@ class FNNLitModule(LightningModule):
     def _hardest(self, batch: Batch, step: int, batch_idx: int | None) -> Batch:
         """Choose those of this process's images that are among the hardest of the whole batch."""
         images, labels = batch
+        training = [module for module in self.network.modules() if module.training]
         self.network.eval()
-        with torch.no_grad():
-            output = self._step(batch, self.label_smoothing)
-        self.network.train()
+        try:
+            with torch.no_grad():
+                output = self._step(batch, self.label_smoothing)
+        finally:
+            for module in training:  # others are frozen, and stay so
+                module.training = True
         self.train_metrics.add(step, output)
         losses = F.cross_entropy(
             output.logits, labels, reduction="none", label_smoothing=self.label_smoothing
@@ -334,9 +338,10 @@ class FNNLitModule(LightningModule):
             count_steps(trainer, step - first, (step - first) * len(schedulers))
 
     def _can_be_written_out(self) -> bool:
+        if type(self) is not FNNLitModule or does_more(self):
+            return False
         plain = self.label_smoothing == 0 and self.hardest == 1
-        own_forward = is_own(self, "forward", FNNLitModule) or has_hooks(self)
-        return plain and not own_forward and can_be_written_out(self.network)
+        return plain and can_be_written_out(self.network)
 
     @property
     def single_steps_because(self) -> str | None:

@@ -13,6 +13,7 @@ from torch.nn.utils import parametrizations
 from fnn_lightning import FNN, FNNLitModule, MNISTDataModule
 from fnn_lightning.backpropagation import DERIVATIVES, Backpropagation, can_be_written_out
 from fnn_lightning.network import ACTIVATIONS
+from fnn_lightning.train_metrics import StepOutput
 from tests.test_lit_module import trainer
 
 MakeData = Callable[..., MNISTDataModule]
@@ -79,6 +80,29 @@ def nothing(*_: Any) -> None:
     """Watch."""
 
 
+def reuse(network: FNN) -> None:
+    network.layers[2] = network.layers[0]
+
+
+def replace(number: int, layer: nn.Module) -> Callable[[FNN], None]:
+    def change(network: FNN) -> None:
+        network.layers[number] = layer
+
+    return change
+
+
+class Doubled(nn.Sequential):
+    """Twice the logits."""
+
+    def forward(self, x: Tensor) -> Tensor:
+        logits: Tensor = super().forward(x)
+        return 2 * logits
+
+
+def double(network: FNN) -> None:
+    network.layers = Doubled(*network.layers)
+
+
 WATCHED: dict[str, Callable[[FNN], Any]] = {
     "forward": lambda network: network.layers[1].register_forward_hook(nothing),
     "before forward": lambda network: network.register_forward_pre_hook(nothing),
@@ -89,12 +113,22 @@ WATCHED: dict[str, Callable[[FNN], Any]] = {
     "frozen": lambda network: weight(network).requires_grad_(False),
     "parametrised": lambda network: parametrizations.weight_norm(network.layers[0]),
     "compiled": lambda network: network.compile(),
+    "own forward": lambda network: vars(network).update(forward=nothing),
+    "layer's own forward": lambda network: vars(network.layers[1]).update(forward=nothing),
+    "shared layer": reuse,
+    "shared weight": lambda network: vars(network.layers[2])["_parameters"].update(
+        weight=weight(network)
+    ),
+    "no bias": replace(0, nn.Linear(784, 784, bias=False)),
+    "other dtype": lambda network: network.layers[0].double(),
+    "activation at the end": lambda network: network.layers.append(nn.ReLU()),
+    "own container": double,
 }
 
 
 @pytest.mark.parametrize("watch", WATCHED.values(), ids=WATCHED.keys())
 def test_whoever_watches_has_autograd(watch: Callable[[FNN], Any]) -> None:
-    network = FNN()
+    network = FNN(hidden_dims=[784, 784])
     assert can_be_written_out(network)
     watch(network)
     assert not can_be_written_out(network)
@@ -108,6 +142,9 @@ def test_whoever_watches_everything_has_autograd() -> None:
         handle.remove()
     with torch.autograd.set_detect_anomaly(True, check_nan=False):
         assert not can_be_written_out(FNN())
+    with torch.autocast("cpu", dtype=torch.bfloat16):
+        assert not can_be_written_out(FNN())
+    assert can_be_written_out(FNN())
     assert not can_be_written_out(Derived())
     assert not can_be_written_out(nn.Linear(784, 10))
 
@@ -117,12 +154,12 @@ def test_a_label_out_of_range_is_an_error() -> None:
         Backpropagation(FNN())(torch.zeros(1, 784), torch.tensor([10]))
 
 
-class OwnForward(FNNLitModule):
-    """Sees less of the ink."""
+class HalfLoss(FNNLitModule):
+    """Halves the loss."""
 
-    def forward(self, images: Tensor) -> Tensor:
-        logits: Tensor = self.network(images // 2)
-        return logits
+    def _step(self, batch: Any, label_smoothing: float = 0.0) -> StepOutput:
+        output = super()._step(batch, label_smoothing)
+        return output._replace(loss=output.loss / 2)
 
 
 @pytest.fixture
@@ -164,11 +201,11 @@ def test_steps_that_run_ahead_are_written_out(
     assert bool(calls) == written_out
 
 
-def test_a_forward_of_one_s_own_and_hooks_are_called(
+def test_derived_modules_and_hooks_have_autograd(
     make_data: MakeData, make_model: MakeModel, tmp_path: Path, calls: list[int]
 ) -> None:
     data = make_data(batch_size=20)
-    trainer(tmp_path, max_epochs=1).fit(OwnForward(hidden_dims=[4]), datamodule=data)
+    trainer(tmp_path, max_epochs=1).fit(HalfLoss(hidden_dims=[4]), datamodule=data)
     model, seen = make_model(), []
     model.register_forward_hook(lambda *_: seen.append("module"))
     model.network.layers[0].register_forward_hook(lambda *_: seen.append("layer"))

@@ -257,6 +257,24 @@ def test_a_step_is_taken_on_the_hardest_images(make_model: MakeModel) -> None:
     )
 
 
+def test_the_search_for_the_hardest_leaves_the_modes_alone(
+    make_model: MakeModel, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    model = make_model(hardest=0.3, batch_norm=True, dropout=0.5)
+    model.train()
+    frozen = model.network.layers[1].eval()
+    images = torch.randint(256, (20, 28, 28), dtype=torch.uint8)
+    batch = images, torch.randint(10, (20,))
+    model._train(batch, 1)
+    others = [each for each in model.network.modules() if each is not frozen]
+    assert not frozen.training
+    assert all(each.training for each in others)
+    monkeypatch.setattr(model, "_step", None)
+    with pytest.raises(TypeError):
+        model._train(batch, 2)
+    assert all(each.training for each in others)
+
+
 @pytest.mark.parametrize(("hardest", "sizes"), [(0.25, [0, 1, 1, 2]), (0.999, [0, 1, 4, 8])])
 def test_how_many_are_the_hardest(make_model: MakeModel, hardest: float, sizes: list[int]) -> None:
     model = make_model(hardest=hardest)
