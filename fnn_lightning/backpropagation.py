@@ -4,7 +4,8 @@ For a net as small as 784–100–10, recording the operations of a step and wal
 record takes a fifth of the step. A chain of linear layers and activations needs no record: its
 gradients are the few lines of `Backpropagation`. They are the very operations that autograd would
 choose, in the same order, so that every bit is the same. Whatever is not in `DERIVATIVES`, and
-whatever hooks into modules or gradients, is left to autograd.
+whatever hooks into modules or parameters, is left to autograd. Hooks on nodes of autograd's graph
+cannot be seen from outside; who sets them has to give `run_ahead=False`.
 """
 
 from collections.abc import Callable
@@ -34,8 +35,8 @@ class Backpropagation:
     """Computes cross-entropy and its gradients in the place of a forward and a backward pass.
 
     Args:
-        network: One that `can_be_written_out` says yes to. Its parameters may change, but not its
-            layers.
+        network: One that `can_be_written_out` says yes to. The values of its parameters may
+            change, but not the parameters themselves or the layers.
     """
 
     def __init__(self, network: FNN) -> None:
@@ -53,7 +54,7 @@ class Backpropagation:
             labels: `int64` of shape `(B,)`.
         """
         inputs = [self.network.scale(images)]
-        for (weight, bias), (activation, _) in zip(self.linear, self.hidden, strict=False):
+        for (weight, bias), (activation, _) in zip(self.linear[:-1], self.hidden, strict=True):
             inputs.append(activation(F.linear(inputs[-1], weight, bias)))
         logits = F.linear(inputs[-1], *self.linear[-1])
         log_p = logits.log_softmax(1)

@@ -157,3 +157,24 @@ class BatchSource:
                 f"Expected a position in an epoch of {len(self):,} batches, but got {position!r}"
             )
         self._start = position
+
+
+def whole(share: Tensor, source: BatchSource, batch_idx: int) -> Tensor:
+    """Put together what the processes have of a batch, of its rows each in turn one.
+
+    Args:
+        share: This process's rows.
+        source: What served the batch.
+        batch_idx: Its number.
+
+    Returns:
+        Tensor of all the batch's rows, the same on all processes.
+    """
+    if source.world_size == 1:
+        return share
+    size = source.global_batch_size(batch_idx)
+    padded = share.new_zeros((-(-size // source.world_size), *share.shape[1:]))
+    padded[: len(share)] = share
+    shares = [torch.empty_like(padded) for _ in range(source.world_size)]
+    torch.distributed.all_gather(shares, padded)
+    return torch.stack(shares, dim=1).flatten(0, 1)[:size]

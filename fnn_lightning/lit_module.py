@@ -23,11 +23,10 @@ from torchmetrics.classification import MulticlassAccuracy, MulticlassStatScores
 
 from fnn_lightning.averaging import Averaging
 from fnn_lightning.backpropagation import Backpropagation, can_be_written_out, does_more
-from fnn_lightning.batches import Batch, BatchSource
+from fnn_lightning.batches import Batch, BatchSource, whole
 from fnn_lightning.deformation import MOST
 from fnn_lightning.errors import DivergenceError, InputError
 from fnn_lightning.network import FNN, Activation, Initialization
-from fnn_lightning.predictions import whole
 from fnn_lightning.run_ahead import bare_step, count_steps, free_steps, obstacle
 from fnn_lightning.schedule import length_to_fill, run_length, warm_up, warmup_steps
 from fnn_lightning.train_metrics import StepOutput, TrainMetrics, mark_updated
@@ -69,12 +68,13 @@ class FNNLitModule(LightningModule):
             of training, is then the cross-entropy with these targets; `val/loss` and `test/loss`
             stay that with the labels, so that they can be compared with other runs', but not with
             `train/loss`.
-        hardest: Fraction of each batch that a step is taken on: the images with the greatest loss,
-            found by a first pass over all of them, without dropout and gradients. That saves most
-            of the time of images learnt already (Jiang et al. 2019, "Accelerating deep learning by
-            focusing on the biggest losers", arXiv:1910.00762). `train/loss` and `train/acc` are
-            those of the first pass, so of the whole batch, over all processes; the running mean
-            and variance of batch normalisation are those of the images that the step is taken on.
+        hardest: Fraction of each batch that a step is taken on, rounded to whole images, one at
+            least: those with the greatest loss, found by a first pass over all of them, without
+            dropout and gradients. That saves most of the time of images learnt already (Jiang et
+            al. 2019, "Accelerating deep learning by focusing on the biggest losers",
+            arXiv:1910.00762). `train/loss` and `train/acc` are those of the first pass, so of the
+            whole batch, over all processes; the running mean and variance of batch normalisation
+            are those of the images that the step is taken on.
         averaging: Decay of an exponential moving average of the weights, taken after every step,
             such as 0.999: it is what is validated, tested and saved to predict with, while the
             weights themselves are trained on, and `train/loss` and `train/acc` are theirs. 0 is
@@ -272,7 +272,10 @@ class FNNLitModule(LightningModule):
         self._set_pace()
 
     def _check_shares(self) -> None:
-        """Refuse a batch of which a process would have one image, without a variance, or none."""
+        """Refuse batches of which a process would have one image, without a variance, or none.
+
+        How many of the hardest images a process has is known only when they are found.
+        """
         source, trainer = self.trainer.train_dataloader, self.trainer
         if isinstance(source, BatchSource):
             processes = trainer.world_size

@@ -9,12 +9,11 @@ from typing import Any
 from lightning.pytorch import LightningModule, Trainer, callbacks
 from torch import Tensor
 
-from fnn_lightning.batches import BatchSource
+from fnn_lightning.batches import BatchSource, whole
 from fnn_lightning.checkpoint import write_whole
 from fnn_lightning.errors import InputError
 from fnn_lightning.lit_module import CLASSES
 from fnn_lightning.options import check_writable, output_file
-from fnn_lightning.predictions import whole
 
 COLUMNS = ("digit", *(f"p{digit}" for digit in range(CLASSES)))
 

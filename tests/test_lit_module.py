@@ -225,14 +225,19 @@ def test_label_smoothing_is_in_the_loss_of_training_alone(
 
 
 def test_a_step_is_taken_on_the_hardest_images(make_model: MakeModel) -> None:
+    torch.manual_seed(0)
     model = make_model(hardest=0.3, batch_norm=True, dropout=0.5, label_smoothing=0.2)
-    images = torch.randint(256, (20, 28, 28), dtype=torch.uint8)
-    labels = torch.randint(10, (20,))
+    last: Any = model.network.layers[-1]
+    last.weight.data *= 50  # so sure that label smoothing changes which are the hardest
+    images = torch.randint(256, (100, 28, 28), dtype=torch.uint8)
+    labels = torch.randint(10, (100,))
     before = {name: buffer.clone() for name, buffer in model.named_buffers()}
     model.eval()
     logits = model(images)
     losses = F.cross_entropy(logits, labels, reduction="none", label_smoothing=0.2)
-    chosen = losses.argsort(descending=True)[:6].sort().values  # in the order of the batch
+    chosen = losses.argsort(descending=True)[:30].sort().values  # in the order of the batch
+    plain = F.cross_entropy(logits, labels, reduction="none").argsort(descending=True)[:30]
+    assert set(plain.tolist()) != set(chosen.tolist())
     model.train()
     torch.manual_seed(0)
     expected = F.cross_entropy(model(images[chosen]), labels[chosen], label_smoothing=0.2)
@@ -242,7 +247,7 @@ def test_a_step_is_taken_on_the_hardest_images(make_model: MakeModel) -> None:
     model.load_state_dict(before, strict=False)
     torch.manual_seed(0)
     loss, count = model._train((images, labels), 1)
-    assert count == 6
+    assert count == 30
     torch.testing.assert_close(loss, expected)
     loss.backward()
     gradients = [parameter.grad for parameter in model.network.parameters()]

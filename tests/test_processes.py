@@ -183,6 +183,7 @@ def test_deformation_and_averaging_on_two_processes(data_dir: str, start: Start)
     done(start(*FIT, *hardest, *ddp(2), "--run_folder", "hard2"))
     alone, shared = scalars("hard"), scalars("hard2")
     assert alone["train/loss"] != one["train/loss"]
+    assert set(alone) == set(shared)
     for tag, points in alone.items():
         values = [[value for _, value in each] for each in (shared[tag], points)]
         assert values[0] == pytest.approx(values[1], rel=1e-4), tag

@@ -132,7 +132,6 @@ def test_a_run_is_bit_for_bit_that_of_single_steps(
         {"hidden_dims": []},
         {"hidden_dims": [9, 8, 7], "activation": "tanh", "averaging": 0.9},
         {"hidden_dims": [9], "activation": "sigmoid", "pixel_mean": 0.1, "pixel_std": 0.3},
-        {"hidden_dims": [9, 8], "activation": "gelu"},
     ],
 )
 def test_gradients_written_out_are_those_of_single_steps(
