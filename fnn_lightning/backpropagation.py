@@ -16,7 +16,7 @@ from torch import Tensor, nn
 from torch.nn import functional as F
 
 from fnn_lightning.network import FNN
-from fnn_lightning.train_metrics import StepOutput
+from fnn_lightning.train_metrics import IGNORED, StepOutput
 
 aten = torch.ops.aten
 
@@ -28,7 +28,6 @@ DERIVATIVES: dict[type[nn.Module], Callable[[Tensor, Tensor], Tensor]] = {
 """Of each activation: the gradient of its input, from that of its output, and the output."""
 
 MEAN = 1  # how PyTorch numbers the reduction of a loss
-NO_LABEL = -100  # a label that its losses would pass over
 
 
 class Backpropagation:
@@ -58,10 +57,10 @@ class Backpropagation:
             inputs.append(activation(F.linear(inputs[-1], weight, bias)))
         logits = F.linear(inputs[-1], *self.linear[-1])
         log_p = logits.log_softmax(1)
-        loss, weights = aten.nll_loss_forward.default(log_p, labels, None, MEAN, NO_LABEL)
+        loss, weights = aten.nll_loss_forward.default(log_p, labels, None, MEAN, IGNORED)
 
         gradient = aten.nll_loss_backward.default(
-            torch.ones_like(loss), log_p, labels, None, MEAN, NO_LABEL, weights
+            torch.ones_like(loss), log_p, labels, None, MEAN, IGNORED, weights
         )
         gradient = aten._log_softmax_backward_data.default(gradient, log_p, 1, log_p.dtype)
         for i in reversed(range(len(inputs))):

@@ -1,6 +1,7 @@
 """Shows in TensorBoard what the net learned: where it is wrong, and what its first layer sees."""
 
 import io
+import math
 import time
 from pathlib import Path
 from typing import Any
@@ -9,7 +10,6 @@ from lightning.pytorch import LightningModule, Trainer
 from lightning.pytorch.loggers import TensorBoardLogger
 from lightning.pytorch.utilities import rank_zero_only
 from torch import nn
-from torchmetrics.functional.classification import multiclass_recall
 
 from fnn_lightning import figures
 from fnn_lightning.batches import BatchSource
@@ -136,10 +136,13 @@ class Insight(Gatherer):
 def log_digits(trainer: Trainer, predictions: Predictions, split: str, step: int) -> None:
     """Log which share of the images of each digit was classified correctly, if there are any."""
     digits, labels = predictions.digits, predictions.labels
-    recall = multiclass_recall(digits, labels, num_classes=CLASSES, average=None)
+    right = labels[digits == labels].bincount(minlength=CLASSES)
+    recall = (right / labels.bincount(minlength=CLASSES)).tolist()
     # not val/acc_of_…: TensorBoard would show ten charts more in the group of val/acc
     shares = {
-        f"{split}_acc_of_digit/{digit}": float(recall[digit]) for digit in set(labels.tolist())
+        f"{split}_acc_of_digit/{digit}": share
+        for digit, share in enumerate(recall)
+        if not math.isnan(share)
     }
     for logger in trainer.loggers:
         logger.log_metrics(shares, step)

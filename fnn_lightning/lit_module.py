@@ -29,7 +29,7 @@ from fnn_lightning.errors import DivergenceError, InputError
 from fnn_lightning.network import FNN, Activation, Initialization
 from fnn_lightning.run_ahead import bare_step, count_steps, free_steps, obstacle
 from fnn_lightning.schedule import length_to_fill, run_length, warm_up, warmup_steps
-from fnn_lightning.train_metrics import StepOutput, TrainMetrics, mark_updated
+from fnn_lightning.train_metrics import IGNORED, StepOutput, TrainMetrics, mark_updated
 
 CLASSES = 10
 SGD: dict[str, Any] = {"class_path": "torch.optim.SGD", "init_args": {"lr": 0.1}}
@@ -161,11 +161,12 @@ class FNNLitModule(LightningModule):
         # Logged by `_log_hparams`: the Trainer would log them with `hp_metric: -1` beside them.
         self.save_hyperparameters(ignore=["run_ahead"], logger=False)
 
+        # The loss has refused labels that are no digit before they are counted.
         metrics = MetricCollection(
             {
                 "loss": mean_metric(),
-                "acc": MulticlassAccuracy(CLASSES, average="micro"),
-                "stats": MulticlassStatScores(CLASSES, average="micro"),
+                "acc": MulticlassAccuracy(CLASSES, average="micro", validate_args=False),
+                "stats": MulticlassStatScores(CLASSES, average="micro", validate_args=False),
             }
         )
         self.train_metrics = TrainMetrics(metrics.clone(prefix="train/"), mean_metric())
@@ -598,7 +599,9 @@ class FNNLitModule(LightningModule):
         images, labels = batch
         logits = self(images)
         if len(labels):
-            loss = F.cross_entropy(logits, labels, label_smoothing=label_smoothing)
+            loss = F.cross_entropy(
+                logits, labels, ignore_index=IGNORED, label_smoothing=label_smoothing
+            )
         else:
             loss = logits.sum()  # a process's share can be empty, and then adds nothing
         return StepOutput(loss, logits, labels)

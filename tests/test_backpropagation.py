@@ -160,9 +160,13 @@ def test_autocast_anomalies_and_other_networks_are_left_to_autograd() -> None:
     assert not can_be_written_out(nn.Linear(784, 10))
 
 
-def test_a_label_out_of_range_is_an_error() -> None:
-    with pytest.raises(IndexError, match="Target 10 is out of bounds"):
-        Backpropagation(FNN())(torch.zeros(1, 784), torch.tensor([10]))
+@pytest.mark.parametrize("label", [10, -1, -100])
+def test_a_label_out_of_range_is_an_error(make_model: MakeModel, label: int) -> None:
+    batch = torch.zeros(1, 784), torch.tensor([label])
+    with pytest.raises(IndexError, match=f"Target {label} is out of bounds"):
+        Backpropagation(FNN())(*batch)
+    with pytest.raises(IndexError, match=f"Target {label} is out of bounds"):
+        make_model()._step(batch)
 
 
 class HalfLoss(FNNLitModule):
