@@ -82,6 +82,8 @@ class BatchSource:
         self.rank = rank
         self.world_size = world_size
         self.deformation = deformation or Deformation()
+        self.deforms = bool(self.deformation) and shuffle_seed is not None
+        """Whether the images are deformed."""
         self.device = torch.device(device)
         if shuffle_seed is not None:
             # Where the Trainer finds `set_epoch`. A source without a sampler is in order to it.
@@ -108,11 +110,6 @@ class BatchSource:
             yield batch
             if self.between is not None:
                 self.between(batches)
-
-    @property
-    def deforms(self) -> bool:
-        """Whether the images are deformed."""
-        return bool(self.deformation) and hasattr(self, "sampler")
 
     def peek(self) -> Batch:
         """Return this process's share of the epoch's first batch, and leave everything as it is."""
