@@ -9,7 +9,7 @@ from importlib import import_module
 
 from fnn_lightning import __version__
 from fnn_lightning.errors import DivergenceError, InputError, one_line
-from fnn_lightning.stop import LOST, Stopped, lost_a_process
+from fnn_lightning.stop import LOST, Stopped, leave_group, lost_a_process
 
 WITH_TRAINER = {
     "fit": "train a network, or go on with a run",
@@ -59,6 +59,7 @@ def main(args: list[str] | None = None) -> None:
         from fnn_lightning.commands import FNNCLI
 
         FNNCLI(words)
+        leave_group()
     except Stopped as stop:
         if not rank():
             saved = "nothing was saved"

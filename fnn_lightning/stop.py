@@ -77,6 +77,17 @@ def requeue(stop: Stopped) -> None:
         print(f"the job could not be queued again: {error}", file=sys.stderr)
 
 
+def leave_group() -> None:
+    """Close the connections to the other processes of a run that has ended, if there are any.
+
+    Lightning does so for NCCL alone; gloo's, left open, can abort the process while it exits.
+    """
+    from torch import distributed
+
+    if distributed.is_available() and distributed.is_initialized():
+        distributed.destroy_process_group()
+
+
 def lost_a_process(error: Exception) -> bool:
     """Tell whether a word between the processes of a run found nobody to answer."""
     from torch import distributed
