@@ -22,8 +22,8 @@ from typing import NamedTuple
 import lightning
 import torch
 
-from fnn_lightning.callbacks import Checkpoint
-from fnn_lightning.commands import FNNCLI
+from fnn_lightning.commands.lightning_cli import FNNCLI
+from fnn_lightning.training.checkpointing import Checkpoint
 
 CONFIGS = Path(__file__).parent.parent / "configs"
 TOLERANCE = 0.3  # points

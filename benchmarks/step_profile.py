@@ -12,8 +12,14 @@ from typing import Any
 import torch
 from loop_timer import LoopTimer
 
-from fnn_lightning import backpropagation, batches, callbacks, lit_module, run_ahead, train_metrics
-from fnn_lightning.commands import FNNCLI
+from fnn_lightning import lit_module
+from fnn_lightning.commands.lightning_cli import FNNCLI
+from fnn_lightning.data import dataloader as batches
+from fnn_lightning.training import checkpointing as callbacks
+from fnn_lightning.training import console
+from fnn_lightning.training import manual_backward as backpropagation
+from fnn_lightning.training import metrics as train_metrics
+from fnn_lightning.training import multi_step as run_ahead
 
 
 class Clock:
@@ -75,7 +81,7 @@ def show_profile(config: Path, data_dir: str) -> None:
     for name in ("_log_training", "log_dict"):
         clock.wrap(module, name, "metrics and logging")
     clock.wrap(callbacks.Checkpoint, "_save", "checkpoints")
-    clock.wrap(callbacks.ProgressBar, "on_train_batch_end", "progress bar")
+    clock.wrap(console.ProgressBar, "on_train_batch_end", "progress bar")
     on_validation_start, on_validation_end = module.on_validation_start, module.on_validation_end
 
     def start_evaluation(self: Any) -> None:

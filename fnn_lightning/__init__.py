@@ -3,8 +3,8 @@
 from typing import TYPE_CHECKING, Any
 
 if TYPE_CHECKING:
+    from fnn_lightning.datamodule import MNISTDataModule
     from fnn_lightning.lit_module import FNNLitModule
-    from fnn_lightning.mnist import MNISTDataModule
     from fnn_lightning.network import FNN
 
 __version__ = "0.1.0"
@@ -13,7 +13,7 @@ __all__ = ["FNN", "FNNLitModule", "MNISTDataModule", "__version__"]
 
 def __getattr__(name: str) -> Any:
     # Importing torch takes seconds, and `--version` needs none of it: classes load when first used.
-    modules = {"FNN": "network", "FNNLitModule": "lit_module", "MNISTDataModule": "mnist"}
+    modules = {"FNN": "network", "FNNLitModule": "lit_module", "MNISTDataModule": "datamodule"}
     if name not in modules:
         raise AttributeError(f"module {__name__!r} has no attribute {name!r}")
     from importlib import import_module

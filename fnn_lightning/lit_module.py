@@ -21,15 +21,15 @@ from torch.utils.tensorboard.summary import hparams as hparams_summary
 from torchmetrics import MeanMetric, MetricCollection
 from torchmetrics.classification import MulticlassAccuracy, MulticlassStatScores
 
-from fnn_lightning.averaging import Averaging
-from fnn_lightning.backpropagation import Backpropagation, can_be_written_out, does_more
-from fnn_lightning.batches import Batch, BatchSource, whole
-from fnn_lightning.deformation import MOST
+from fnn_lightning.data.augmentation import MOST
+from fnn_lightning.data.dataloader import Batch, BatchSource, whole
 from fnn_lightning.errors import DivergenceError, InputError
 from fnn_lightning.network import FNN, Activation, Initialization
-from fnn_lightning.run_ahead import bare_step, count_steps, free_steps, obstacle
-from fnn_lightning.schedule import length_to_fill, run_length, warm_up, warmup_steps
-from fnn_lightning.train_metrics import IGNORED, StepOutput, TrainMetrics, mark_updated
+from fnn_lightning.training.ema import Averaging
+from fnn_lightning.training.manual_backward import Backpropagation, can_be_written_out, does_more
+from fnn_lightning.training.metrics import IGNORED, StepOutput, TrainMetrics, mark_updated
+from fnn_lightning.training.multi_step import bare_step, count_steps, free_steps, obstacle
+from fnn_lightning.training.optim import length_to_fill, run_length, warm_up, warmup_steps
 
 CLASSES = 10
 SGD: dict[str, Any] = {"class_path": "torch.optim.SGD", "init_args": {"lr": 0.1}}

@@ -4,22 +4,25 @@ import gzip
 import hashlib
 import os
 import shutil
-import struct
+import signal
+import socket
+import subprocess
+import sys
 from collections.abc import Callable, Iterator
 from pathlib import Path
 
-import numpy as np
 import pytest
 from selenium.webdriver import Chrome, ChromeOptions
 from selenium.webdriver.chrome.service import Service
 from selenium.webdriver.remote.webdriver import WebDriver
 from torchvision.datasets import MNIST
 
-from fnn_lightning.download import fetch_mnist
+from fnn_lightning.data.mnist_files import fetch_mnist
+from fnn_lightning.datamodule import MNISTDataModule
 from fnn_lightning.lit_module import FNNLitModule
-from fnn_lightning.mnist import MNISTDataModule
+from fnn_lightning.runs import subprocesses
+from tests.support import STAND_IN, Start, alive, tiny_files
 
-TRAIN_SIZE, TEST_SIZE = 300, 100
 REAL_MIRROR = os.environ.get("FNN_LIGHTNING_MIRROR")
 
 
@@ -29,24 +32,6 @@ def _isolated(monkeypatch: pytest.MonkeyPatch, tmp_path: Path) -> None:
     monkeypatch.chdir(tmp_path)
     monkeypatch.delenv("FNN_LIGHTNING_MIRROR", raising=False)
     monkeypatch.setattr(MNIST, "mirrors", [])
-
-
-def idx_bytes(array: np.ndarray) -> bytes:
-    """Encode an array of unsigned bytes as an IDX file."""
-    return struct.pack(f">BBBB{array.ndim}I", 0, 0, 8, array.ndim, *array.shape) + array.tobytes()
-
-
-def tiny_files() -> dict[str, bytes]:
-    """Make MNIST's four files, small: noise, with a bright row that gives the digit away."""
-    rng = np.random.default_rng(0)
-    files = {}
-    for part, size in (("train", TRAIN_SIZE), ("t10k", TEST_SIZE)):
-        labels = rng.integers(0, 10, size, dtype=np.uint8)
-        images = rng.integers(0, 100, (size, 28, 28), dtype=np.uint8)
-        images[np.arange(size), 4 + 2 * labels] = 255
-        files[f"{part}-images-idx3-ubyte"] = idx_bytes(images)
-        files[f"{part}-labels-idx1-ubyte"] = idx_bytes(labels)
-    return files
 
 
 @pytest.fixture
@@ -123,3 +108,52 @@ def real_data_dir(tmp_path_factory: pytest.TempPathFactory) -> str:
     folder = str(tmp_path_factory.mktemp("data"))
     fetch_mnist(folder, REAL_MIRROR)
     return folder
+
+
+@pytest.fixture
+def start() -> Iterator[Start]:
+    """Return a function that starts Python, or bash; what still runs at the end is killed."""
+    processes: list[subprocess.Popen[str]] = []
+
+    def run(*words: str, **env: str) -> subprocess.Popen[str]:
+        command = list(words) if words[0] == "bash" else [sys.executable, *words]
+        environment = {**os.environ, "OMP_NUM_THREADS": "1", "PYTHONUNBUFFERED": "1", **env}
+        processes.append(
+            subprocess.Popen(
+                command,
+                env=environment,
+                stdout=subprocess.PIPE,
+                stderr=subprocess.PIPE,
+                text=True,
+                start_new_session=True,
+            )
+        )
+        return processes[-1]
+
+    yield run
+    for process in processes:
+        if alive(process):
+            os.killpg(process.pid, signal.SIGKILL)
+        process.communicate()
+
+
+@pytest.fixture
+def tensorboard() -> Iterator[str]:
+    """Start TensorBoard on a free port of the loopback interface, and end it."""
+    with socket.socket() as probe:
+        probe.bind(("127.0.0.1", 0))
+        port = probe.getsockname()[1]
+    command = [sys.executable, "-m", "tensorboard.main", "--logdir", "lightning_logs"]
+    command += ["--host", "127.0.0.1", "--port", str(port), "--load_fast", "false"]
+    with Path("tensorboard.log").open("w") as log:
+        process = subprocess.Popen(command, stdout=log, stderr=log)
+    try:
+        yield f"http://127.0.0.1:{port}/data"
+    finally:
+        process.terminate()
+        process.wait(timeout=30)
+
+
+@pytest.fixture
+def stand_in(monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setattr(subprocesses, "PYTHON", [sys.executable, STAND_IN])

@@ -7,34 +7,15 @@ import pytest
 import torch
 from lightning.pytorch import Callback, LightningModule, Trainer
 from lightning.pytorch.loggers import TensorBoardLogger
-from tensorboard.backend.event_processing.event_accumulator import EventAccumulator
 from torch import nn
 from torch.nn import functional as F
 
 from fnn_lightning import FNNLitModule, MNISTDataModule
 from fnn_lightning.errors import DivergenceError, InputError
+from tests.support import scalars, trainer
 
 MakeData = Callable[..., MNISTDataModule]
 MakeModel = Callable[..., FNNLitModule]
-
-
-def trainer(tmp_path: Path, **kwargs: Any) -> Trainer:
-    quiet = {"enable_progress_bar": False, "enable_model_summary": False, "accelerator": "cpu"}
-    limits = {
-        "num_sanity_val_steps": 0,
-        "max_epochs": 2,
-        "log_every_n_steps": 3,
-        "default_root_dir": tmp_path,
-    }
-    return Trainer(**{**quiet, **limits, **kwargs})
-
-
-def scalars(folder: str | None) -> dict[str, list[tuple[int, float]]]:
-    events = EventAccumulator(str(folder)).Reload()
-    return {
-        tag: [(event.step, event.value) for event in events.Scalars(tag)]
-        for tag in events.Tags()["scalars"]
-    }
 
 
 def plain_loop(
@@ -97,7 +78,7 @@ def test_a_run_is_bit_for_bit_the_plain_loop(
 def test_validation_and_test_measure_the_whole_split(
     make_data: MakeData, make_model: MakeModel, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
 ) -> None:
-    monkeypatch.setattr("fnn_lightning.mnist.EVAL_BATCH_SIZE", 7)  # batches of different sizes
+    monkeypatch.setattr("fnn_lightning.datamodule.EVAL_BATCH_SIZE", 7)  # batches of different sizes
     data, model = make_data(val_size=60, test_train_set=True), make_model()
     run = trainer(tmp_path, max_epochs=1)
     run.fit(model, datamodule=data)

@@ -1,0 +1,135 @@
+"""The entry of the command line: starts fast, and turns errors into one line."""
+
+import difflib
+import os
+import shlex
+import signal
+import sys
+from importlib import import_module
+
+from fnn_lightning import __version__
+from fnn_lightning.errors import DivergenceError, InputError, one_line
+from fnn_lightning.runs.signals import LOST, Stopped, leave_group, lost_a_process
+
+WITH_TRAINER = {
+    "fit": "train a network, or go on with a run",
+    "validate": "measure a checkpoint on the validation images",
+    "test": "measure a checkpoint on the test images, and write a report",
+    "predict": "read the digits of the test set, or of your own pictures",
+}
+WITHOUT_TRAINER = {  # each run by `main` of the module of that name
+    "compare": "tell settings that differ from differences by chance",
+    "seeds": "train with several seeds, and say how far they differ",
+    "sweep": "search for the settings that validate best",
+    "export": "write one file that takes raw pixels, and prove that it agrees",
+    "demo": "open a page to draw digits on",
+}
+SUBCOMMANDS = WITH_TRAINER | WITHOUT_TRAINER
+COMMAND = "python -m fnn_lightning"
+
+
+def main(args: list[str] | None = None) -> None:
+    """Run the command line.
+
+    Args:
+        args: What would follow `python -m fnn_lightning`; taken from there if not given.
+
+    Raises:
+        SystemExit: With one line on stderr, and status 2 if what the user gave cannot be used, 1
+            if training diverged, 130 if it was interrupted.
+    """
+    words = sys.argv[1:] if args is None else args
+    if words == ["--version"]:
+        print(f"fnn_lightning {__version__}")
+        return
+
+    if words in (["--help"], ["-h"]):
+        print(f"usage: {COMMAND} SUBCOMMAND [--help] [options]\n")
+        print("Trains feed-forward neural nets on MNIST.\n")
+        for name, description in SUBCOMMANDS.items():
+            print(f"  {name:<10} {description}")
+        return
+
+    try:
+        check_subcommand(words)
+        if words[0] in WITHOUT_TRAINER:
+            import_module(f"fnn_lightning.commands.{words[0]}").main(words[1:])
+            return
+        # Not at the top: importing torch and Lightning takes seconds, and --version needs neither.
+        from fnn_lightning.commands.lightning_cli import FNNCLI
+
+        FNNCLI(words)
+        leave_group()
+    except Stopped as stop:
+        if not rank():
+            saved = "nothing was saved"
+            if stop.path:
+                path = shlex.quote(os.path.relpath(stop.path))
+                saved = f"saved; go on with: {COMMAND} fit --ckpt_path {path}"
+            print(f"stopped by {signal.Signals(stop.signum).name}, {saved}", file=sys.stderr)
+        # a status other than 0 would make Lightning kill the first process before it says so
+        raise SystemExit(0 if rank() else 128 + stop.signum) from None
+    except KeyboardInterrupt as stop:
+        print(f"interrupted; {stop}" if str(stop) else "interrupted", file=sys.stderr)
+        raise SystemExit(130) from None
+    except BrokenPipeError:
+        # Whoever read the output, `head` say, has enough of it.
+        os.dup2(os.open(os.devnull, os.O_WRONLY), sys.stdout.fileno())
+        raise SystemExit(1) from None
+    except Exception as error:
+        from lightning.fabric.utilities.exceptions import MisconfigurationException
+
+        meant_for_the_user = (InputError, DivergenceError, MisconfigurationException, OSError)
+        module = raised_in(error)
+        if not (
+            isinstance(error, meant_for_the_user)
+            # Settings that do not go together: Lightning reports some as a plain ValueError, and
+            # an optimiser or a schedule finds some only when it steps.
+            or (isinstance(error, ValueError) and module.startswith("lightning."))
+            or module.startswith("torch.optim.")
+            # a path that begins with ~nobody
+            or (isinstance(error, RuntimeError) and module.startswith("pathlib"))
+        ):
+            if not lost_a_process(error):
+                raise
+            error = ConnectionError(LOST)
+        where = f" on rank {rank()}" if rank() else ""
+        print(f"error{where}: {one_line(str(error))}", file=sys.stderr)
+        wrong_input = not isinstance(error, DivergenceError | ConnectionError)
+        raise SystemExit(2 if wrong_input else 1) from None
+
+
+def check_subcommand(words: list[str]) -> None:
+    """Refuse a command line that does not begin with a subcommand.
+
+    Raises:
+        InputError: If it does not.
+    """
+    if words and words[0] in SUBCOMMANDS:
+        return
+    if any(word in SUBCOMMANDS for word in words):
+        raise InputError(
+            f"Expected the subcommand before its options, but got {words[0]} first: "
+            f"{COMMAND} {'|'.join(SUBCOMMANDS)} --config FILE"
+        )
+    near = difflib.get_close_matches(words[0], SUBCOMMANDS, n=1) if words else []
+    raise InputError(
+        f"Expected a subcommand, one of {', '.join(SUBCOMMANDS)}"
+        + (f", but got {words[0]}" if words else "")
+        + (f"; did you mean {near[0]}?" if near else f"; {COMMAND} --help tells more")
+    )
+
+
+def rank() -> int:
+    """Return the number of this process among those of the run."""
+    from lightning.pytorch.utilities import rank_zero_only
+
+    return int(getattr(rank_zero_only, "rank", 0) or 0)
+
+
+def raised_in(error: BaseException) -> str:
+    """Return the name of the module that raised an error."""
+    traceback = error.__traceback__
+    while traceback and traceback.tb_next:
+        traceback = traceback.tb_next
+    return str(traceback.tb_frame.f_globals["__name__"]) if traceback else ""

@@ -1,0 +1,1 @@
+"""How a network is trained: optimisation, metrics, logging, checkpoints, resuming."""

@@ -1,0 +1,258 @@
+"""Checkpoints and early stopping."""
+
+import math
+import time
+from pathlib import Path
+from typing import Any, Literal
+
+import torch
+from lightning.pytorch import LightningModule, Trainer, callbacks
+from lightning.pytorch.callbacks.early_stopping import EarlyStoppingReason
+
+from fnn_lightning.errors import InputError
+from fnn_lightning.runs.signals import Stopped, StopSignals
+
+Metric = Literal["val/acc", "val/loss"]
+Mode = Literal["min", "max"]
+
+
+def better_when(metric: str) -> Mode:
+    """Tell whether a metric, by its name, is the better the lower (a loss) or the higher it is."""
+    return "min" if metric.endswith("loss") else "max"
+
+
+class Checkpoint(callbacks.Checkpoint):
+    """Keeps `last.ckpt`, always the newest step, and `best.ckpt`, if a metric is monitored.
+
+    Both lie in `checkpoints/` of the run's folder. `last.ckpt` is written after every validation,
+    at the end of every epoch and at the end of training, whatever the monitored metric did;
+    Lightning's `ModelCheckpoint` writes it only together with a new best one (its issue 5030).
+    From each, training goes on to the bit as if it had never been interrupted.
+
+    A signal to stop (Ctrl-C, SIGTERM) is obeyed after the step, when `last.ckpt` is written. With
+    `writes` set to false it is obeyed likewise, but nothing is written.
+
+    Args:
+        monitor: Name of a logged metric. The checkpoint with its best value is kept as
+            `best.ckpt`.
+        mode: Whether the lowest or the highest value is the best; by default the lowest of a
+            metric whose name ends in `loss` and the highest of any other.
+        every_n_steps: Number of optimiser steps between further writes of `last.ckpt`.
+        every_n_minutes: Minutes after which `last.ckpt` is written again at the latest.
+
+    Raises:
+        Stopped: In training, when a signal was obeyed.
+    """
+
+    def __init__(
+        self,
+        monitor: Metric | None = None,
+        mode: Mode | None = None,
+        every_n_steps: int | None = None,
+        every_n_minutes: float | None = None,
+    ) -> None:
+        if every_n_steps is not None and every_n_steps < 1:
+            raise InputError(f"Expected `every_n_steps` to be 1 or more, but got {every_n_steps}")
+        if every_n_minutes is not None and not every_n_minutes > 0:
+            raise InputError(
+                f"Expected `every_n_minutes` to be positive, but got {every_n_minutes}"
+            )
+        self.monitor = monitor
+        self.mode = mode or better_when(monitor or "")
+        self.every_n_steps = every_n_steps
+        self.every_n_minutes = every_n_minutes
+        self.writes = True
+        self.best_score: float | None = None
+        self.best_model_path = ""
+        self.last_model_path = ""
+        self._signals = StopSignals()
+        self._stop = 0
+        self._max_steps: int | None = None
+        self._seen_step = self._saved_step = 0
+        self._saved_at = 0.0
+
+    @property
+    def acts_every_n_steps(self) -> int:
+        """Number of optimiser steps between writes, 0 if steps do not matter."""
+        return self.every_n_steps or 0
+
+    def setup(self, trainer: Trainer, pl_module: LightningModule, stage: str) -> None:
+        if stage == "fit":
+            self.folder = Path(trainer.log_dir or trainer.default_root_dir) / "checkpoints"
+
+    def on_load_checkpoint(
+        self, trainer: Trainer, pl_module: LightningModule, checkpoint: dict[str, Any]
+    ) -> None:
+        epoch = checkpoint["loops"]["fit_loop"]["epoch_progress"]["current"]
+        if epoch["processed"] == epoch["ready"] and checkpoint["global_step"] < trainer.max_steps:
+            self._max_steps = trainer.max_steps
+
+    def on_fit_start(self, trainer: Trainer, pl_module: LightningModule) -> None:
+        # From the end of an epoch Lightning goes on with the next one only as long as training is
+        # not limited by steps; so the limit is set when it has made up its mind. It is lifted no
+        # earlier than here, when schedules have taken their length from it.
+        if self._max_steps is not None:
+            trainer.fit_loop.epoch_loop.max_steps = -1
+
+    def on_train_start(self, trainer: Trainer, pl_module: LightningModule) -> None:
+        if self._max_steps is not None:
+            trainer.fit_loop.epoch_loop.max_steps, self._max_steps = self._max_steps, None
+        self._stop = 0
+        self._seen_step = self._next_look = trainer.global_step
+        self._saved_at = time.monotonic()
+        self._looked = (self._seen_step, self._saved_at)
+        if not trainer.fast_dev_run:  # type: ignore[attr-defined]
+            self._signals.listen()
+
+    def on_train_batch_end(self, trainer: Trainer, *_: Any) -> None:
+        step = trainer.global_step
+        if step == self._seen_step:
+            return  # gradients are being accumulated, and would not be in the checkpoint
+        self._seen_step = step
+        late = self._look_around(trainer, step)
+        due = self.every_n_steps is not None and step % self.every_n_steps == 0
+        ends = step == trainer.max_steps or trainer.should_stop
+        # Training goes on exactly from here only if nothing else is to follow in this step;
+        # otherwise `last.ckpt` is written when that is done.
+        if (due or late or self._stop or ends) and not (
+            trainer.is_last_batch or validation_is_due(trainer)
+        ):
+            self._save_last(trainer)
+            self._obey()
+
+    def on_validation_end(self, trainer: Trainer, pl_module: LightningModule) -> None:
+        # At the end of an epoch `on_train_epoch_end` follows at once and saves a state from which
+        # training goes on with the next epoch.
+        if trainer.state.fn == "fit" and not trainer.sanity_checking and not trainer.is_last_batch:
+            self._save_best(trainer)
+            self._save_last(trainer)
+            self._obey()
+
+    def on_train_epoch_end(self, trainer: Trainer, pl_module: LightningModule) -> None:
+        if trainer.is_last_batch:  # otherwise the run ends within an epoch, and this is saved
+            self._save_best(trainer)
+            self._save_last(trainer)
+            if not trainer.fit_loop.done:
+                self._obey()
+
+    def on_train_end(self, trainer: Trainer, pl_module: LightningModule) -> None:
+        if trainer.global_step != self._saved_step:
+            self._save_last(trainer)
+        self._signals.release()
+
+    def state_dict(self) -> dict[str, Any]:
+        return {
+            "monitor": self.monitor,
+            "best_score": self.best_score,
+        }
+
+    def load_state_dict(self, state_dict: dict[str, Any]) -> None:
+        last = self.folder / "last.ckpt"
+        self.last_model_path = str(last) if last.is_file() else ""
+        score = state_dict["best_score"]
+        if state_dict["monitor"] == self.monitor and score is not None and math.isfinite(score):
+            self.best_score = float(score)
+            best = self.folder / "best.ckpt"  # wherever the folder lies now
+            self.best_model_path = str(best) if best.is_file() else ""
+
+    def _save_best(self, trainer: Trainer) -> None:
+        metrics = trainer.callback_metrics
+        writes = self.writes and not trainer.fast_dev_run  # type: ignore[attr-defined]
+        if self.monitor not in metrics or not writes:
+            return
+        score = float(metrics[self.monitor])
+        sign = 1 if self.mode == "max" else -1
+        best = -math.inf if self.best_score is None else sign * self.best_score
+        if sign * score > best:
+            self.best_score = score
+            self.best_model_path = str(self.folder / "best.ckpt")
+            self._save(trainer, "best.ckpt")
+
+    def _save_last(self, trainer: Trainer) -> None:
+        if self.writes and not trainer.fast_dev_run:  # type: ignore[attr-defined]
+            self.last_model_path = self._save(trainer, "last.ckpt")
+            self._saved_step = trainer.global_step
+            self._saved_at = time.monotonic()
+
+    def _look_around(self, trainer: Trainer, step: int) -> bool:
+        """Note a signal to stop, and tell whether `every_n_minutes` are over, on any process.
+
+        A word between processes can cost as much as the step of a small net, so they have one
+        about every second, all at the same step.
+        """
+        now = time.monotonic()
+        late = now - self._saved_at > 60 * (self.every_n_minutes or math.inf)
+        if trainer.world_size == 1:
+            self._stop = self._signals.received
+        elif step < self._next_look:
+            return False
+        else:
+            steps_a_second = int((step - self._looked[0]) / (now - self._looked[1]))
+            news = torch.tensor(
+                [self._signals.received, late, steps_a_second], device=trainer.strategy.root_device
+            )
+            torch.distributed.all_reduce(news, torch.distributed.ReduceOp.MAX)
+            self._stop, late, steps_a_second = news.tolist()
+            self._looked, self._next_look = (step, now), step + max(1, steps_a_second)
+        return bool(late)
+
+    def _obey(self) -> None:
+        if self._stop:
+            raise Stopped(self._stop, self.last_model_path)
+
+    def _save(self, trainer: Trainer, name: str) -> str:
+        path = self.folder / name
+        for logger in trainer.loggers:
+            logger.save()  # a checkpoint must not be ahead of the curves
+        trainer.save_checkpoint(path, weights_only=False)  # the whole state, to go on from
+        return str(path)
+
+
+def validation_is_due(trainer: Trainer) -> bool:
+    """Tell whether the Trainer validates after the batch that has just ended."""
+    # Lightning asks itself this only after the callbacks, in a private place; a test of resuming
+    # from every step would fail without it.
+    fit_loop: Any = trainer.fit_loop
+    return bool(fit_loop.epoch_loop._should_check_val_fx(fit_loop._data_fetcher))
+
+
+class EarlyStopping(callbacks.EarlyStopping):
+    """Lightning's `EarlyStopping`, off unless it is given a patience.
+
+    Args:
+        patience: Number of validations in a row without an improvement after which training
+            stops; never, if not given.
+        monitor: Name of a logged metric.
+        mode: Whether lower or higher is better; by default lower for a metric whose name ends in
+            `loss` and higher for any other.
+        min_delta: The least change that counts as an improvement, in the metric's unit.
+    """
+
+    def __init__(
+        self,
+        patience: int | None = None,
+        monitor: Metric = "val/acc",
+        mode: Mode | None = None,
+        min_delta: float = 0.0,
+    ) -> None:
+        if patience is not None and patience < 0:
+            raise InputError(f"Expected `patience` to be 0 or more, but got {patience}")
+        super().__init__(
+            monitor,
+            min_delta=min_delta,
+            patience=patience or 0,
+            mode=mode or better_when(monitor),
+            strict=False,  # an epoch may end without a validation
+        )
+        self.enabled = patience is not None
+
+    def load_state_dict(self, state_dict: dict[str, Any]) -> None:
+        super().load_state_dict({**state_dict, "patience": self.patience})  # may have been raised
+
+    def on_train_start(self, trainer: Trainer, pl_module: LightningModule) -> None:
+        reason = self.stopping_reason
+        exhausted = reason is EarlyStoppingReason.PATIENCE_EXHAUSTED
+        if exhausted and self.wait_count < self.patience:
+            return
+        # whether it was about to stop when the checkpoint was saved
+        trainer.should_stop = trainer.should_stop or reason is not EarlyStoppingReason.NOT_STOPPED

@@ -1,0 +1,110 @@
+"""What a run shows in the terminal."""
+
+import time
+from typing import Any
+
+from lightning.pytorch import LightningModule, Trainer, callbacks
+from torch import nn
+from tqdm import tqdm
+
+from fnn_lightning.lit_module import FNNLitModule
+from fnn_lightning.runs.signals import end_at_once
+
+
+class ProgressBar(callbacks.TQDMProgressBar):
+    """Lightning's progress bar, drawn at most ten times a second, without the number of the run."""
+
+    acts_every_n_steps = 0
+
+    def __init__(self) -> None:
+        super().__init__()
+        self._drawn = 0.0
+
+    def on_train_batch_end(self, trainer: Trainer, *args: Any) -> None:
+        if time.monotonic() - self._drawn > 0.1 or trainer.is_last_batch:
+            super().on_train_batch_end(trainer, *args)
+            self._drawn = time.monotonic()
+
+    def get_metrics(self, trainer: Trainer, pl_module: LightningModule) -> dict[str, Any]:
+        metrics = super().get_metrics(trainer, pl_module)
+        metrics.pop("v_num", None)
+        return metrics
+
+
+class TerminalReport(callbacks.Callback):
+    """Prints what is trained, a line after every validation, and what other stages find."""
+
+    def on_train_start(self, trainer: Trainer, pl_module: LightningModule) -> None:
+        assert isinstance(pl_module, FNNLitModule)
+        linear = [layer for layer in pl_module.network.layers if isinstance(layer, nn.Linear)]
+        widths = [linear[0].in_features, *(layer.out_features for layer in linear)]
+        activation = f" {pl_module.hparams['activation']}" if len(linear) > 1 else ""
+        parameters = sum(parameter.numel() for parameter in pl_module.parameters())
+        optimizer = type(trainer.optimizers[0]).__name__
+        lr = trainer.optimizers[0].param_groups[0]["lr"]
+        self._print(
+            trainer,
+            f"network    {'–'.join(map(str, widths))}{activation}, {parameters:,} parameters\n"
+            f"optimizer  {optimizer}, learning rate {lr:g}\n"
+            f"device     {trainer.world_size} × {pl_module.device.type}, "
+            f"{trainer.num_training_batches:,} batches an epoch\n"
+            f"steps      {self._pace(pl_module)}",
+        )
+        datamodule = trainer.datamodule  # type: ignore[attr-defined]
+        if not trainer.enable_validation:
+            self._print(trainer, "validation none")
+        elif getattr(datamodule, "val_size", None) == 0:
+            self._print(
+                trainer,
+                "validation watches the test set, since val_size is 0; nothing is selected by it",
+            )
+
+    @staticmethod
+    def _pace(module: FNNLitModule) -> str:
+        reason = module.single_steps_because
+        return f"one at a time: {reason}" if reason else "run ahead of the Trainer"
+
+    def on_validation_end(self, trainer: Trainer, pl_module: LightningModule) -> None:
+        assert isinstance(pl_module, FNNLitModule)
+        if not pl_module.loss_since_validation.update_called:  # nothing was trained
+            self._print_counts(trainer, pl_module, "val")
+        elif not trainer.sanity_checking:
+            values = trainer.callback_metrics
+            self._print(
+                trainer,
+                f"step {trainer.global_step:>6,}   "
+                f"train loss {pl_module.loss_since_validation.compute():.4f}   "
+                f"val loss {values['val/loss']:.4f}   val acc {100 * values['val/acc']:.2f} %",
+            )
+
+    def on_test_end(self, trainer: Trainer, pl_module: LightningModule) -> None:
+        self._print_counts(trainer, pl_module, "test")
+
+    def _print_counts(self, trainer: Trainer, pl_module: LightningModule, stage: str) -> None:
+        assert isinstance(pl_module, FNNLitModule)
+        for prefix, (correct, total) in pl_module.counts.items():
+            if prefix.startswith(stage):
+                name = "training set" if prefix.endswith("train_set_") else f"{stage} set"
+                self._print(
+                    trainer,
+                    f"{name}: Got {correct:,} / {total:,} correct ({100 * correct / total:.2f} %)",
+                )
+
+    @staticmethod
+    def _print(trainer: Trainer, text: str) -> None:
+        if trainer.is_global_zero:
+            tqdm.write(text)  # `print` would run into a progress bar
+
+
+class EndsAtOnce(callbacks.Callback):
+    """Lets SIGTERM end what has nothing to save, which the Trainer would finish first."""
+
+    def on_validation_start(self, trainer: Trainer, pl_module: LightningModule) -> None:
+        if trainer.state.fn != "fit":
+            end_at_once()
+
+    def on_test_start(self, trainer: Trainer, pl_module: LightningModule) -> None:
+        end_at_once()
+
+    def on_predict_start(self, trainer: Trainer, pl_module: LightningModule) -> None:
+        end_at_once()

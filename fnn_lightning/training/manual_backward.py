@@ -1,0 +1,115 @@
+"""Back-propagation written out for plain nets: autograd's operations without its bookkeeping.
+
+For a net as small as 784–100–10, recording the operations of a step and walking back through the
+record takes a fifth of the step. A chain of linear layers and activations needs no record: its
+gradients are the few lines of `Backpropagation`. They are the very operations that autograd would
+choose, in the same order, so that every bit is the same. Whatever is not in `DERIVATIVES`, and
+whatever hooks into modules or parameters, is left to autograd. Hooks on nodes of autograd's graph
+cannot be seen from outside; who sets them has to give `run_ahead=False`.
+"""
+
+from collections.abc import Callable
+from typing import Any
+
+import torch
+from torch import Tensor, nn
+from torch.nn import functional as F
+
+from fnn_lightning.network import FNN
+from fnn_lightning.training.metrics import IGNORED, StepOutput
+
+aten = torch.ops.aten
+
+DERIVATIVES: dict[type[nn.Module], Callable[[Tensor, Tensor], Tensor]] = {
+    nn.ReLU: lambda gradient, output: aten.threshold_backward.default(gradient, output, 0),
+    nn.Sigmoid: aten.sigmoid_backward.default,
+    nn.Tanh: aten.tanh_backward.default,
+}
+"""Of each activation: the gradient of its input, from that of its output, and the output."""
+
+MEAN = 1  # how PyTorch numbers the reduction of a loss
+
+
+class Backpropagation:
+    """Computes cross-entropy and its gradients in the place of a forward and a backward pass.
+
+    Args:
+        network: One that `can_be_written_out` says yes to. The values of its parameters may
+            change, but not the parameters themselves or the layers.
+    """
+
+    def __init__(self, network: FNN) -> None:
+        self.network = network
+        layers = list(network.layers)
+        self.linear: list[Any] = [(layer.weight, layer.bias) for layer in layers[::2]]
+        self.hidden = [(layer, DERIVATIVES[type(layer)]) for layer in layers[1::2]]
+
+    @torch.no_grad()
+    def __call__(self, images: Tensor, labels: Tensor) -> StepOutput:
+        """Set `grad` of every weight and bias to the gradient of the mean loss of a batch.
+
+        Args:
+            images: Raw pixels, as `FNN` takes them.
+            labels: `int64` of shape `(B,)`.
+        """
+        inputs = [self.network.scale(images)]
+        for (weight, bias), (activation, _) in zip(self.linear[:-1], self.hidden, strict=True):
+            inputs.append(activation(F.linear(inputs[-1], weight, bias)))
+        logits = F.linear(inputs[-1], *self.linear[-1])
+        log_p = logits.log_softmax(1)
+        loss, weights = aten.nll_loss_forward.default(log_p, labels, None, MEAN, IGNORED)
+
+        gradient = aten.nll_loss_backward.default(
+            torch.ones_like(loss), log_p, labels, None, MEAN, IGNORED, weights
+        )
+        gradient = aten._log_softmax_backward_data.default(gradient, log_p, 1, log_p.dtype)
+        for i in reversed(range(len(inputs))):
+            weight, bias = self.linear[i]
+            # given back first, so that the new gradient finds its place still in the cache
+            weight.grad = bias.grad = None
+            weight.grad, bias.grad = gradient.t().mm(inputs[i]), gradient.sum(0)
+            if i:
+                gradient = self.hidden[i - 1][1](gradient.mm(weight), inputs[i])
+        return StepOutput(loss, logits, labels)
+
+
+def can_be_written_out(network: nn.Module) -> bool:
+    """Tell whether `Backpropagation` does all that autograd would do in a step of this network."""
+    # exactly these classes: a derived one, such as that of a parametrised layer, may do more
+    if type(network) is not FNN or type(network.layers) is not nn.Sequential:
+        return False
+    layers = list(network.layers)
+    parameters = list(network.parameters())
+    device = parameters[0].device
+    return (
+        len(layers) % 2 == 1
+        and all(type(layer) is nn.Linear for layer in layers[::2])
+        and all(type(layer) in DERIVATIVES for layer in layers[1::2])
+        and len(parameters) == len(layers) + 1  # weights and biases: none missing, none shared
+        and all(each.requires_grad and not is_watched(each) for each in parameters)
+        and all((each.dtype, each.device) == (network.dtype, device) for each in parameters)
+        and not any(does_more(module) for module in network.modules())
+        and not torch.is_autocast_enabled(device.type)
+        and not torch.is_anomaly_enabled()
+    )
+
+
+def does_more(module: nn.Module) -> bool:
+    """Tell whether a call of the module does more, or other, than the `forward` of its class.
+
+    PyTorch has no public way to ask; a test sets a hook of every kind and waits for it.
+    """
+    return bool(
+        "forward" in vars(module)
+        or module._forward_hooks
+        or module._forward_pre_hooks
+        or module._backward_hooks
+        or module._backward_pre_hooks
+        or module._compiled_call_impl
+        or nn.modules.module._has_any_global_hook()  # type: ignore[no-untyped-call]
+    )
+
+
+def is_watched(parameter: Tensor) -> bool:
+    """Tell whether someone wants to see the parameter's gradient as it comes."""
+    return bool(parameter._backward_hooks or parameter._post_accumulate_grad_hooks)

@@ -1,0 +1,166 @@
+import io
+import re
+import signal
+import socket
+import subprocess
+import sys
+import urllib.request
+from collections.abc import Iterator
+from pathlib import Path
+
+import numpy as np
+import pytest
+import torch
+from PIL import Image
+from selenium.webdriver import ActionChains
+from selenium.webdriver.chrome.webdriver import WebDriver
+from selenium.webdriver.common.by import By
+from selenium.webdriver.support.ui import WebDriverWait
+
+from fnn_lightning.commands.demo import free_port
+from fnn_lightning.commands.main import main
+from fnn_lightning.data.preprocessing import read_picture
+from fnn_lightning.runs.load import load_trained
+
+Capture = pytest.CaptureFixture[str]
+RUN = "lightning_logs/version_0"
+SECONDS = 60  # Gradio is slow to import
+
+
+@pytest.fixture
+def run(data_dir: str, capsys: Capture) -> str:
+    main(["fit", "--data.data_dir", data_dir, "--model.hidden_dims", "[8]",
+          "--trainer.max_epochs", "1"])  # fmt: skip
+    capsys.readouterr()
+    return RUN
+
+
+@pytest.fixture
+def demo(run: str) -> Iterator[tuple[subprocess.Popen[str], str]]:
+    pytest.importorskip("gradio", reason="needs the extra [demo]")
+    words = [sys.executable, "-m", "fnn_lightning", "demo", "--ckpt_path", run, "--port", "0"]
+    process = subprocess.Popen(words, stdout=subprocess.PIPE, stderr=subprocess.PIPE, text=True)
+    try:
+        assert process.stdout is not None
+        line = process.stdout.readline()
+        address = re.fullmatch(r"draw at (http://127\.0\.0\.1:\d+), Ctrl-C ends it\n", line)
+        assert address, line
+        yield process, address[1]
+    finally:
+        process.kill()
+        process.communicate()
+
+
+def shown(browser: WebDriver) -> torch.Tensor:
+    """Read the 28×28 that the page shows, once it is there."""
+    wait = WebDriverWait(browser, SECONDS)
+    image = wait.until(lambda page: page.find_element(By.CSS_SELECTOR, "#seen img"))
+    with urllib.request.urlopen(str(image.get_attribute("src"))) as answer:
+        levels = np.asarray(Image.open(io.BytesIO(answer.read())).convert("L"))
+    assert levels.shape == (224, 224)
+    return torch.from_numpy(levels[4::8, 4::8].copy())
+
+
+def bars(browser: WebDriver) -> dict[int, int]:
+    """Read the percentages beside the digits."""
+    text = browser.find_element(By.ID, "label").text
+    return {int(digit): int(share) for digit, share in re.findall(r"(\d)\s+(\d+)\s*%", text)}
+
+
+def test_draw_upload_and_end(demo: tuple[subprocess.Popen[str], str], browser: WebDriver) -> None:
+    process, address = demo
+    trained = load_trained(RUN)
+    wait = WebDriverWait(browser, SECONDS)
+    browser.get(address)
+    wait.until(
+        lambda page: (
+            page.find_elements(By.CSS_SELECTOR, "#sketch button[aria-label='Erase']")
+            and "draw tool" not in page.find_element(By.ID, "sketch").text
+        )
+    )
+    canvas = browser.find_element(By.CSS_SELECTOR, "#sketch canvas")
+
+    strokes = ActionChains(browser, duration=20)
+    strokes.move_to_element_with_offset(canvas, -30, -60).click_and_hold()
+    for _ in range(12):
+        strokes.move_by_offset(0, 10)
+    for _ in range(6):
+        strokes.move_by_offset(10, 0)
+    strokes.release().perform()
+    pixels = shown(browser)
+    rows, columns = (pixels.gt(127).any(dim=dim).nonzero().flatten() for dim in (1, 0))
+    assert rows[-1] - rows[0] in (18, 19)  # an L in a box 20 high
+    assert columns[-1] - columns[0] in (10, 11, 12)
+    assert pixels[rows[2], columns[-3]] == 0
+    assert pixels[rows[-2], columns[-3]] > 200
+    expected = trained.probabilities(pixels[None])[0]
+    found = bars(browser)
+    assert sorted(found) == list(range(10))
+    for digit, share in found.items():
+        assert share == pytest.approx(100 * float(expected[digit]), abs=1)
+
+    picture = np.full((90, 60), 255, np.uint8)
+    picture[20:70, 25:33] = 40
+    Image.fromarray(picture).save("one.png")
+    upload = browser.find_element(By.CSS_SELECTOR, "#file input[type=file]")
+    upload.send_keys(str(Path("one.png").absolute()))
+    wanted = read_picture(Path("one.png"))
+    wait.until(lambda page: torch.equal(shown(page), wanted))
+
+    browser.find_element(By.CSS_SELECTOR, "#file button[aria-label='Clear']").click()
+    Path("broken.png").write_bytes(Path("one.png").read_bytes()[:60])
+    upload = wait.until(lambda page: page.find_element(By.CSS_SELECTOR, "#file input[type=file]"))
+    upload.send_keys(str(Path("broken.png").absolute()))
+    wait.until(lambda page: "damaged" in page.find_element(By.ID, "note").text)
+
+    addresses = browser.execute_script(
+        "return performance.getEntriesByType('resource').map(entry => entry.name)"
+    )
+    assert len(addresses) > 20
+    assert [each for each in addresses if not each.startswith((address, "data:", "blob:"))] == []
+
+    browser.get("about:blank")
+    process.send_signal(signal.SIGTERM)
+    output, errors = process.communicate(timeout=SECONDS)
+    assert process.returncode == 0
+    assert output == errors == ""
+
+
+BAD = {
+    "": "required",
+    "--ckpt_path nothing.ckpt --port 0": "there is no such file",
+    f"--ckpt_path {RUN} --port 99999": "Expected --port to be from 0 to 65535, but got 99999",
+    f"--ckpt_path {RUN} --port many": "`port` to be int, but got many",
+    f"--ckpt_path {RUN} --host 192.0.2.1": "that can be served, but got '192.0.2.1' and 7860",
+    f"--ckpt_path {RUN} --prot 0": "did you mean port?",
+}
+
+
+@pytest.mark.parametrize("words", BAD)
+def test_bad_input_is_refused_in_one_line(words: str, run: str, capsys: Capture) -> None:
+    with pytest.raises(SystemExit) as stop:
+        main(["demo", *words.split()])
+    output = capsys.readouterr()
+    assert stop.value.code == 2
+    assert output.out == ""
+    assert output.err.startswith("error: ")
+    assert output.err.count("\n") == 1
+    assert BAD[words] in output.err
+
+
+def test_a_port_in_use(run: str, capsys: Capture) -> None:
+    with socket.create_server(("127.0.0.1", 0)) as server:
+        port = server.getsockname()[1]
+        with pytest.raises(SystemExit):
+            main(["demo", "--ckpt_path", run, "--port", str(port)])
+    assert "Address already in use" in capsys.readouterr().err
+    assert free_port("127.0.0.1", 0) > 0
+
+
+def test_without_the_extra(run: str, monkeypatch: pytest.MonkeyPatch, capsys: Capture) -> None:
+    monkeypatch.setitem(sys.modules, "gradio", None)
+    with pytest.raises(SystemExit):
+        main(["demo", "--ckpt_path", run, "--port", "0"])
+    error = capsys.readouterr().err
+    assert "gradio is not installed: pip install -e '.[demo]'" in error
+    assert error.count("\n") == 1

@@ -1,0 +1,163 @@
+import json
+import signal
+import subprocess
+from pathlib import Path
+
+import pytest
+
+from fnn_lightning.commands.main import main
+from fnn_lightning.commands.seeds import table
+from tests.support import PARENT, STAND_IN, Start, ended, until
+
+
+def rows(text: str) -> list[str]:
+    """Return lines with single blanks."""
+    return [" ".join(line.split()) for line in text.splitlines()]
+
+
+def test_table_of_seeds_that_failed() -> None:
+    text = table({"val/acc, %": {0: 95.0, 2: 96.0}, "val/loss": {0: 0.5}}, range(3))
+    assert rows(text) == ["seed val/acc, % val/loss", "0 95.00 0.5000", "1 failed failed",
+                          "2 96.00 failed"]  # fmt: skip
+    assert table({}, range(1)).split() == ["seed", "0"]
+
+
+def test_table_of_all_seeds(stand_in: None, capfd: pytest.CaptureFixture[str]) -> None:
+    main(["seeds", "3", "--optimizer.lr", "2", "--test", "true"])
+    out, err = capfd.readouterr()
+    assert err == ""
+    # 4.302653: Student's t with 2 degrees of freedom; the standard deviation is 1
+    assert rows(out)[-7:-1] == [
+        "seed best val/acc, % test/acc, %",
+        "0 90.20 40.20",
+        "1 91.20 41.20",
+        "2 92.20 42.20",
+        "mean ± standard deviation of 3 91.20 ± 1.00 41.20 ± 1.00",
+        "95 % interval of the mean 88.72 to 93.68 38.72 to 43.68",
+    ]
+    assert "look at them: tensorboard --logdir seeds/version_0\n" in out
+    fits = [line for line in out.splitlines() if line.startswith("fit")]
+    assert fits[1] == (
+        "fit --config seeds/version_0/seeds.yaml --seed_everything 1 "
+        "--run_folder seeds/version_0/seed_1"
+    )
+
+    main(["seeds", "4", "--folder", "seeds/version_0", "--optimizer.lr", "2"])
+    again = capfd.readouterr().out.splitlines()
+    assert next(line for line in again if line.startswith("seed ")) == "seed 3"
+    assert sum(line.startswith("fit") for line in again) == 1
+    assert again[-4].split() == ["3", "93.20"]
+
+
+def test_going_on_with_other_settings(stand_in: None, capfd: pytest.CaptureFixture[str]) -> None:
+    main(["seeds", "1", "--folder", "new", "--data.val_size", "0"])
+    assert "validation is the test set" in capfd.readouterr().out
+    with pytest.raises(SystemExit) as exit_info:
+        main(["seeds", "2", "--folder", "new", "--data.val_size", "0", "--optimizer.lr", "3"])
+    assert exit_info.value.code == 2
+    assert capfd.readouterr().err == (
+        "error: Expected the settings of new/seeds.yaml, with which the runs in that folder began, "
+        "but got lr: 3: name another --folder\n"
+    )
+    assert not Path("new/seed_1").exists()
+
+
+def test_a_seed_that_fails(stand_in: None, capfd: pytest.CaptureFixture[str]) -> None:
+    main(["seeds", "1"])
+    Path("seeds/version_0/seed_2").mkdir()
+    Path("seeds/version_0/seed_2/diverge").touch()
+    capfd.readouterr()
+    with pytest.raises(SystemExit) as exit_info:
+        main(["seeds", "4", "--folder", "seeds/version_0"])
+    assert exit_info.value.code == 1
+    out, err = capfd.readouterr()
+    assert err.splitlines() == [
+        "error: The loss is no longer finite",
+        "error: seed 2 failed; see what it said",
+    ]
+    # of 90, 91 and 93
+    expected = {"2 failed", "3 93.00", "mean ± standard deviation of 3 of 4 91.33 ± 1.53"}
+    assert expected <= set(rows(out))
+
+
+@pytest.mark.parametrize(
+    ("words", "said"),
+    [
+        (["0"], "Expected `seeds` to be 1 or more, but got 0"),
+        ([], "seeds"),
+        (["2", "--seed_everything=3"], "Expected no --seed_everything, which `seeds` itself"),
+        (["2", "--run_folder", "x"], "Expected no --run_folder"),
+        (["2", "--folder", "file"], "Expected --folder to be a folder, but got file: it is a file"),
+        (["2", "--folder", "other"], "Expected --folder to be new, empty or one of earlier seeds"),
+        (["2", "--trainer.logger=false"], "leave results, but got --trainer.logger false"),
+        (["2", "--bad"], "error: Expected nothing bad\n"),  # already for the parser
+        (["2", "--optimizer.lr", "20"], "error: Expected something else\n"),  # only for the run
+        (["2", "--test", "maybe"], "Expected `test` to be bool"),
+    ],
+)
+def test_bad_input(
+    stand_in: None, capfd: pytest.CaptureFixture[str], words: list[str], said: str
+) -> None:
+    Path("file").touch()
+    Path("other").mkdir()
+    Path("other/notes").touch()
+    with pytest.raises(SystemExit) as exit_info:
+        main(["seeds", *words])
+    assert exit_info.value.code == 2
+    err = capfd.readouterr().err
+    assert said in err
+    assert err.count("\n") == 1
+    assert not list(Path().rglob("seeds.yaml"))
+    assert not list(Path().rglob("version_*"))
+
+
+def test_stopped_and_gone_on_with(start: Start) -> None:
+    Path("hold").touch()
+    run = start("-c", PARENT, STAND_IN, "seeds", "2")
+    until(Path("seeds/version_0/seed_0/began"))
+    second = start("-c", PARENT, STAND_IN, "seeds", "2", "--folder", "seeds/version_0")
+    status, _, err = ended(second)
+    assert (status, err) == (
+        2,
+        "error: Expected seeds/version_0 to be free, but a run in it has not ended yet\n",
+    )
+    run.send_signal(signal.SIGTERM)
+    status, _, err = ended(run)
+    assert status == 128 + signal.SIGTERM
+    assert err.splitlines() == [
+        "stopped by SIGTERM, saved",
+        "stopped by SIGTERM; go on with: python -m fnn_lightning seeds 2 --folder seeds/version_0",
+    ]
+    Path("hold").unlink()
+    status, out, err = ended(
+        start("-c", PARENT, STAND_IN, "seeds", "2", "--folder", "seeds/version_0")
+    )
+    assert (status, err) == (0, "")
+    assert "90.50 ± 0.71" in out
+
+
+def test_a_second_interrupt_does_not_wait(start: Start) -> None:
+    Path("hold").touch()
+    Path("ignore").touch()
+    run = start("-c", PARENT, STAND_IN, "seeds", "1")
+    until(Path("seeds/version_0/seed_0/began"))
+    run.send_signal(signal.SIGINT)
+    with pytest.raises(subprocess.TimeoutExpired):
+        run.wait(1)
+    run.send_signal(signal.SIGINT)
+    status, _, err = ended(run, 10)
+    assert (status, err) == (130, "interrupted\n")
+
+
+@pytest.mark.soak
+def test_real_runs(data_dir: str, capfd: pytest.CaptureFixture[str]) -> None:
+    words = ["--data.data_dir", data_dir, "--trainer.max_epochs", "2", "--model.hidden_dims=[8]"]
+    main(["seeds", "2", "--test", "true", *words, "--checkpoint.monitor", "val/acc"])
+    last = rows(capfd.readouterr().out)[-6:]
+    main(["fit", *words, "--seed_everything", "1", "--run_folder", "alone",
+          "--checkpoint.monitor", "val/acc"])  # fmt: skip
+    main(["test", "--ckpt_path", "alone/checkpoints/best.ckpt"])
+    alone = json.loads(Path("alone/metrics.json").read_text())
+    score, accuracy = alone["fit"]["best"]["score"], alone["test"]["accuracy"]
+    assert last[0] == "seed best val/acc, % test/acc, %"
+    assert last[2] == f"1 {100 * score:.2f} {100 * accuracy:.2f}"

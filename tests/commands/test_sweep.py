@@ -1,0 +1,334 @@
+import signal
+import sys
+from pathlib import Path
+from typing import Any
+
+import optuna
+import pytest
+from optuna.distributions import CategoricalDistribution, FloatDistribution, IntDistribution
+
+from fnn_lightning.commands.main import main
+from fnn_lightning.commands.sweep import example, options, read_space
+from fnn_lightning.errors import InputError
+from tests.support import CONFIGS, PARENT, STAND_IN, Start, ask, ended, until
+
+SPACES = sorted((CONFIGS / "sweep").glob("*.yaml"))
+SPACE = "optimizer.lr: {low: 1e-4, high: 1, log: true}\nmodel.activation: {choices: [relu, tanh]}"
+
+
+@pytest.fixture(autouse=True)
+def _space() -> None:
+    Path("space.yaml").write_text(SPACE)
+
+
+def trials(folder: str) -> list[optuna.trial.FrozenTrial]:
+    name = Path(folder).name
+    return optuna.load_study(study_name=name, storage=f"sqlite:///{folder}/sweep.db").trials
+
+
+def read(text: str) -> Any:
+    Path("space.yaml").write_text(text)
+    return read_space(Path("space.yaml"))
+
+
+def test_space() -> None:
+    space = read(
+        "depth: {choices: [2, 0]}\n"
+        "width: {low: 8, high: 64, log: true}\n"
+        "data.batch_size: {low: 50, high: 150, step: 50}\n"
+        "optimizer.lr: {low: 1e-4, high: 1, log: true}\n"
+        "optimizer.momentum: {low: 0.0, high: 0.9, step: 0.3}\n"
+        "model.lr_interval: {choices: [epoch, step]}\n"
+        "model.run_ahead: {choices: [true, false]}\n"
+    )
+    assert space == {
+        "depth": CategoricalDistribution(["2", "0"]),
+        "width": IntDistribution(8, 64, log=True),
+        "data.batch_size": IntDistribution(50, 150, step=50),
+        "optimizer.lr": FloatDistribution(0.0001, 1.0, log=True),
+        "optimizer.momentum": FloatDistribution(0.0, 0.9, step=0.3),
+        "model.lr_interval": CategoricalDistribution(["epoch", "step"]),
+        "model.run_ahead": CategoricalDistribution(["true", "false"]),
+    }
+    assert options({name: example(entry) for name, entry in space.items()}) == [
+        "--data.batch_size=50",
+        "--optimizer.lr=0.0001",
+        "--optimizer.momentum=0.0",
+        "--model.lr_interval=epoch",
+        "--model.run_ahead=true",
+        "--model.hidden_dims=[8, 8]",
+    ]
+    assert options({"depth": "0", "width": 9}) == ["--model.hidden_dims=[]"]
+
+
+def test_choices_that_are_lists() -> None:
+    space = read("model.hidden_dims: {choices: [[], [100, 50]]}\nlr_scheduler: {choices: [null]}")
+    assert space["model.hidden_dims"] == CategoricalDistribution(["[]", "[100, 50]"])
+    assert options({"model.hidden_dims": "[100, 50]"}) == ["--model.hidden_dims=[100, 50]"]
+    assert space["lr_scheduler"].choices == ("null",)
+
+
+@pytest.mark.parametrize(
+    ("text", "said"),
+    [
+        ("", "to map options to values, but got None"),
+        ("- a", "to map options to values"),
+        ("a: [1", "to be a YAML file, but it is not"),
+        ("a: 1", r"Expected `a` in the space to be \{choices"),
+        ("a: {choices: [1], low: 1}", r"Expected `a` in the space to be \{choices"),
+        ("a: {low: 1}", r"Expected `a` in the space to be \{choices"),
+        ("a: {low: 1, high: 2, lgo: true}", r"Expected `a` in the space to be \{choices"),
+        ("a: {choices: []}", "Expected `choices` of `a` to be a list"),
+        ("a: {choices: relu}", "Expected `choices` of `a` to be a list, but got 'relu'"),
+        ("a: {choices: [1, 2, 1]}", "Expected each of `choices` of `a` once"),
+        ("a: {low: 2, high: 1}", "Expected `low` of `a` to be at most 1, but got 2"),
+        ("a: {low: x, high: 1}", "Expected `low` of `a` to be a number, but got 'x'"),
+        ("a: {low: 0, high: .inf}", "Expected `high` of `a` to be a number"),
+        ("a: {low: true, high: 3}", "Expected `low` of `a` to be a number, but got True"),
+        ("a: {low: 0, high: 1, log: true}", "Expected `low` of `a` to be positive with log"),
+        ("a: {low: 0, high: 1, log: 1}", "Expected `log` of `a` to be true or false"),
+        ("a: {low: 1, high: 8, log: true, step: 2}", "Expected `step` of `a` to be positive"),
+        ("a: {low: 1, high: 8, step: 0}", "Expected `step` of `a` to be positive"),
+        ("a: {low: 1, high: 8, step: 0.5}", "Expected another range of `a`"),
+        ("a: {low: 1, high: 8, step: 2}", "Expected another range of `a`.*not divisible"),
+        ("run_folder: {choices: [x]}", "Expected no `run_folder`"),
+        ("checkpoint.monitor: {choices: [val/loss]}", "Expected no `checkpoint.monitor`"),
+        ("depth: {low: 1, high: 2}", "Expected `depth` and `width` together"),
+        ("depth: {low: 0.5, high: 2}\nwidth: {low: 1, high: 2}", "`depth` .* whole numbers from 0"),
+        ("depth: {low: 1, high: 2}\nwidth: {choices: [0]}", "`width` .* whole numbers from 1"),
+        ("depth: {low: 1, high: 2}\nwidth: {low: 1, high: 2}\nmodel.hidden_dims: {choices: [[]]}",
+         "or `model.hidden_dims` instead"),
+    ],
+)  # fmt: skip
+def test_bad_space(text: str, said: str) -> None:
+    with pytest.raises(InputError, match=said):
+        read(text)
+
+
+def test_no_space() -> None:
+    with pytest.raises(InputError, match="Expected --space to be a YAML file, but got 'missing'"):
+        read_space(Path("missing"))
+
+
+def test_trials_and_going_on(stand_in: None, capfd: pytest.CaptureFixture[str]) -> None:
+    words = ["sweep", "--space", "space.yaml", "--model.pixel_mean", "0.1"]
+    main([*words, "--trials", "3"])
+    out, err = capfd.readouterr()
+    assert err == ""
+    found = trials("sweeps/version_0")
+    assert [trial.number for trial in found] == [0, 1, 2]
+    for trial in found:
+        lr, activation = trial.params["optimizer.lr"], trial.params["model.activation"]
+        assert trial.value == 0.9 + lr / 1000
+        run = f"sweeps/version_0/trial_000{trial.number}"
+        assert Path(run, "output.txt").read_text() == (
+            f"fit --model.pixel_mean 0.1 --optimizer.lr={lr} --model.activation={activation} "
+            f"--checkpoint.monitor=val/acc --run_folder {run}\n"
+        )
+        assert f"trial    {trial.number}   val/acc {100 * lr / 1000 + 90:.2f} %   1.5 s" in out
+    best = max(found, key=lambda trial: float(trial.params["optimizer.lr"])).number
+    assert (
+        "test the best  python -m fnn_lightning test --ckpt_path "
+        f"sweeps/version_0/trial_000{best}/checkpoints/best.ckpt\n"
+    ) in out
+    assert "look at all    tensorboard --logdir sweeps/version_0\n" in out
+
+    main([*words, "--trials", "5", "--folder", "sweeps/version_0"])
+    found = trials("sweeps/version_0")
+    assert len(found) == 5
+    # what is drawn at the beginning is drawn at random, after an interruption, too
+    assert len({trial.params["optimizer.lr"] for trial in found}) == 5
+
+    # the same trials as without an interruption
+    main([*words, "--trials", "5"])
+    assert [t.params for t in trials("sweeps/version_1")] == [t.params for t in found]
+
+
+def test_trials_that_fail(stand_in: None, capfd: pytest.CaptureFixture[str]) -> None:
+    Path("space.yaml").write_text("optimizer.lr: {choices: [0.5, -1, 20]}")
+    main(["sweep", "--space", "space.yaml", "--trials", "12", "--workers", "2"])
+    out = capfd.readouterr().out
+    found = trials("sweeps/version_0")
+    assert len(found) == 12
+    reasons = {
+        (trial.params["optimizer.lr"], trial.state.name, trial.user_attrs.get("reason"))
+        for trial in found
+    }
+    assert reasons == {
+        ("0.5", "COMPLETE", None),
+        ("-1", "FAIL", "The loss is no longer finite"),
+        ("20", "FAIL", "Expected something else"),
+    }
+    failed = sum(trial.state.name == "FAIL" for trial in found)
+    assert f"the best of 12 trials, {failed} of which failed\n" in out
+    assert out.count("   failed: ") == failed
+
+
+def test_all_trials_fail(stand_in: None, capfd: pytest.CaptureFixture[str]) -> None:
+    Path("space.yaml").write_text("optimizer.lr: {choices: [-1]}")
+    with pytest.raises(SystemExit) as exit_info:
+        main(["sweep", "--space", "space.yaml", "--trials", "2"])
+    assert exit_info.value.code == 1
+    assert capfd.readouterr().err == (
+        "error: all 2 trials failed; see sweeps/version_0/trial_*/output.txt\n"
+    )
+
+
+@pytest.mark.parametrize(
+    ("words", "said"),
+    [
+        (["--space", "missing.yaml"], "Expected --space to be a YAML file"),
+        ([], "space"),
+        (["--space", "space.yaml", "--trials", "0"], "Expected `trials` to be 1 or more"),
+        (["--space", "space.yaml", "--workers", "-1"], "Expected `workers` to be 1 or more"),
+        (["--space", "space.yaml", "--trails", "3", "--bad"], "error: Expected nothing bad\n"),
+        (["--space", "space.yaml", "--data.val_size=0"], "error: Nothing is selected by it\n"),
+        (["--space", "space.yaml", "--run_folder=x"], "Expected no --run_folder, which `sweep`"),
+        (["--space", "space.yaml", "--checkpoint.monitor", "val/loss"], "Expected no --checkpoint"),
+        (["--space", "space.yaml", "--storage", "sqlite:///x.db"], "Expected --folder beside"),
+        (["--space", "space.yaml", "--folder", "x", "--storage", "nonsense"],
+         "Expected --storage to be a database that can be used, but: "),
+        (["--space", "space.yaml", "--folder", "x", "--storage", "sqlite:////no/such/x.db"],
+         "unable to open database file"),
+        (["--space", "space.yaml", "--folder", "x", "--storage", "oracle://a@b/c"],
+         "Expected --storage to be a database that can be used, but: "),
+    ],
+)  # fmt: skip
+def test_bad_input(
+    stand_in: None, capfd: pytest.CaptureFixture[str], words: list[str], said: str
+) -> None:
+    with pytest.raises(SystemExit) as exit_info:
+        main(["sweep", *words])
+    assert exit_info.value.code == 2
+    err = capfd.readouterr().err
+    assert said in err
+    assert err.count("\n") == 1
+    assert {path.name for path in Path().iterdir()} == {"space.yaml"}
+
+
+def test_without_optuna(
+    stand_in: None, monkeypatch: pytest.MonkeyPatch, capfd: pytest.CaptureFixture[str]
+) -> None:
+    monkeypatch.setitem(sys.modules, "optuna", None)
+    with pytest.raises(SystemExit, match="2"):
+        main(["sweep", "--space", "space.yaml"])
+    assert capfd.readouterr().err.endswith("pip install -e '.[sweep]'\n")
+
+
+def test_another_space_or_storage(stand_in: None, capfd: pytest.CaptureFixture[str]) -> None:
+    words = ["sweep", "--space", "space.yaml", "--folder", "new", "--trials"]
+    main([*words, "1"])
+    Path("space.yaml").write_text(SPACE.replace("tanh", "gelu"))
+    with pytest.raises(SystemExit, match="2"):
+        main([*words, "2"])
+    assert "Expected the settings of new/space.yaml" in capfd.readouterr().err
+    Path("space.yaml").write_text(SPACE)
+    with pytest.raises(SystemExit, match="2"):
+        main([*words, "2", "--storage", "sqlite:///other.db"])
+    assert "but it holds trial_0000, of which the storage knows" in capfd.readouterr().err
+    with pytest.raises(SystemExit, match="2"):
+        main([*words, "2", "--folder", "elsewhere/new", "--storage", "sqlite:///new/sweep.db"])
+    assert "the storage has one named new already" in capfd.readouterr().err
+    assert not Path("elsewhere/new").exists()
+    assert len(trials("new")) == 1
+
+
+def test_stopped_or_killed_and_gone_on_with(start: Start) -> None:
+    Path("space.yaml").write_text(SPACE)
+    Path("hold").touch()
+    words = ["-c", PARENT, STAND_IN, "sweep", "--space", "space.yaml", "--trials", "3"]
+    words += ["--workers", "2", "--folder", "a sweep"]
+
+    run = start(*words)
+    until(Path("a sweep/trial_0001/began"))
+    run.send_signal(signal.SIGTERM)
+    status, out, err = ended(run)
+    assert (status, out) == (143, "")
+    assert err == (
+        "stopped by SIGTERM; go on with: python -m fnn_lightning sweep --space space.yaml "
+        "--trials 3 --workers 2 --folder 'a sweep'\n"
+    )
+    assert [trial.state.name for trial in trials("a sweep")] == ["RUNNING", "RUNNING"]
+    params = [trial.params for trial in trials("a sweep")]
+    for number in (0, 1):
+        Path(f"a sweep/trial_000{number}/began").unlink()
+
+    run = start(*words)
+    until(Path("a sweep/trial_0001/began"))
+    run.kill()
+    run.wait()
+    # what it has started runs on, and is left alone
+    joined = start(*words)
+    until(Path("a sweep/trial_0002/began"))
+    Path("hold").unlink()
+    status, out, err = ended(joined)
+    ended(run)
+    assert (status, err) == (0, "")
+    found = trials("a sweep")
+    assert [trial.params for trial in found[:2]] == params
+    assert [trial.state.name for trial in found] == ["COMPLETE"] * 3
+    for number, starts in ((0, 2), (1, 2), (2, 1)):
+        output = Path(f"a sweep/trial_000{number}/output.txt").read_text()
+        assert output.count("fit ") == starts
+
+
+def test_two_who_join_share_the_trials(start: Start) -> None:
+    Path("space.yaml").write_text(SPACE)
+    words = ["-c", PARENT, STAND_IN, "sweep", "--space", "space.yaml", "--trials", "7"]
+    words += ["--folder", "joint", "--storage", "sqlite:///joint.db"]
+    results = [ended(run) for run in [start(*words) for _ in range(2)]]
+    assert [(status, err) for status, _, err in results] == [(0, "")] * 2
+    assert all("the best of 7 trials, 0 of which failed" in out for _, out, _ in results)
+    own = [sum(line.startswith("trial  ") for line in out.splitlines()) for _, out, _ in results]
+    assert len(list(Path("joint").glob("trial_*"))) == 7
+    assert sum(own) == 7 + 2  # and the head of each table
+
+
+@pytest.mark.parametrize("space", SPACES, ids=lambda space: space.stem)
+def test_every_space_in_configs(space: Path, data_dir: str) -> None:
+    first = {name: example(entry) for name, entry in read_space(space).items()}
+    main(["fit", "--data.data_dir", data_dir, "--trainer.max_steps", "3", *options(first)])
+    lines = space.read_text().splitlines()
+    words = f"# python -m fnn_lightning sweep --space configs/sweep/{space.name} "
+    assert lines[0].startswith(words)
+    assert any(line.startswith("# Expect: ") for line in lines)
+
+
+@pytest.fixture
+def swept(data_dir: str) -> list[optuna.trial.FrozenTrial]:
+    """Make a sweep with real runs, and return its trials."""
+    Path("space.yaml").write_text(
+        "depth: {low: 0, high: 2}\nwidth: {low: 4, high: 16, log: true}\n"
+        "model.activation: {choices: [relu, tanh]}\n"
+        "optimizer.lr: {choices: [1e-3, 0.1, 1e38]}\n"  # the last one diverges
+    )
+    main(["sweep", "--space", "space.yaml", "--folder", "lightning_logs", "--trials", "3",
+          "--workers", "2", "--data.data_dir", data_dir, "--trainer.max_epochs", "1"])  # fmt: skip
+    return trials("lightning_logs")
+
+
+@pytest.mark.soak
+def test_real_trials_in_tensorboard(
+    swept: list[optuna.trial.FrozenTrial], tensorboard: str, capfd: pytest.CaptureFixture[str]
+) -> None:
+    columns = {"colParams": [{"metric": {"tag": "val/acc"}}], "sliceSize": 10}
+    statuses = {"allowedStatuses": ["STATUS_UNKNOWN", "STATUS_SUCCESS", "STATUS_RUNNING"]}
+    groups = ask(f"{tensorboard}/plugin/hparams/session_groups", {**statuses, **columns})
+    runs = {group["sessions"][0]["name"]: group for group in groups["sessionGroups"]}
+    values = {}
+    for trial in swept:
+        run = runs[f"trial_{trial.number:04}"]
+        depth = trial.params["depth"]
+        assert run["hparams"]["depth"] == depth
+        assert run["hparams"]["hidden_dims"] == str([trial.params["width"]] * depth)
+        assert run["hparams"]["activation"] == trial.params["model.activation"]
+        assert run["hparams"]["lr"] == float(trial.params["optimizer.lr"])
+        diverges = trial.params["optimizer.lr"] == "1e38"
+        assert trial.state.name == ("FAIL" if diverges else "COMPLETE")
+        if diverges:
+            assert "Try a lower learning rate" in trial.user_attrs["reason"]
+        else:
+            shown = {value["name"]["tag"]: value["value"] for value in run["metricValues"]}
+            values[trial.number] = pytest.approx(shown["val/acc"])
+    assert values == {trial.number: trial.value for trial in swept if trial.value is not None}
+    assert len(values) == 2

@@ -1,0 +1,218 @@
+import csv
+import json
+import shutil
+from pathlib import Path
+
+import numpy as np
+import pytest
+import torch
+from lightning.pytorch import Trainer
+from PIL import Image
+
+from fnn_lightning import FNNLitModule, MNISTDataModule
+from fnn_lightning.commands.main import main
+from fnn_lightning.data.preprocessing import read_picture
+from fnn_lightning.runs.load import Trained, load_trained
+from tests.support import TEST_SIZE
+
+Capture = pytest.CaptureFixture[str]
+LAST = "lightning_logs/version_0/checkpoints/last.ckpt"
+
+
+@pytest.fixture
+def trained(data_dir: str, capsys: Capture) -> Trained:
+    main(["fit", "--data.data_dir", data_dir, "--model.hidden_dims", "[8]",
+          "--trainer.max_epochs", "1"])  # fmt: skip
+    capsys.readouterr()
+    return load_trained(LAST)
+
+
+@pytest.fixture
+def scans() -> Path:
+    """Make a folder with two pictures of bars, one blank, and one that is none."""
+    folder = Path("scans")
+    folder.mkdir()
+    for name, (height, width) in {"a.png": (100, 20), "b.jpg": (100, 60)}.items():
+        levels = np.full((200, 200), 255, np.uint8)
+        levels[50 : 50 + height, 40 : 40 + width] = 0
+        Image.fromarray(levels).save(folder / name)
+    Image.new("L", (50, 50), 255).save(folder / "blank.png")
+    (folder / "c.gif").write_text("not a picture")
+    return folder
+
+
+def predict(*words: str) -> int:
+    with pytest.raises(SystemExit) as stop:
+        main(["predict", "--ckpt_path", LAST, *words])
+    assert isinstance(stop.value.code, int)
+    return stop.value.code
+
+
+def test_a_table_and_a_line_for_each_that_fails(
+    trained: Trained, scans: Path, capsys: Capture
+) -> None:
+    assert predict("--data.images", "scans") == 1
+    output = capsys.readouterr()
+    pixels = torch.stack([read_picture(scans / name) for name in ("a.png", "b.jpg")])
+    probabilities, digits = trained.probabilities(pixels).max(dim=1)
+    lines = output.out.splitlines()
+    assert lines[0].split() == ["file", "digit", "probability"]
+    for line, name, digit, probability in zip(
+        lines[1:], ("a.png", "b.jpg"), digits.tolist(), probabilities.tolist(), strict=True
+    ):
+        assert line.split()[:3] == [f"scans/{name}", str(digit), f"{probability:.4f}"]
+        assert "! unsure" in line  # after one epoch on noise
+    assert output.err.splitlines() == [
+        "error: scans/blank.png: it is blank: nothing stands out from the paper",
+        "error: scans/c.gif: it is not a PNG, JPEG, BMP, TIFF or GIF file",
+    ]
+
+
+@pytest.mark.usefixtures("trained")
+def test_no_data_set_is_needed(scans: Path, capsys: Capture) -> None:
+    main(["predict", "--ckpt_path", LAST, "--data.images", "scans/a.png", "scans/b.jpg",
+          "--data.data_dir", "nowhere"])  # fmt: skip
+    assert len(capsys.readouterr().out.splitlines()) == 3
+    assert not Path("nowhere").exists()
+
+
+@pytest.mark.usefixtures("trained")
+def test_none_can_be_read(scans: Path, capsys: Capture) -> None:
+    assert predict("--data.images", "scans/c.gif", "--output", "new.csv") == 1
+    output = capsys.readouterr()
+    assert output.out == ""
+    assert output.err.count("\n") == 1
+    assert not Path("new.csv").exists()
+
+
+def test_files_of_pictures(trained: Trained, scans: Path, capsys: Capture) -> None:
+    (scans / "more").mkdir()
+    (scans / "a.png").rename(scans / "more" / "b.png")
+    words = ["--data.images", "scans", "scans/more/*", "--save_inputs", "seen/deep"]
+    assert predict(*words, "--output", "new/out.csv") == 1
+    assert predict(*words, "--output", "out.json") == 1
+    names = ["scans/b.jpg", "scans/more/b.png"]
+    pixels = torch.stack([read_picture(Path(name)) for name in names])
+    expected = trained.probabilities(pixels)
+    rows = list(csv.DictReader(Path("new/out.csv").read_text().splitlines()))
+    records = json.loads(Path("out.json").read_text())
+    for number, (row, record) in enumerate(zip(rows, records, strict=True)):
+        assert row["file"] == record["file"] == names[number]
+        assert int(row["digit"]) == record["digit"] == int(expected[number].argmax())
+        probabilities = [float(row[f"p{digit}"]) for digit in range(10)]
+        assert probabilities == pytest.approx(expected[number].tolist(), abs=1e-6)
+        assert record["probabilities"] == pytest.approx(expected[number].tolist(), abs=1e-6)
+        assert row["warning"] == record["warning"]
+        assert "unsure" in row["warning"]
+    for name, seen in zip(("b.png", "b_2.png"), pixels, strict=True):
+        assert np.array_equal(np.asarray(Image.open(Path("seen/deep", name))), seen.numpy())
+    assert len(list(Path("seen/deep").iterdir())) == 2
+
+
+@pytest.mark.parametrize("suffix", [".csv", ".json"])
+def test_a_file_of_the_test_set(trained: Trained, suffix: str, capsys: Capture) -> None:
+    main(["predict", "--ckpt_path", LAST, "--output", f"out{suffix}"])
+    assert capsys.readouterr().out == f"{TEST_SIZE} predictions written to out{suffix}\n"
+    text = Path(f"out{suffix}").read_text()
+    if suffix == ".csv":
+        main(["predict", "--ckpt_path", LAST])
+        assert capsys.readouterr().out == text
+    else:
+        data = trained.data()
+        data.setup("test")
+        source = data.test_dataloader()
+        assert not isinstance(source, list)
+        digits = trained.probabilities(source.images).argmax(dim=1).tolist()
+        records = json.loads(text)
+        assert [record["digit"] for record in records] == digits
+        assert [record["index"] for record in records] == list(range(TEST_SIZE))
+        assert "warning" not in records[0]
+
+
+BAD = {
+    "--data.images": "Expected pictures, but got none",
+    "--data.images nothing.png": "got nothing.png: there is no such file",
+    "--data.images scans nothing.png": "got nothing.png: there is no such file",
+    "--data.images scans/*.bmp": "there is no such file",
+    "--data.images=nothing.png": "got nothing.png: there is no such file",
+    "--data.images scans --save_inputs scans/a.png/x": "--save_inputs in a folder that can be",
+    "--data.image scans": "Unknown option data.image; did you mean data.images",
+    "--output out.txt": "Expected --output to end in .csv or .json, but got 'out.txt'",
+    "--output out": "Expected --output to end in .csv or .json",
+    "--output folder.csv": "folder.csv: it is a folder",
+    "--output scans/a.png/out.csv": "Expected --output in a folder that can be written",
+    "--save_inputs seen": "name --data.images",
+    "--data.images scans --save_inputs scans": "another folder than that of the pictures",
+    "--data.images scans --save_inputs scans/a.png": "got scans/a.png: it is a file",
+}
+
+
+@pytest.mark.parametrize("words", BAD)
+@pytest.mark.usefixtures("trained", "scans")
+def test_bad_input_is_refused_in_one_line(words: str, capsys: Capture) -> None:
+    Path("folder.csv").mkdir()
+    before = set(Path().glob("**/*"))
+    assert predict(*words.split()) == 2
+    output = capsys.readouterr()
+    assert output.out == ""
+    assert output.err.startswith("error: ")
+    assert output.err.count("\n") == 1
+    assert BAD[words] in output.err
+    assert set(Path().glob("**/*")) == before
+
+
+@pytest.mark.usefixtures("trained")
+def test_odd_names(capsys: Capture) -> None:
+    names = ["[1, 2].png", "null.png", "new\nline.png", "1e3.png", "ünï.png", "😀.png"]
+    names.append(f"{251 * 'n'}.png")
+    levels = np.full((40, 40), 255, np.uint8)
+    levels[10:30, 18:22] = 0
+    for name in names:
+        Image.fromarray(levels).save(name)
+    main(["predict", "--ckpt_path", LAST, "--output", "out.csv", "--data.images", *names])
+    assert len(capsys.readouterr().out.splitlines()) == 2 + len(names)
+    with Path("out.csv").open(errors="surrogateescape", newline="") as file:
+        assert [row["file"] for row in csv.DictReader(file)] == names
+    Path("folder").mkdir()
+    Path(names[0]).rename("folder/byte\udcff.png")  # no text at all
+    main(["predict", "--ckpt_path", LAST, "--output", "out.csv", "--data.images", "folder"])
+    assert b"\nfolder/byte\xff.png," in Path("out.csv").read_bytes()
+
+
+@pytest.mark.usefixtures("trained")
+def test_no_picture_is_overwritten(scans: Path, capsys: Capture) -> None:
+    Path("cut").mkdir()
+    Path("cut/a.png").write_bytes((scans / "a.png").read_bytes()[:60])
+    shutil.copy(scans / "a.png", "a.csv")
+    before = {path: path.read_bytes() for path in (Path("cut/a.png"), Path("a.csv"))}
+    for words in ("scans cut --save_inputs cut", "a.csv --output a.csv"):
+        assert predict("--data.images", *words.split()) == 2
+        assert "Expected --" in capsys.readouterr().err
+    assert before == {path: path.read_bytes() for path in before}
+
+
+@pytest.mark.usefixtures("trained")
+def test_fewer_pictures_than_named(
+    scans: Path, monkeypatch: pytest.MonkeyPatch, capsys: Capture
+) -> None:
+    monkeypatch.setattr("fnn_lightning.datamodule.EVAL_BATCH_SIZE", 1)
+    words = [f"--data.images={scans / 'a.png'}", f"--data.images={scans / 'b.jpg'}"]
+    main(["predict", "--ckpt_path", LAST, *words, "--trainer.limit_predict_batches", "1"])
+    assert [line.split()[0] for line in capsys.readouterr().out.splitlines()] == [
+        *("file", f"{scans / 'a.png'}")
+    ]
+
+
+def test_from_python(scans: Path) -> None:
+    torch.manual_seed(0)
+    model = FNNLitModule(hidden_dims=[8])
+    data = MNISTDataModule(images=["scans"])
+    trainer = Trainer(logger=False, barebones=False, enable_progress_bar=False)
+    batches = trainer.predict(model, datamodule=data)
+    assert data.pictures == [scans / "a.png", scans / "b.jpg"]
+    assert list(data.unread) == [scans / "blank.png", scans / "c.gif"]
+    assert batches is not None
+    batch = batches[0]
+    assert isinstance(batch, dict)
+    assert batch["digit"].shape == (2,)
+    assert "images" not in data.hparams

@@ -1,0 +1,238 @@
+import csv
+import json
+import re
+import shutil
+from collections.abc import Callable
+from pathlib import Path
+from typing import Any
+
+import pytest
+import torch
+from selenium.webdriver.remote.webdriver import WebDriver
+
+from fnn_lightning.commands.main import main
+from fnn_lightning.evaluation import plots
+from fnn_lightning.evaluation.predictions import Predictions
+from fnn_lightning.evaluation.report import measure, predictions_csv
+from fnn_lightning.runs.load import load_trained
+from fnn_lightning.runs.run_folder import read_curves
+
+RUN = Path("lightning_logs/version_0")
+LAST = str(RUN / "checkpoints" / "last.ckpt")
+
+
+def made_by_hand() -> Predictions:
+    """Four images: right at 0.9, wrong at 0.8, right at 0.6, wrong at 0.8 (and later)."""
+    probabilities = torch.zeros(4, 10)
+    for row, (digit, p) in enumerate([(3, 0.9), (5, 0.8), (5, 0.6), (1, 0.8)]):
+        probabilities[row] = (1 - p) / 9
+        probabilities[row, digit] = p
+    images = torch.arange(4, dtype=torch.uint8).view(4, 1, 1).expand(4, 28, 28)
+    return Predictions(images, torch.arange(4), torch.tensor([3, 3, 5, 5]), probabilities)
+
+
+def test_the_surest_mistakes_come_first() -> None:
+    predictions = made_by_hand()
+    assert predictions.worst_mistakes(9) == [1, 3]
+    assert predictions.worst_mistakes(1) == [1]
+    predictions.probabilities[3] *= 1.1
+    assert predictions.worst_mistakes(9) == [3, 1]
+
+
+def test_figures_worked_out_by_hand() -> None:
+    found = measure(made_by_hand())
+    assert (found["correct"], found["total"], found["accuracy"]) == (2, 4, 0.5)
+    # 0.15003899 and 0.84996101: Wilson's formula with z = 1.959964
+    assert found["interval_95"] == pytest.approx([0.150039, 0.849961], abs=1e-6)
+    three, five, one = (found["classes"][digit] for digit in (3, 5, 1))
+    assert three == {"digit": 3, "images": 2, "precision": 1.0, "recall": 0.5}
+    assert five == {"digit": 5, "images": 2, "precision": 0.5, "recall": 0.5}
+    assert one == {"digit": 1, "images": 0, "precision": 0.0, "recall": None}
+    assert found["classes"][7] == {"digit": 7, "images": 0, "precision": None, "recall": None}
+    # of 15 ranges: 0.6 (right), 0.8 twice (both wrong), 0.9 (right)
+    bins = plots.reliability(made_by_hand())
+    assert [count for _, _, count in bins] == [1, 2, 1]
+    assert [right for _, right, _ in bins] == [1.0, 0.0, 1.0]
+    error = (abs(0.6 - 1) + 2 * abs(0.8 - 0) + abs(0.9 - 1)) / 4
+    assert found["expected_calibration_error"] == pytest.approx(error, abs=1e-6)
+    assert predictions_csv(made_by_hand()).splitlines()[1] == "0,3,3,0.900000"
+
+
+def test_the_confusion_matrix_has_the_truth_in_its_rows() -> None:
+    figure = plots.confusion_figure(made_by_hand())
+    numbers = [int(text.get_text()) for text in figure.axes[0].texts]
+    shown = {divmod(place, 10): count for place, count in enumerate(numbers) if count}
+    assert shown == {(3, 3): 1, (3, 5): 1, (5, 5): 1, (5, 1): 1}
+    assert figure.axes[0].get_xlabel() == "Predicted class"
+
+
+def test_ranges_of_confidence_add_up_to_the_calibration_error() -> None:
+    generator = torch.Generator().manual_seed(0)
+    logits = 3 * torch.randn(500, 10, generator=generator)
+    labels = torch.randint(0, 10, (500,), generator=generator)
+    images = torch.zeros(500, 28, 28, dtype=torch.uint8)
+    predictions = Predictions(images, torch.arange(len(labels)), labels, logits.softmax(1))
+    bins = plots.reliability(predictions)
+    error = sum(abs(sure - right) * count for sure, right, count in bins) / 500
+    assert measure(predictions)["expected_calibration_error"] == pytest.approx(error, abs=1e-5)
+
+
+@pytest.fixture
+def fit(data_dir: str, capsys: pytest.CaptureFixture[str]) -> Callable[..., None]:
+    def run(*words: str) -> None:
+        main(["fit", "--data.data_dir", data_dir, "--model.hidden_dims", "[8]",
+              "--trainer.max_epochs", "2", *words])  # fmt: skip
+        capsys.readouterr()
+
+    return run
+
+
+def test_a_test_leaves_a_report(
+    fit: Callable[..., None], capsys: pytest.CaptureFixture[str]
+) -> None:
+    fit()
+    main(["test", "--ckpt_path", LAST, "--data.test_train_set", "true"])
+    assert f"report     {RUN}/report.html" in capsys.readouterr().out
+    trained = load_trained(LAST)
+    data = trained.data(test_train_set=False)
+    data.setup("test")
+    source: Any = data.test_dataloader()
+    probabilities = trained.probabilities(source.images)
+    digits = probabilities.argmax(1)
+
+    with (RUN / "predictions.csv").open() as file:
+        rows = list(csv.DictReader(file))
+    assert [int(row["index"]) for row in rows] == list(range(100))
+    assert [int(row["truth"]) for row in rows] == source.labels.tolist()
+    assert [int(row["prediction"]) for row in rows] == digits.tolist()
+    assert [float(row["probability"]) for row in rows] == pytest.approx(
+        probabilities.amax(1).tolist(), abs=1e-6
+    )
+
+    metrics = json.loads((RUN / "metrics.json").read_text())
+    correct = int((digits == source.labels).sum())
+    assert metrics["test"]["correct"] == correct
+    assert metrics["test"]["checkpoint"] == "checkpoints/last.ckpt"
+    assert metrics["test"]["step"] == metrics["fit"]["step"] == 6
+    assert metrics["test"]["train_set"]["total"] == 275
+    assert torch.__version__.startswith(metrics["test"]["made_with"]["torch"])
+
+    page = (RUN / "report.html").read_text()
+    assert f"{correct} of 100" in page
+    # nothing is fetched from anywhere: all links lead into the page, or name the format of SVG
+    links = re.findall(r"""(?:src|href|url)\s*=?\s*["'(]([^"')]*)""", page)
+    assert links
+    assert all(link.startswith(("data:", "#")) for link in links)
+    assert "<script" not in page
+    wrong = int((digits != source.labels).sum())
+    assert page.count("<figcaption>") == min(50, wrong)
+    for text in ("train/loss", "val/acc", "training loss of the batch", "hidden_dims:", "Wilson"):
+        assert text in page
+
+    assert metrics["test"]["dataset"] == "mnist"
+    assert "of 100 of mnist" in page
+
+    # the figures of another test take the place of these, those of `fit` stay
+    main(["test", "--ckpt_path", LAST, "--trainer.limit_test_batches", "1"])
+    again = json.loads((RUN / "metrics.json").read_text())
+    assert again["fit"] == metrics["fit"]
+    assert "train_set" not in again["test"]
+
+
+def test_the_report_in_a_browser(fit: Callable[..., None], browser: WebDriver) -> None:
+    fit()
+    main(["test", "--ckpt_path", LAST])
+    browser.get((RUN / "report.html").absolute().as_uri())
+    widths = "return [...document.images].map(each => each.naturalWidth)"
+    wrong = 100 - json.loads((RUN / "metrics.json").read_text())["test"]["correct"]
+    assert browser.execute_script(widths) == [28] * min(50, wrong)
+    drawn = "return [...document.querySelectorAll('svg')].filter(s => s.clientWidth > 200).length"
+    assert browser.execute_script(drawn) == 5
+    fetched = "return performance.getEntriesByType('resource').map(each => each.name)"
+    assert all(name.startswith("data:") for name in browser.execute_script(fetched))
+
+
+def test_a_report_on_a_checkpoint_alone(
+    fit: Callable[..., None], capsys: pytest.CaptureFixture[str]
+) -> None:
+    fit("--trainer.max_epochs", "1")
+    shutil.move(LAST, "alone.ckpt")
+    main(["test", "--ckpt_path", "alone.ckpt"])
+    assert "--report_folder" in capsys.readouterr().out
+    assert not Path("report.html").exists()
+    main(["test", "--ckpt_path", "alone.ckpt", "--report_folder", "a/b"])
+    page = Path("a/b/report.html").read_text()
+    assert "training loss of the batch" in page
+    assert "hidden_dims:" in page
+    assert json.loads(Path("a/b/metrics.json").read_text()).keys() == {"test"}
+
+
+def test_what_a_run_folder_holds_is_text_to_the_page(fit: Callable[..., None]) -> None:
+    fit()
+    with (RUN / "config.yaml").open("a") as file:
+        file.write("# <script>alert(1)</script>\n")
+    (RUN / "metrics.json").write_text('{"fit": {"made_with": {"torch": "<b>"}, "seconds": "x"}}')
+    main(["test", "--ckpt_path", LAST])
+    page = (RUN / "report.html").read_text()
+    assert "&lt;script&gt;" in page
+    assert "<script" not in page
+    assert "<b>" not in page
+
+
+def test_a_report_elsewhere_is_on_the_run_of_the_checkpoint(fit: Callable[..., None]) -> None:
+    fit("--run_folder", "a", "--model.activation", "tanh")
+    fit("--run_folder", "b", "--insight.enabled", "false")
+    main(["test", "--ckpt_path", "a/checkpoints/last.ckpt", "--report_folder", "b"])
+    page = Path("b/report.html").read_text()
+    assert "activation: tanh" in page
+    assert "train/loss" in page
+    assert json.loads(Path("b/metrics.json").read_text()).keys() == {"test"}
+
+
+def test_a_digit_without_images_has_no_accuracy(fit: Callable[..., None]) -> None:
+    fit("--data.val_size", "3", "--data.data_dir", "tiny")
+    data = load_trained(LAST).data()
+    data.setup("fit")
+    source = data.val_dataloader()
+    digits = set(source.labels[source.indices].tolist())
+    logged = {tag for tag in read_curves(RUN) if tag.startswith("val_acc_of_digit")}
+    assert logged == {f"val_acc_of_digit/{digit}" for digit in digits}
+
+
+def test_outputs_that_are_not_finite(
+    fit: Callable[..., None], capsys: pytest.CaptureFixture[str]
+) -> None:
+    fit("--trainer.max_epochs", "1", "--insight.enabled", "false")
+    checkpoint = torch.load(LAST, weights_only=True)
+    for weight in checkpoint["state_dict"].values():
+        if weight.is_floating_point() and weight.dim() == 2:
+            weight.fill_(3e38)
+    torch.save(checkpoint, LAST)
+    with pytest.raises(SystemExit, match="1"):
+        main(["test", "--ckpt_path", LAST])
+    assert "the network's outputs are not finite numbers" in capsys.readouterr().err
+    assert not (RUN / "report.html").exists()
+    assert "test" not in json.loads((RUN / "metrics.json").read_text())
+
+
+@pytest.mark.parametrize(
+    "content", ["", "[]", "[" * 200_000, "{", '{"fit": 3}', '{"fit": {"made_with": 1}}']
+)
+def test_a_damaged_metrics_file(fit: Callable[..., None], content: str) -> None:
+    fit("--trainer.max_epochs", "1", "--insight.enabled", "false")
+    (RUN / "metrics.json").write_text(content)
+    main(["test", "--ckpt_path", LAST])
+    assert json.loads((RUN / "metrics.json").read_text())["test"]["total"] == 100
+
+
+def test_no_report_where_none_is_wanted(
+    fit: Callable[..., None], capsys: pytest.CaptureFixture[str]
+) -> None:
+    fit()
+    main(["test", "--ckpt_path", LAST, "--trainer.logger", "false"])
+    main(["test", "--ckpt_path", LAST, "--trainer.fast_dev_run", "true"])
+    assert not (RUN / "report.html").exists()
+    Path("file").touch()
+    with pytest.raises(SystemExit, match="2"):
+        main(["test", "--ckpt_path", LAST, "--report_folder", "file"])
+    assert "Expected --report_folder to be a folder, but got file" in capsys.readouterr().err

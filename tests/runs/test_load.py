@@ -1,0 +1,58 @@
+from pathlib import Path
+
+import pytest
+import torch
+
+from fnn_lightning.commands.main import main
+from fnn_lightning.errors import InputError
+from fnn_lightning.runs.load import load_trained
+
+RUN = Path("lightning_logs/version_0")
+
+
+@pytest.fixture
+def run(data_dir: str) -> Path:
+    main(["fit", "--data.data_dir", data_dir, "--model.hidden_dims", "[8]",
+          "--model.pixel_mean", "0.3", "--trainer.max_epochs", "2"])  # fmt: skip
+    return RUN
+
+
+def test_probabilities_are_those_of_predict(run: Path, capsys: pytest.CaptureFixture[str]) -> None:
+    capsys.readouterr()
+    main(["predict", "--ckpt_path", str(run / "checkpoints" / "last.ckpt")])
+    rows = [line.split(",")[2:] for line in capsys.readouterr().out.splitlines()[1:]]
+    trained = load_trained(run)
+    data = trained.data(val_size=0)
+    data.setup("test")
+    source = data.test_dataloader()
+    assert not isinstance(source, list)
+    probabilities = trained.probabilities(source.images)
+    assert torch.allclose(
+        probabilities, torch.tensor([[float(p) for p in row] for row in rows]), atol=1e-6
+    )
+    assert data.val_size == 0
+    assert trained.probabilities(source.images[:0]).shape == (0, 10)
+
+
+def test_the_best_checkpoint_of_a_run_is_taken(run: Path) -> None:
+    assert load_trained(run).path.name == "last.ckpt"
+    last = run / "checkpoints" / "last.ckpt"
+    last.with_name("best.ckpt").write_bytes(last.read_bytes())
+    assert load_trained(str(run)).path.name == "best.ckpt"
+    assert load_trained(last).path == last
+
+
+def test_no_checkpoint(tmp_path: Path) -> None:
+    with pytest.raises(InputError, match=r"but .* holds no checkpoints/last\.ckpt"):
+        load_trained(tmp_path)
+    with pytest.raises(InputError, match="no such file"):
+        load_trained(tmp_path / "missing")
+
+
+def test_settings_of_another_version(run: Path) -> None:
+    path = run / "checkpoints" / "last.ckpt"
+    checkpoint = torch.load(path, weights_only=True)
+    checkpoint["hyper_parameters"]["dropout_of_tomorrow"] = 0.5
+    torch.save(checkpoint, path)
+    with pytest.raises(InputError, match=r"does not fit fnn_lightning 0\.1\.0: .*dropout_of_tom"):
+        load_trained(path)

@@ -1,0 +1,116 @@
+from collections.abc import Callable
+from pathlib import Path
+
+import pytest
+import torch
+
+from fnn_lightning import MNISTDataModule
+from fnn_lightning.data.dataloader import BatchSource
+from fnn_lightning.errors import InputError
+from tests.support import TEST_SIZE, TRAIN_SIZE, tiny_files
+
+MakeData = Callable[..., MNISTDataModule]
+
+
+def images_of(source: BatchSource | list[BatchSource]) -> list[bytes]:
+    assert isinstance(source, BatchSource)
+    return [image.numpy().tobytes() for images, _ in source for image in images]
+
+
+def stored(part: str) -> list[bytes]:
+    content = tiny_files()[f"{part}-images-idx3-ubyte"][16:]
+    return [content[start : start + 784] for start in range(0, len(content), 784)]
+
+
+def prepared(data: MNISTDataModule, stage: str) -> MNISTDataModule:
+    data.prepare_data()
+    data.setup(stage)
+    return data
+
+
+def test_validation_holds_out_training_images(make_data: MakeData) -> None:
+    data = prepared(make_data(val_size=60), "fit")
+    train, val = images_of(data.train_dataloader()), images_of(data.val_dataloader())
+    assert len(val) == 60
+    assert sorted(train + val) == sorted(stored("train"))
+
+
+def test_the_split_does_not_depend_on_the_seed(make_data: MakeData) -> None:
+    splits = [prepared(make_data(val_size=60, seed=seed), "fit") for seed in (0, 1)]
+    first, second = (images_of(data.val_dataloader()) for data in splits)
+    assert first == second
+    first, second = (images_of(data.train_dataloader()) for data in splits)
+    assert first != second
+    assert sorted(first) == sorted(second)
+
+
+def test_by_default_a_twelfth_is_held_out(make_data: MakeData) -> None:
+    data = prepared(make_data(), "fit")
+    assert len(images_of(data.val_dataloader())) == TRAIN_SIZE // 12
+
+
+def test_val_size_0_trains_on_all_and_watches_the_test_set(make_data: MakeData) -> None:
+    data = prepared(make_data(val_size=0), "fit")
+    assert sorted(images_of(data.train_dataloader())) == sorted(stored("train"))
+    assert images_of(data.val_dataloader()) == stored("t10k")
+
+
+@pytest.mark.parametrize("stage", ["test", "predict"])
+def test_the_test_set_in_order(make_data: MakeData, stage: str) -> None:
+    data = prepared(make_data(val_size=60), stage)
+    assert images_of(getattr(data, f"{stage}_dataloader")()) == stored("t10k")
+
+
+def test_test_train_set_adds_the_training_images(make_data: MakeData) -> None:
+    data = prepared(make_data(val_size=60, test_train_set=True), "test")
+    sources = data.test_dataloader()
+    assert isinstance(sources, list)
+    test, train = sources
+    assert images_of(test) == stored("t10k")
+    assert len(images_of(train)) == TRAIN_SIZE - 60
+
+
+def test_a_batch(make_data: MakeData) -> None:
+    batches = list(prepared(make_data(val_size=0, batch_size=128), "fit").train_dataloader())
+    images, labels = batches[0]
+    assert (images.dtype, images.shape) == (torch.uint8, (128, 28, 28))
+    assert (labels.dtype, labels.shape) == (torch.int64, (128,))
+    assert [len(labels) for _, labels in batches] == [128, 128, 44]
+    rows = images[:, 4:24:2].float().mean(dim=2)  # the bright row gives the digit away
+    assert torch.equal(rows.argmax(dim=1), labels)
+
+
+def test_digits_have_the_shapes_of_mnist() -> None:
+    data = prepared(MNISTDataModule(dataset="digits"), "fit")
+    images, labels = next(iter(data.train_dataloader()))
+    assert (images.dtype, images.shape) == (torch.uint8, (100, 28, 28))
+    assert (labels.dtype, labels.shape) == (torch.int64, (100,))
+    assert len(images_of(data.val_dataloader())) == 1_437 // 12
+
+
+@pytest.mark.parametrize(
+    ("arguments", "message"),
+    [
+        ({"dataset": "minst"}, "`dataset` to be mnist or digits, but got 'minst'"),
+        ({"batch_size": 0}, "`batch_size` to be 1 or more, but got 0"),
+        ({"val_size": -1}, "`val_size` to be from 0 to 59,999, .* but got -1"),
+        ({"val_size": 60_000}, "`val_size` to be from 0 to 59,999, .* but got 60000"),
+        ({"val_size": 1_437, "dataset": "digits"}, "`val_size` to be from 0 to 1,436"),
+    ],
+)
+def test_bad_arguments(arguments: dict[str, object], message: str) -> None:
+    with pytest.raises(InputError, match=message):
+        MNISTDataModule(**arguments)  # type: ignore[arg-type]
+
+
+def test_val_size_is_checked_against_the_files(make_data: MakeData) -> None:
+    with pytest.raises(InputError, match=f"from 0 to {TRAIN_SIZE - 1}, .* but got {TRAIN_SIZE}"):
+        make_data(val_size=TRAIN_SIZE).prepare_data()
+
+
+def test_images_and_labels_of_different_counts(data_dir: str, make_data: MakeData) -> None:
+    raw = Path(data_dir) / "MNIST" / "raw"
+    labels = raw / "t10k-labels-idx1-ubyte"
+    (raw / "train-labels-idx1-ubyte").write_bytes(labels.read_bytes())
+    with pytest.raises(InputError, match=f"{TEST_SIZE} labels of {TRAIN_SIZE} train images"):
+        make_data().prepare_data()

@@ -1,0 +1,131 @@
+from collections.abc import Callable
+from pathlib import Path
+from typing import Any
+
+import pytest
+import torch
+from lightning.pytorch import Trainer
+
+from fnn_lightning import FNNLitModule, MNISTDataModule
+from fnn_lightning.errors import InputError
+from fnn_lightning.training.checkpointing import Checkpoint, EarlyStopping
+from tests.support import trainer
+
+MakeData = Callable[..., MNISTDataModule]
+
+
+class Scripted(FNNLitModule):
+    """Reports a given value after each validation, whatever the network does."""
+
+    def __init__(self, values: list[float]) -> None:
+        super().__init__(hidden_dims=[4])
+        self.values = iter(values)
+
+    def on_validation_epoch_end(self) -> None:
+        value = next(self.values)
+        self.log_dict({"val/acc": value, "val/loss": value})
+
+
+def step_of(path: Path) -> int:
+    return int(torch.load(path, weights_only=True)["global_step"])
+
+
+def run_with(callback: Any, model: FNNLitModule, data: MNISTDataModule, **kwargs: Any) -> Trainer:
+    run = trainer(Path(), callbacks=[callback], **{"max_epochs": 4, **kwargs})
+    run.fit(model, datamodule=data)
+    return run
+
+
+@pytest.mark.parametrize(
+    ("metric", "mode", "values", "best_epoch"),
+    [
+        ("val/acc", None, [0.5, 0.9, 0.7, 0.9], 2),
+        ("val/loss", None, [0.5, 0.9, 0.2, 0.4], 3),
+        ("val/loss", "max", [0.5, 0.9, 0.2, 0.4], 2),
+    ],
+)
+def test_the_best_and_the_last(
+    make_data: MakeData, metric: Any, mode: Any, values: list[float], best_epoch: int
+) -> None:
+    checkpoint = Checkpoint(monitor=metric, mode=mode)
+    run = run_with(checkpoint, Scripted(values), make_data())  # 3 steps an epoch
+    folder = Path(str(run.log_dir)) / "checkpoints"
+    assert sorted(path.name for path in folder.iterdir()) == ["best.ckpt", "last.ckpt"]
+    assert step_of(folder / "best.ckpt") == 3 * best_epoch
+    assert step_of(folder / "last.ckpt") == 12
+    assert checkpoint.best_score == pytest.approx(values[best_epoch - 1])
+
+
+def test_only_the_last_without_a_metric(make_data: MakeData) -> None:
+    run = run_with(Checkpoint(), FNNLitModule(hidden_dims=[4]), make_data())
+    assert [path.name for path in Path(str(run.log_dir)).glob("**/*.ckpt")] == ["last.ckpt"]
+
+
+@pytest.mark.parametrize("limits", [{"limit_val_batches": 0}, {"val_check_interval": 2}, {}])
+def test_the_last_is_the_last_also_in_the_middle_of_an_epoch(
+    make_data: MakeData, limits: dict[str, int]
+) -> None:
+    run = run_with(Checkpoint(), FNNLitModule(hidden_dims=[4]), make_data(), max_steps=5, **limits)
+    assert step_of(Path(str(run.log_dir)) / "checkpoints" / "last.ckpt") == 5
+
+
+def test_every_n_steps(make_data: MakeData, monkeypatch: pytest.MonkeyPatch) -> None:
+    saved = []
+    save = Trainer.save_checkpoint
+
+    def spy(self: Trainer, path: Any, *args: Any, **kwargs: Any) -> None:
+        saved.append(self.global_step)
+        save(self, path, *args, **kwargs)
+
+    monkeypatch.setattr(Trainer, "save_checkpoint", spy)
+    data = make_data(batch_size=40)  # 7 steps an epoch
+    run_with(Checkpoint(every_n_steps=2), FNNLitModule(hidden_dims=[4]), data, max_epochs=2)
+    # at steps 7 and 14 at the end of the epoch, with what validation found
+    assert saved == [2, 4, 6, 7, 8, 10, 12, 14]
+
+
+def test_the_best_is_remembered_by_a_run_that_goes_on(make_data: MakeData) -> None:
+    first = Checkpoint(monitor="val/acc")
+    run = run_with(first, Scripted([0.5, 0.9, 0.7, 0.6]), make_data())
+    last = str(Path(str(run.log_dir)) / "checkpoints" / "last.ckpt")
+    second = Checkpoint(monitor="val/acc")
+    run = trainer(Path(), callbacks=[second], max_epochs=6)
+    run.fit(Scripted([0.8, 0.85]), datamodule=make_data(), ckpt_path=last, weights_only=True)
+    assert second.best_score == pytest.approx(0.9)
+    assert second.best_model_path == ""  # it lies in the other run's folder
+
+
+@pytest.mark.parametrize(
+    ("arguments", "values", "epochs"),
+    [
+        ({"patience": 2}, [0.5, 0.6, 0.6, 0.55, 0.9, 0.9], 4),
+        ({"patience": 1, "monitor": "val/loss"}, [0.5, 0.4, 0.6, 0.1, 0.1], 3),
+        ({"patience": 2, "min_delta": 0.2}, [0.5, 0.6, 0.65, 0.9, 0.9], 3),
+    ],
+)
+def test_early_stopping(
+    make_data: MakeData, arguments: dict[str, Any], values: list[float], epochs: int
+) -> None:
+    data = make_data()
+    run = run_with(EarlyStopping(**arguments), Scripted(values), data, max_epochs=len(values))
+    assert run.global_step == 3 * epochs
+
+
+def test_bad_arguments() -> None:
+    with pytest.raises(InputError, match="`every_n_steps` to be 1 or more, but got 0"):
+        Checkpoint(every_n_steps=0)
+    with pytest.raises(InputError, match="`patience` to be 0 or more, but got -1"):
+        EarlyStopping(patience=-1)
+
+
+@pytest.mark.parametrize(("minutes", "steps"), [(1e-9, [1, 2, 3, 4, 5, 6, 7]), (60.0, [7])])
+def test_every_n_minutes(
+    make_data: MakeData, monkeypatch: pytest.MonkeyPatch, minutes: float, steps: list[int]
+) -> None:
+    saved = []
+    monkeypatch.setattr(
+        Trainer, "save_checkpoint", lambda self, *_, **__: saved.append(self.global_step)
+    )
+    module = FNNLitModule(hidden_dims=[4], run_ahead=False)
+    run_with(Checkpoint(every_n_minutes=minutes), module, make_data(batch_size=40), max_epochs=1)
+    assert saved == steps

@@ -1,0 +1,331 @@
+"""Runs on several processes, and runs that are killed: real processes, ended by the tests."""
+
+import os
+import re
+import signal
+import socket
+import subprocess
+import sys
+import time
+from pathlib import Path
+from typing import Any
+
+import pytest
+import torch
+from torchvision.datasets import MNIST
+
+from fnn_lightning.commands.main import main
+from tests.support import ROOT, SECONDS, Start, assert_same, ended, scalars
+
+FIT = ["-m", "fnn_lightning", "fit", "--trainer.accelerator", "cpu"]
+GO_ON = re.compile(r"stopped by (\w+), saved; go on with: python (-m fnn_lightning fit .*)\n")
+
+
+def wait_for(process: subprocess.Popen[str], step: int) -> None:
+    """Read what a run prints until it has come to a step."""
+    assert process.stdout
+    for line in process.stdout:
+        found = re.match(r"step\s+([\d,]+)", line)
+        if found and int(found[1].replace(",", "")) >= step:
+            return
+    pytest.fail(f"the run ended: {process.stderr and process.stderr.read()}")
+
+
+def done(process: subprocess.Popen[str]) -> str:
+    status, out, err = ended(process)
+    assert status == 0, err
+    return out
+
+
+def free_port() -> str:
+    with socket.socket() as probe:
+        probe.bind(("127.0.0.1", 0))
+        return str(probe.getsockname()[1])
+
+
+def torchrun(processes: int) -> list[str]:
+    rendezvous = ["--rdzv-backend", "c10d", "--rdzv-endpoint", f"127.0.0.1:{free_port()}"]
+    return ["-m", "torch.distributed.run", f"--nproc-per-node={processes}", *rendezvous]
+
+
+def ddp(processes: int) -> list[str]:
+    return ["--trainer.devices", str(processes), "--trainer.strategy", "ddp"]
+
+
+def end_of(run: str) -> Any:
+    return torch.load(Path(run) / "checkpoints" / "last.ckpt", weights_only=True)
+
+
+def assert_same_run(run: str, other: str) -> None:
+    """Compare all that two runs have left, to the bit."""
+    assert_same(end_of(run), end_of(other))
+    assert scalars(run) == scalars(other)
+
+
+@pytest.mark.soak
+def test_the_number_of_processes_changes_nothing(
+    data_dir: str, start: Start, capsys: pytest.CaptureFixture[str]
+) -> None:
+    # batches of 137, 137 and 1: shares of different sizes, and empty ones
+    options = ["--data.data_dir", data_dir, "--data.batch_size", "137", "--model.hidden_dims=[16]"]
+    options += ["--trainer.max_steps", "40", "--trainer.log_every_n_steps", "1"]
+    outputs = [
+        done(start(*FIT, *options, "--run_folder", "run1")),
+        done(start(*FIT, *options, *ddp(2), "--run_folder", "run2")),
+        done(start(*torchrun(4), *FIT, *options, *ddp(4), "--run_folder", "run4")),
+    ]
+    assert "run ahead of the Trainer" in outputs[0]
+    assert "one at a time: the strategy is DDPStrategy" in outputs[1]
+    one, *others = (scalars(f"run{processes}") for processes in (1, 2, 4))
+    assert len(one["train/loss"]) == 40
+    for curves in others:
+        for tag, points in one.items():
+            assert [step for step, _ in points] == [step for step, _ in curves[tag]]
+            values = [[value for _, value in each] for each in (curves[tag], points)]
+            assert values[0] == pytest.approx(values[1], rel=1e-5), tag
+    losses = [
+        torch.load(f"run{processes}/checkpoints/last.ckpt", weights_only=True)["progress"]["losses"]
+        for processes in (1, 2, 4)
+    ]
+    assert torch.equal(losses[0], torch.tensor([value for _, value in one["train/loss"]]))
+    for each in losses[1:]:
+        torch.testing.assert_close(each, losses[0])
+    for processes, output in zip((2, 4), outputs[1:], strict=True):
+        # the first process alone speaks and writes
+        assert (
+            output.replace(f"run{processes}", "run1").splitlines()[4:]
+            == (outputs[0].splitlines()[4:])
+        )
+        assert len(list(Path(f"run{processes}").glob("config.yaml"))) == 1
+        pids = {path.name.split(".")[-2] for path in Path(f"run{processes}").glob("events*")}
+        assert len(pids) == 1
+
+    last = "run2/checkpoints/last.ckpt"
+    for command in ("test", "predict"):
+        words = [command, "--ckpt_path", last, "--trainer.accelerator=cpu"]
+        capsys.readouterr()
+        main(words)
+        alone = capsys.readouterr().out
+        # 100 images for 3 processes
+        assert done(start(*torchrun(3), "-m", "fnn_lightning", *words, *ddp(3))) == alone
+        assert ("/ 100 correct" in alone) == (command == "test")
+
+
+DEFORMED = ["--data.rotation=20", "--data.scale=0.1", "--data.shift=1", "--data.elastic=1"]
+DEFORMED += ["--model.averaging=0.9", "--model.label_smoothing=0.1", "--model.hidden_dims=[16]"]
+
+
+@pytest.mark.soak
+def test_deformation_and_averaging_on_two_processes(data_dir: str, start: Start) -> None:
+    options = ["--data.data_dir", data_dir, *DEFORMED, "--trainer.log_every_n_steps", "1"]
+    done(start(*FIT, *options, "--run_folder", "one"))
+    done(start(*FIT, *options, *ddp(2), "--run_folder", "two"))
+    one, two = scalars("one"), scalars("two")
+    for tag, points in one.items():
+        values = [[value for _, value in each] for each in (two[tag], points)]
+        assert values[0] == pytest.approx(values[1], rel=1e-4), tag
+
+    # the hardest of the whole batch, however many of them a process has
+    hardest = [*options, "--model.hardest=0.3"]
+    done(start(*FIT, *hardest, "--run_folder", "hard"))
+    done(start(*FIT, *hardest, *ddp(2), "--run_folder", "hard2"))
+    alone, shared = scalars("hard"), scalars("hard2")
+    assert alone["train/loss"] != one["train/loss"]
+    assert set(alone) == set(shared)
+    for tag, points in alone.items():
+        values = [[value for _, value in each] for each in (shared[tag], points)]
+        assert values[0] == pytest.approx(values[1], rel=1e-4), tag
+    refused = start(*FIT, *hardest, *ddp(2), "--model.batch_norm=true", "--run_folder", "no")
+    status, _, err = ended(refused)
+    assert status != 0
+    assert "Expected one process for batch normalisation of the `hardest`" in err
+
+    # each normalises by its own share: other figures, but the same ones in a run that goes on
+    options += ["--model.batch_norm=true", "--model.dropout=0.2", "--model.warmup=2", *ddp(2)]
+    done(start(*FIT, *options, "--run_folder", "straight"))
+    done(start(*FIT, *options, "--run_folder", "resumed", "--trainer.max_epochs=2"))
+    done(start(*FIT, *options, "--run_folder", "resumed", "--trainer.max_epochs=5"))
+    ends = [end_of(name) for name in ("straight", "resumed")]
+    for part in ("state_dict", "averaging", "optimizer_states", "lr_schedulers", "progress"):
+        assert_same(ends[0][part], ends[1][part], part)
+
+
+@pytest.mark.soak
+def test_each_process_draws_its_own_dropout(data_dir: str, start: Start) -> None:
+    options = ["--data.data_dir", data_dir, "--model.dropout=0.5", "--model.hidden_dims=[16]"]
+    # two processes with as many images each, from the start and after one process
+    done(start(*FIT, *options, *ddp(2), "--trainer.max_steps=1", "--run_folder", "two"))
+    done(start(*FIT, *options, "--trainer.max_steps=1", "--run_folder", "one"))
+    done(start(*FIT, *options, *ddp(2), "--trainer.max_steps=2", "--run_folder", "one"))
+    for run in ("two", "one"):
+        first, second = end_of(run)["progress"]["processes"]
+        assert not torch.equal(first["random_state"], second["random_state"])
+
+
+def test_two_nodes(data_dir: str, start: Start) -> None:
+    options = ["--data.data_dir", data_dir, "--trainer.max_epochs", "3", "--trainer.devices", "1"]
+    port = free_port()
+    nodes = [
+        start("-m", "torch.distributed.run", "--nnodes=2", f"--node-rank={node}",
+              "--nproc-per-node=1", "--master-addr=127.0.0.1", f"--master-port={port}",
+              *FIT, *options, "--trainer.num_nodes", "2", "--run_folder", "two")
+        for node in (0, 1)
+    ]  # fmt: skip
+    outputs = [done(node) for node in nodes]
+    assert "device     2 × cpu" in outputs[0]
+    assert outputs[1] == ""
+    done(start(*FIT, *options, "--run_folder", "one"))
+    one, two = scalars("one"), scalars("two")
+    assert one["val/acc"] == two["val/acc"]
+    assert [loss for _, loss in two["val/loss"]] == pytest.approx(
+        [loss for _, loss in one["val/loss"]]
+    )
+
+
+LONG = ["--model.hidden_dims=[16]", "--optimizer=Adam", "--optimizer.lr=0.001"]
+LONG += ["--data.batch_size=32", "--trainer.log_every_n_steps=7"]
+LONG += ["--checkpoint.monitor=val/loss", "--checkpoint.every_n_steps=5"]
+STEPS = 9  # in an epoch
+
+
+@pytest.mark.soak
+@pytest.mark.parametrize("processes", [1, 2])
+def test_killed_and_resumed(data_dir: str, start: Start, processes: int) -> None:
+    # long enough to be stopped in time: steps of two processes are slower
+    devices, epochs = (ddp(processes), 24) if processes > 1 else ([], 60)
+    options = ["--data.data_dir", data_dir, *LONG, f"--trainer.max_epochs={epochs}", *devices]
+    straight = start(*FIT, *options, "--run_folder", "straight")
+    if processes > 1:  # two runs of two processes at a time take longer than one after the other
+        done(straight)
+    run = start(*FIT, *options)
+    again = "lightning_logs/version_0/checkpoints/last.ckpt"
+    signals = [signal.SIGTERM, signal.SIGKILL, signal.SIGINT]
+    for step, signum in enumerate(signals[: 3 if processes == 1 else 1], start=1):
+        wait_for(run, epochs * STEPS * step // 6)
+        sent = time.monotonic()
+        run.send_signal(signum)
+        status, _, err = ended(run, seconds=60)
+        if signum == signal.SIGKILL:
+            assert status == -signum
+        else:
+            assert time.monotonic() - sent < 10
+            assert status == 128 + signum
+            found = GO_ON.search(err)
+            assert found, err
+            assert found[1] == signal.Signals(signum).name
+            assert found[2] == f"-m fnn_lightning fit --ckpt_path {again}"
+        run = start("-m", "fnn_lightning", "fit", "--ckpt_path", again)
+    if processes > 1:
+        wait_for(run, epochs * STEPS * 2 // 3)
+        child = Path(f"/proc/{run.pid}/task/{run.pid}/children").read_text().split()[0]
+        os.kill(int(child), signal.SIGKILL)
+        status, _, err = ended(run, seconds=60)
+        assert status == 1
+        assert "error: another process of the run has ended" in err
+        assert f"the last good checkpoint is {again}" in err
+        run = start("-m", "fnn_lightning", "fit", "--ckpt_path", again)
+    done(run)
+    if processes == 1:
+        done(straight)
+    assert [path.name for path in Path("lightning_logs").iterdir()] == ["version_0"]
+    assert_same_run("lightning_logs/version_0", "straight")
+
+
+def test_signals_where_nothing_is_saved(data_dir: str, start: Start) -> None:
+    options = ["--data.data_dir", data_dir, "--model.hidden_dims=[8]"]
+    run = start(*FIT, *options, "--trainer.max_epochs=9999", "--trainer.logger=false")
+    wait_for(run, 30)
+    run.send_signal(signal.SIGTERM)
+    assert ended(run)[::2] == (143, "stopped by SIGTERM, nothing was saved\n")
+
+    done(start(*FIT, *options, "--run_folder", "run"))
+    words = ["predict", "--ckpt_path", "run/checkpoints/last.ckpt", "--data.data_dir", data_dir]
+    # a reader that does not read holds the command up in its midst
+    many = "from fnn_lightning import datamodule; datamodule.EVAL_BATCH_SIZE = 1; "
+    code = f"{many}import sys; from fnn_lightning.commands.main import main; main(sys.argv[1:])"
+    run = start("-c", code, *words, "--trainer.accelerator=cpu")
+    assert run.stdout
+    run.stdout.readline()
+    run.send_signal(signal.SIGTERM)
+    assert run.wait(SECONDS) == -signal.SIGTERM
+
+
+SRUN = """#!/bin/bash
+[ "$1" = --kill-on-bad-exit=1 ] || exit 64
+shift
+rm -f pids
+for task in 0 1; do
+  SLURM_PROCID=$task SLURM_LOCALID=$task "$@" &
+  echo $! >> pids
+done
+wait -n && wait -n
+"""
+
+
+@pytest.mark.soak
+def test_a_slurm_job_that_is_queued_again(data_dir: str, tmp_path: Path, start: Start) -> None:
+    bin_folder = tmp_path / "bin"
+    bin_folder.mkdir()
+    (bin_folder / "scontrol").write_text('#!/bin/bash\necho "$@" >> scontrol.log\n')
+    (bin_folder / "srun").write_text(SRUN)
+    for name in ("scontrol", "srun"):
+        (bin_folder / name).chmod(0o755)
+    job = {
+        "PATH": f"{Path(sys.executable).parent}:{bin_folder}:{os.environ['PATH']}",
+        "SLURM_JOB_ID": "4217", "SLURM_JOB_NAME": "fnn_lightning", "SLURM_NTASKS": "2",
+        "SLURM_NTASKS_PER_NODE": "2", "SLURM_NNODES": "1", "SLURM_NODEID": "0",
+        "SLURM_JOB_NODELIST": "127.0.0.1", "SLURM_NODELIST": "127.0.0.1",
+        "MASTER_ADDR": "127.0.0.1",
+    }  # fmt: skip
+    options = ["--data.data_dir", data_dir, *LONG, "--trainer.max_epochs=24"]
+    options += ["--trainer.accelerator", "cpu"]
+    script = str(ROOT / "docs" / "slurm.sh")
+    done(start(*FIT, *options, *ddp(2), "--run_folder", "straight"))
+    run = start("bash", script, *options, MASTER_PORT=free_port(), **job)
+    wait_for(run, 4 * STEPS)
+    for pid in Path("pids").read_text().split():
+        os.kill(int(pid), signal.SIGUSR1)
+    _, _, err = ended(run)
+    assert "stopped by SIGUSR1, saved" in err
+    assert Path("scontrol.log").read_text() == "requeue 4217\n"
+    assert end_of("runs/4217")["global_step"] < 24 * STEPS
+    done(start("bash", script, *options, MASTER_PORT=free_port(), **job))
+    assert_same_run("runs/4217", "straight")
+
+
+def test_two_runs_started_at_the_same_moment(mirror: Path, start: Start) -> None:
+    # the digests of the tiny archives stand in for those of MNIST, as in this process
+    code = (
+        "import sys; from torchvision.datasets import MNIST; "
+        f"MNIST.resources, MNIST.mirrors = {MNIST.resources!r}, []; "
+        "from fnn_lightning.commands.main import main; main(sys.argv[1:])"
+    )
+    words = ["-c", code, "fit", "--data.data_dir", "new", "--data.mirror", str(mirror)]
+    words += ["--trainer.max_epochs", "1", "--trainer.accelerator", "cpu"]
+    for run in [start(*words) for _ in range(2)]:
+        done(run)
+    runs = sorted(Path("lightning_logs").iterdir())
+    assert [run.name for run in runs] == ["version_0", "version_1"]
+    for folder in runs:
+        assert len({path.name.split(".")[-2] for path in folder.glob("events*")}) == 1
+    assert_same(end_of(str(runs[0])), end_of(str(runs[1])))
+
+
+def test_a_full_disk(data_dir: str, start: Start) -> None:
+    # a limit on the size of files is met like the end of a disk
+    code = (
+        "import resource, sys; resource.setrlimit(resource.RLIMIT_FSIZE, (300_000, 300_000)); "
+        "from fnn_lightning.commands.main import main; main(sys.argv[1:])"
+    )
+    words = ["fit", "--data.data_dir", data_dir, "--trainer.max_epochs", "1"]
+    done(start("-c", code, *words, "--model.hidden_dims=[4]"))
+    last = Path("lightning_logs/version_0/checkpoints/last.ckpt")
+    before = last.read_bytes()
+    status, _, err = ended(start("-c", code, *words, "--model.hidden_dims=[200]"))  # 640 kB
+    assert status == 2
+    new = "lightning_logs/version_1/checkpoints/last.ckpt"
+    assert err == (
+        f"error: {new} cannot be written: File too large; earlier checkpoints are as they were\n"
+    )
+    assert list(Path(new).parent.iterdir()) == []
+    assert last.read_bytes() == before

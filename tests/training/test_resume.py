@@ -1,0 +1,138 @@
+"""A run that is interrupted anywhere and goes on must end as if it had never been interrupted."""
+
+import shutil
+from collections.abc import Callable
+from pathlib import Path
+from typing import Any
+
+import pytest
+import torch
+from lightning.pytorch import Trainer
+from torch import nn
+
+from fnn_lightning import FNNLitModule, MNISTDataModule
+from fnn_lightning.training.checkpointing import Checkpoint, EarlyStopping
+from tests.support import assert_same, scalars, trainer
+
+MakeData = Callable[..., MNISTDataModule]
+
+ADAM = {"class_path": "Adam", "init_args": {"lr": 0.01}}
+MOMENTUM = {"class_path": "SGD", "init_args": {"lr": 0.05, "momentum": 0.9}}
+EVERY_STEP = {"class_path": "OneCycleLR", "init_args": {"max_lr": 0.3, "total_steps": 60}}
+EVERY_EPOCH = {"class_path": "ExponentialLR", "init_args": {"gamma": 0.7}}
+DEFORMED = {"rotation": 20.0, "scale": 0.2, "shear": 10.0, "shift": 2.0, "elastic": 1.0}
+COSINE = {"class_path": "CosineAnnealingLR", "init_args": {}}
+PLATEAU = {
+    "class_path": "ReduceLROnPlateau",
+    "init_args": {"monitor": "val/loss", "patience": 0, "threshold": 0.5},
+}
+
+
+class KeepsAll(Checkpoint):
+    """Keeps a copy of every `last.ckpt`."""
+
+    acts_every_n_steps = Checkpoint.acts_every_n_steps
+    copies: list[Path]
+
+    def _save_last(self, trainer: Trainer) -> None:
+        super()._save_last(trainer)
+        self.copies = getattr(self, "copies", [])
+        self.copies.append(Path(trainer.default_root_dir) / f"copy{len(self.copies)}.ckpt")
+        shutil.copy(self.last_model_path, self.copies[-1])
+
+
+class Dropping(FNNLitModule):
+    """A module whose steps draw random numbers."""
+
+    def __init__(self, **kwargs: Any) -> None:
+        super().__init__(**kwargs)
+        self.network.layers.insert(1, nn.Dropout(0.3))
+
+
+def fit(
+    folder: Path, module: FNNLitModule, data: MNISTDataModule, ckpt_path: Any = None, **kwargs: Any
+) -> tuple[Trainer, Any, dict[str, Any]]:
+    patience = kwargs.pop("patience", None)
+    extra = [EarlyStopping(patience=patience, min_delta=0.3)] if patience else []
+    every = 3 if module.run_ahead else 1
+    done = trainer(
+        folder,
+        **{
+            "callbacks": [*extra, KeepsAll(monitor="val/acc", every_n_steps=every)],
+            "enable_checkpointing": True,
+            "log_every_n_steps": 4,
+            "max_epochs": 2,
+            **kwargs,
+        },
+    )
+    done.fit(module, datamodule=data, ckpt_path=ckpt_path)
+    done.save_checkpoint(folder / "end.ckpt")
+    end = torch.load(folder / "end.ckpt", weights_only=True)
+    return done, end, scalars(done.log_dir)
+
+
+@pytest.mark.soak
+@pytest.mark.parametrize("run_ahead", [True, False], ids=["ahead", "single"])
+@pytest.mark.parametrize(
+    ("model", "limits"),
+    [
+        ({}, {}),
+        ({"optimizer": ADAM, "lr_scheduler": EVERY_EPOCH}, {}),
+        ({"optimizer": MOMENTUM, "lr_scheduler": EVERY_STEP, "lr_interval": "step"}, {}),
+        ({"optimizer": MOMENTUM, "lr_scheduler": PLATEAU}, {"max_epochs": 4}),
+        ({"lr_scheduler": PLATEAU}, {"max_epochs": -1, "max_steps": 20}),
+        ({}, {"max_epochs": -1, "max_steps": 15}),
+        ({}, {"max_epochs": -1, "max_steps": 16, "val_check_interval": 4}),
+        ({}, {"val_check_interval": 4}),
+        ({}, {"val_check_interval": 4, "check_val_every_n_epoch": None}),
+        ({}, {"check_val_every_n_epoch": 2, "max_epochs": 3}),
+        ({}, {"limit_val_batches": 0}),
+        ({}, {"limit_train_batches": 4}),
+        ({}, {"accumulate_grad_batches": 4}),
+        ({}, {"log_every_n_steps": 150, "max_epochs": 19}),
+        ({}, {"overfit_batches": 3}),
+        ({}, {"data": DEFORMED}),
+        ({"averaging": 0.8, "batch_norm": True}, {}),
+        ({"averaging": 0.8, "optimizer": ADAM}, {"max_epochs": -1, "max_steps": 15}),
+        ({"averaging": 0.8}, {"val_check_interval": 4}),
+        ({"averaging": 0.8}, {"accumulate_grad_batches": 4}),
+        ({"optimizer": MOMENTUM, "lr_scheduler": COSINE, "lr_interval": "step", "warmup": 4}, {}),
+        ({"optimizer": MOMENTUM, "lr_scheduler": COSINE, "warmup": 4}, {"max_epochs": 3}),
+        ({"lr_scheduler": PLATEAU, "warmup": 0.1}, {"max_epochs": 4}),
+        (
+            {"lr_scheduler": COSINE, "lr_interval": "step", "warmup": 0.2},
+            {"max_epochs": -1, "max_steps": 15},
+        ),
+        ({"batch_norm": True, "input_dropout": 0.2, "label_smoothing": 0.1}, {}),
+        ({"batch_norm": True, "hardest": 0.3}, {}),
+        ({}, {"patience": 1, "max_epochs": 9}),
+        ({}, {"patience": 1, "max_epochs": 9, "min_epochs": 4, "val_check_interval": 2}),
+    ],
+    ids=lambda value: "-".join(map(str, value.values())) if "class_path" not in value else None,
+)
+def test_a_run_goes_on_from_every_step(
+    make_data: MakeData, tmp_path: Path, run_ahead: bool, model: Any, limits: Any
+) -> None:
+    def make() -> FNNLitModule:
+        torch.manual_seed(0)
+        return Dropping(hidden_dims=[8], run_ahead=run_ahead, **model)
+
+    limits = dict(limits)
+    images = {"batch_size": 50, **limits.pop("data", {})}
+    whole, end, curves = fit(tmp_path / "whole", make(), make_data(**images), **limits)
+    keeper = whole.checkpoint_callbacks[0]
+    assert isinstance(keeper, KeepsAll)
+    copies = keeper.copies
+    assert len(copies) >= whole.global_step // (3 if run_ahead else 1)
+    chosen = copies[:-1] if len(copies) < 30 else [*copies[:-1:7], copies[-2]]
+    for copy in chosen:
+        step = torch.load(copy, weights_only=True)["global_step"]
+        module = make()
+        torch.manual_seed(1)
+        folder = tmp_path / copy.stem
+        _, resumed_end, resumed = fit(folder, module, make_data(**images), copy, **limits)
+        assert_same(resumed_end, end, f"{copy.stem} at step {step}")
+        rest = {
+            tag: [point for point in points if point[0] > step] for tag, points in curves.items()
+        }
+        assert resumed == {tag: points for tag, points in rest.items() if points}, step
