@@ -19,7 +19,7 @@ from torch import Tensor
 
 from fnn_lightning import FNNLitModule
 from fnn_lightning.commands.lightning_cli import quiet_lightning
-from fnn_lightning.data.dataloader import BatchSource
+from fnn_lightning.data.dataloader import InMemoryDataLoader
 
 SIZE = 60_000
 WIDTHS, DEPTHS, BATCH_SIZES = (100, 300, 1_000, 3_000), (1, 3, 5), (32, 100, 500, 4_000)
@@ -57,7 +57,9 @@ def train_ours(
     """Return the images a second of this project."""
     torch.manual_seed(0)
     images, labels = data
-    source = BatchSource(images, labels, torch.arange(SIZE), batch_size=batch, shuffle_seed=0)
+    source = InMemoryDataLoader(
+        images, labels, torch.arange(SIZE), batch_size=batch, shuffle_seed=0
+    )
     timer = LoopTimer()
     with tempfile.TemporaryDirectory() as folder:
         trainer = Trainer(

@@ -61,7 +61,7 @@ def show_profile(config: Path, data_dir: str) -> None:
     """Train by a config, and print a table."""
     clock = Clock()
     module = lit_module.FNNLitModule
-    serve, bare_step = batches.BatchSource._serve, run_ahead.bare_step
+    serve, bare_step = batches.InMemoryDataLoader._serve, run_ahead.bare_step
 
     def timed_serve(self: Any) -> Iterator[Any]:
         fetch = clock.timed("data", serve(self).__next__)
@@ -72,10 +72,10 @@ def show_profile(config: Path, data_dir: str) -> None:
                 return
             yield batch
 
-    batches.BatchSource._serve = timed_serve  # type: ignore[method-assign]
+    batches.InMemoryDataLoader._serve = timed_serve  # type: ignore[method-assign]
     vars(lit_module)["bare_step"] = lambda optimizer: clock.timed("optimiser", bare_step(optimizer))
     clock.wrap(module, "_step", "forward")
-    clock.wrap(backpropagation.Backpropagation, "__call__", "forward and backward")
+    clock.wrap(backpropagation.ManualBackward, "__call__", "forward and backward")
     clock.wrap(torch.Tensor, "backward", "backward")
     clock.wrap(train_metrics.TrainMetrics, "update", "metrics and logging")
     for name in ("_log_training", "log_dict"):

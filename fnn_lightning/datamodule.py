@@ -9,8 +9,8 @@ from lightning.pytorch import LightningDataModule
 from torch import Tensor
 
 from fnn_lightning.data import sklearn_digits
-from fnn_lightning.data.augmentation import Deformation
-from fnn_lightning.data.dataloader import BatchSource
+from fnn_lightning.data.augmentation import Augmentation
+from fnn_lightning.data.dataloader import InMemoryDataLoader
 from fnn_lightning.data.mnist_files import (
     fetch_mnist,
     image_count,
@@ -64,8 +64,8 @@ class MNISTDataModule(LightningDataModule):
         scale: Greatest change of its width and of its height, each for itself, as a fraction.
         shear: Greatest angle by which its vertical strokes are slanted, in degrees, either way.
         shift: Greatest shift, across and down each for itself, in pixels.
-        elastic: Standard deviation of its elastic displacements, in pixels; see `Deformation`.
-        least_strength: The amplitudes of each image are multiplied by a number drawn uniformly from
+        elastic: Standard deviation of its elastic displacements, in pixels; see `Augmentation`.
+        min_strength: The amplitudes of each image are multiplied by a number drawn uniformly from
             this to 1.
         images: Pictures to `predict` in place of the test set: files, folders or globs. Nothing
             else depends on it.
@@ -89,7 +89,7 @@ class MNISTDataModule(LightningDataModule):
         shear: float = 0.0,
         shift: float = 0.0,
         elastic: float = 0.0,
-        least_strength: float = 1.0,
+        min_strength: float = 1.0,
         images: list[str] | None = None,
     ) -> None:
         super().__init__()
@@ -104,7 +104,7 @@ class MNISTDataModule(LightningDataModule):
         self.val_size = val_size
         self.test_train_set = test_train_set
         self.seed = seed
-        self.deformation = Deformation(rotation, scale, shear, shift, elastic, least_strength)
+        self.augmentation = Augmentation(rotation, scale, shear, shift, elastic, min_strength)
         self.images = images
         self.pictures: list[Path] | None = None
         """The files that `images` names, as far as they could be read; None without `images`."""
@@ -143,7 +143,7 @@ class MNISTDataModule(LightningDataModule):
             self._splits["train"] = Split(images, labels, train)
             self._splits["val"] = Split(images, labels, val) if val_size else self._splits["test"]
 
-    def train_dataloader(self) -> BatchSource:
+    def train_dataloader(self) -> InMemoryDataLoader:
         """Serve the training images in batches of `batch_size`, in a new order every epoch.
 
         With the Trainer's `overfit_batches` they are in the same order, and none is deformed.
@@ -152,29 +152,29 @@ class MNISTDataModule(LightningDataModule):
         shuffle = self.trainer is None or self.trainer.overfit_batches == 0  # type: ignore[attr-defined]
         return self._serve("train", self.batch_size, self.seed if shuffle else None)
 
-    def val_dataloader(self) -> BatchSource:
+    def val_dataloader(self) -> InMemoryDataLoader:
         """Serve the held-out training images, or the test images if none are held out."""
         return self._serve("val")
 
-    def test_dataloader(self) -> BatchSource | list[BatchSource]:
+    def test_dataloader(self) -> InMemoryDataLoader | list[InMemoryDataLoader]:
         """Serve the test images and, if `test_train_set`, the training images after them."""
         test = self._serve("test")
         return [test, self._serve("train")] if self.test_train_set else test
 
-    def predict_dataloader(self) -> BatchSource:
+    def predict_dataloader(self) -> InMemoryDataLoader:
         """Serve the pictures that `images` names, with label 0, or else the test images."""
         return self._serve("test" if self.images is None else "pictures")
 
     def _serve(
         self, split: str, batch_size: int | None = None, shuffle_seed: int | None = None
-    ) -> BatchSource:
-        return BatchSource(
+    ) -> InMemoryDataLoader:
+        return InMemoryDataLoader(
             *self._splits[split],
             batch_size=batch_size or EVAL_BATCH_SIZE,
             shuffle_seed=shuffle_seed,
             rank=self.trainer.global_rank if self.trainer else 0,
             world_size=self.trainer.world_size if self.trainer else 1,
-            deformation=self.deformation,
+            augmentation=self.augmentation,
             device=self.trainer.strategy.root_device if self.trainer else "cpu",
         )
 

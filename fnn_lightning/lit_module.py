@@ -21,13 +21,17 @@ from torch.utils.tensorboard.summary import hparams as hparams_summary
 from torchmetrics import MeanMetric, MetricCollection
 from torchmetrics.classification import MulticlassAccuracy, MulticlassStatScores
 
-from fnn_lightning.data.augmentation import MOST
-from fnn_lightning.data.dataloader import Batch, BatchSource, whole
+from fnn_lightning.data.augmentation import LIMITS
+from fnn_lightning.data.dataloader import Batch, InMemoryDataLoader, all_gather_batch
 from fnn_lightning.errors import DivergenceError, InputError
 from fnn_lightning.network import FNN, Activation, Initialization
-from fnn_lightning.training.ema import Averaging
-from fnn_lightning.training.manual_backward import Backpropagation, can_be_written_out, does_more
-from fnn_lightning.training.metrics import IGNORED, StepOutput, TrainMetrics, mark_updated
+from fnn_lightning.training.ema import EMA
+from fnn_lightning.training.manual_backward import (
+    ManualBackward,
+    has_hooks,
+    supports_manual_backward,
+)
+from fnn_lightning.training.metrics import IGNORE_INDEX, StepOutput, TrainMetrics, mark_updated
 from fnn_lightning.training.multi_step import bare_step, count_steps, free_steps, obstacle
 from fnn_lightning.training.optim import length_to_fill, run_length, warm_up, warmup_steps
 
@@ -78,7 +82,7 @@ class FNNLitModule(LightningModule):
         averaging: Decay of an exponential moving average of the weights, taken after every step,
             such as 0.999: it is what is validated, tested and saved to predict with, while the
             weights themselves are trained on, and `train/loss` and `train/acc` are theirs. 0 is
-            none. See `Averaging`.
+            none. See `EMA`.
         optimizer: Class of `torch.optim` and its arguments, `{"class_path": "torch.optim.Adam",
             "init_args": {"lr": 0.001}}`; SGD with a learning rate of 0.1 if not given.
         lr_scheduler: Class of `torch.optim.lr_scheduler` and its arguments, likewise. Among those
@@ -203,7 +207,7 @@ class FNNLitModule(LightningModule):
     def training_step(self, batch: Batch, batch_idx: int) -> Tensor:
         source, world_size = self.trainer.train_dataloader, self.trainer.world_size
         step = self.global_step + 1
-        if world_size == 1 or not isinstance(source, BatchSource):
+        if world_size == 1 or not isinstance(source, InMemoryDataLoader):
             return self._train(batch, step)[0]
         loss, count = self._train(batch, step, batch_idx)
         # DDP takes the mean over the processes, whose shares may differ in size
@@ -244,8 +248,8 @@ class FNNLitModule(LightningModule):
         )
         share = slice(None)
         if batch_idx is not None:
-            source: BatchSource = self.trainer.train_dataloader  # type: ignore[assignment]
-            losses = whole(losses, source, batch_idx)
+            source: InMemoryDataLoader = self.trainer.train_dataloader  # type: ignore[assignment]
+            losses = all_gather_batch(losses, source, batch_idx)
             share = slice(source.rank, None, source.world_size)
         order = losses.argsort(descending=True, stable=True)
         chosen = torch.zeros_like(losses, dtype=torch.bool)
@@ -278,7 +282,7 @@ class FNNLitModule(LightningModule):
         How many of the hardest images a process has is known only when they are found.
         """
         source, trainer = self.trainer.train_dataloader, self.trainer
-        if isinstance(source, BatchSource):
+        if isinstance(source, InMemoryDataLoader):
             processes = trainer.world_size
             if self.hardest < 1 and processes > 1:
                 raise InputError(
@@ -300,7 +304,7 @@ class FNNLitModule(LightningModule):
 
     def _set_pace(self) -> None:
         source = self.trainer.train_dataloader
-        if isinstance(source, BatchSource):
+        if isinstance(source, InMemoryDataLoader):
             source.between = self._run_ahead if self.single_steps_because is None else None
 
     def _run_ahead(self, batches: Iterator[Batch]) -> None:
@@ -317,7 +321,7 @@ class FNNLitModule(LightningModule):
         configs = trainer.lr_scheduler_configs
         schedulers = [config.scheduler for config in configs if config.interval == "step"]
         update = bare_step(optimizer)
-        by_hand = Backpropagation(self.network) if self._can_be_written_out() else None
+        by_hand = ManualBackward(self.network) if self._supports_manual_backward() else None
         deadline = time.monotonic() + MAX_SECONDS
         first = step = trainer.global_step
         try:
@@ -341,11 +345,11 @@ class FNNLitModule(LightningModule):
         finally:
             count_steps(trainer, step - first, (step - first) * len(schedulers))
 
-    def _can_be_written_out(self) -> bool:
-        if type(self) is not FNNLitModule or does_more(self):
+    def _supports_manual_backward(self) -> bool:
+        if type(self) is not FNNLitModule or has_hooks(self):
             return False
         plain = self.label_smoothing == 0 and self.hardest == 1
-        return plain and can_be_written_out(self.network)
+        return plain and supports_manual_backward(self.network)
 
     @property
     def single_steps_because(self) -> str | None:
@@ -429,7 +433,7 @@ class FNNLitModule(LightningModule):
         return {"probabilities": probabilities, "digit": probabilities.argmax(dim=1)}
 
     def configure_callbacks(self) -> list[Callback]:
-        return [Averaging(self.averaging)] if self.averaging else []
+        return [EMA(self.averaging)] if self.averaging else []
 
     def configure_optimizers(self) -> Any:
         optimizer: Optimizer = _build(
@@ -600,7 +604,7 @@ class FNNLitModule(LightningModule):
         logits = self(images)
         if len(labels):
             loss = F.cross_entropy(
-                logits, labels, ignore_index=IGNORED, label_smoothing=label_smoothing
+                logits, labels, ignore_index=IGNORE_INDEX, label_smoothing=label_smoothing
             )
         else:
             loss = logits.sum()  # a process's share can be empty, and then adds nothing
@@ -628,7 +632,7 @@ class FNNLitModule(LightningModule):
         means = self._compute(metrics)
         if self.trainer.sanity_checking:
             return
-        if isinstance(source, BatchSource):
+        if isinstance(source, InMemoryDataLoader):
             _, counted = self.counts[str(metrics.prefix)]
             expected = min(len(source.indices), int(batches) * source.batch_size)
             if counted != expected:  # some left out, or some counted on several processes
@@ -684,7 +688,9 @@ class FNNLitModule(LightningModule):
         if datamodule is not None:
             wanted = ("dataset", "batch_size", "val_size", "seed")
             hparams |= {key: datamodule.hparams[key] for key in wanted if key in datamodule.hparams}
-            hparams |= {key: datamodule.hparams[key] for key in MOST if datamodule.hparams.get(key)}
+            hparams |= {
+                key: datamodule.hparams[key] for key in LIMITS if datamodule.hparams.get(key)
+            }
         for logger in self.loggers:
             if isinstance(logger, TensorBoardLogger):
                 logger.log_hyperparams(hparams, {})  # {} instead of None: no `hp_metric: -1`

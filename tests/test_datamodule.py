@@ -5,15 +5,15 @@ import pytest
 import torch
 
 from fnn_lightning import MNISTDataModule
-from fnn_lightning.data.dataloader import BatchSource
+from fnn_lightning.data.dataloader import InMemoryDataLoader
 from fnn_lightning.errors import InputError
 from tests.support import TEST_SIZE, TRAIN_SIZE, tiny_files
 
 MakeData = Callable[..., MNISTDataModule]
 
 
-def images_of(source: BatchSource | list[BatchSource]) -> list[bytes]:
-    assert isinstance(source, BatchSource)
+def images_of(source: InMemoryDataLoader | list[InMemoryDataLoader]) -> list[bytes]:
+    assert isinstance(source, InMemoryDataLoader)
     return [image.numpy().tobytes() for images, _ in source for image in images]
 
 

@@ -16,7 +16,7 @@ from fnn_lightning.commands.options import make_parser, parse
 from fnn_lightning.errors import InputError
 from fnn_lightning.evaluation.stats import holm, mcnemar, wilson_interval
 from fnn_lightning.lit_module import ClassConfig
-from fnn_lightning.runs.load import Trained, load_trained, misfit
+from fnn_lightning.runs.load import TrainedNetwork, load_trained, misfit
 from fnn_lightning.runs.run_folder import CONFIG, run_folder
 
 LIMIT = 0.05  # a p-value below it is taken for more than chance
@@ -24,7 +24,7 @@ WIDTH = 100  # characters in a line
 MAX_TEXT = 400  # characters of a setting; what a file holds can be shown
 DEFAULT, UNKNOWN = "–", "?"
 # what weights do not depend on, or every run has for itself
-IGNORED = (
+UNCOMPARED = (
     *("data.data_dir", "data.test_train_set", "trainer.barebones", "trainer.default_root_dir"),
     *("trainer.enable_autolog_hparams", "trainer.enable_checkpointing"),
     *("trainer.enable_model_summary", "trainer.enable_progress_bar", "trainer.limit_test_batches"),
@@ -34,14 +34,14 @@ IGNORED = (
 )
 
 
-def main(words: list[str]) -> None:
+def main(argv: list[str]) -> None:
     """Print which settings of trained networks differ, and how their results do.
 
     Every network predicts all test images anew. The p-value of a pair is about these networks and
     these images: it does not tell whether another seed would have turned the result round.
 
     Args:
-        words: What follows `compare` on the command line.
+        argv: What follows `compare` on the command line.
 
     Raises:
         InputError: If the networks cannot be compared, or the data are not to be had.
@@ -70,7 +70,7 @@ def main(words: list[str]) -> None:
         default=None,
         help="Folder or base URL with MNIST's archives, for data that is not there yet.",
     )
-    options = parse(parser, words)
+    options = parse(parser, argv)
     runs = load_runs(options.runs)
     data = runs["A"].data(
         data_dir=options.data_dir, mirror=options.mirror, val_size=0, test_train_set=False
@@ -92,7 +92,7 @@ def main(words: list[str]) -> None:
         print("".join(filter(str.isprintable, line)))
 
 
-def load_runs(paths: list[str]) -> dict[str, Trained]:
+def load_runs(paths: list[str]) -> dict[str, TrainedNetwork]:
     """Load what is to be compared, each under a letter.
 
     Raises:
@@ -117,7 +117,7 @@ def load_runs(paths: list[str]) -> dict[str, Trained]:
     return runs
 
 
-def settings(run: Trained) -> dict[str, str]:
+def settings(run: TrainedNetwork) -> dict[str, str]:
     """Collect how a network was trained, as far as its checkpoint and the run's config.yaml tell.
 
     Returns:
@@ -143,7 +143,7 @@ def settings(run: Trained) -> dict[str, str]:
     values["steps"] = f"{run.checkpoint['global_step']:,}"
     values |= trainer_settings(run.path)
     try:
-        return {name: text(value) for name, value in values.items() if name not in IGNORED}
+        return {name: text(value) for name, value in values.items() if name not in UNCOMPARED}
     except (RecursionError, ValueError, yaml.YAMLError) as error:
         raise misfit(run.path, error) from error
 
@@ -230,7 +230,7 @@ def settings_lines(described: dict[str, dict[str, str]]) -> list[str]:
             rows.append([name, *row])
     lines = ["settings that differ: none that is known"]
     if rows:
-        lines = table([["settings that differ", *described], *rows])
+        lines = align_columns([["settings that differ", *described], *rows])
         signs = {DEFAULT: "the default, or none", UNKNOWN: "not known"}
         lines += [
             f"{sign}: {meaning}"
@@ -244,7 +244,7 @@ def settings_lines(described: dict[str, dict[str, str]]) -> list[str]:
     return lines
 
 
-def table(rows: list[list[str]]) -> list[str]:
+def align_columns(rows: list[list[str]]) -> list[str]:
     """Lay out rows in aligned columns; a long cell goes on in the next line."""
     shown = [
         [cell if len(cell) <= MAX_TEXT else f"{cell[:MAX_TEXT]} …" for cell in row] for row in rows

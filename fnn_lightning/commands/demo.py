@@ -11,9 +11,9 @@ import numpy as np
 from PIL import Image
 
 from fnn_lightning.commands.options import make_parser, parse
-from fnn_lightning.data.preprocessing import SUFFIXES, oddity, read_picture, to_mnist
+from fnn_lightning.data.preprocessing import SUFFIXES, out_of_distribution, read_picture, to_mnist
 from fnn_lightning.errors import InputError, one_line
-from fnn_lightning.runs.load import Trained, load_trained
+from fnn_lightning.runs.load import TrainedNetwork, load_trained
 from fnn_lightning.runs.signals import StopSignals
 
 CANVAS = 280  # pixels
@@ -28,14 +28,14 @@ TAKE_THE_BRUSH = """() => {
 }"""
 
 
-def main(words: list[str]) -> None:
+def main(argv: list[str]) -> None:
     """Serve the page until Ctrl-C or SIGTERM.
 
     Args:
-        words: What follows the subcommand.
+        argv: What follows the subcommand.
 
     Raises:
-        InputError: If the words, the checkpoint or the address cannot be used, or Gradio is not
+        InputError: If the argv, the checkpoint or the address cannot be used, or Gradio is not
             installed.
     """
     parser = make_parser(
@@ -50,7 +50,7 @@ def main(words: list[str]) -> None:
         "--host", type=str, default="127.0.0.1", help="Address to serve; 0.0.0.0 is all of them."
     )
     parser.add_argument("--port", type=int, default=7860, help="Port; 0 is any that is free.")
-    options = parse(parser, words)
+    options = parse(parser, argv)
     port = free_port(options.host, options.port)
     trained = load_trained(options.ckpt_path)
     signals = StopSignals()
@@ -101,7 +101,7 @@ def free_port(host: str, port: int) -> int:
         ) from None
 
 
-def make_page(trained: Trained) -> tuple[Any, dict[str, Any]]:
+def make_page(trained: TrainedNetwork) -> tuple[Any, dict[str, Any]]:
     """Make the page.
 
     Returns:
@@ -121,7 +121,7 @@ def make_page(trained: Trained) -> tuple[Any, dict[str, Any]]:
         row = trained.probabilities(pixels[None])[0]
         probabilities = {str(digit): float(p) for digit, p in enumerate(row)}
         enlarged = Image.fromarray(pixels.numpy()).resize((224, 224), Image.Resampling.NEAREST)
-        strange = oddity(pixels, float(row.max()))
+        strange = out_of_distribution(pixels, float(row.max()))
         return probabilities, enlarged, f"⚠ {strange}" if strange else ""
 
     def drawn(value: dict[str, Any] | None) -> tuple[Any, Any, str]:
@@ -177,7 +177,7 @@ def make_page(trained: Trained) -> tuple[Any, dict[str, Any]]:
     return page, {"theme": gr.themes.Base(), "js": TAKE_THE_BRUSH, "footer_links": []}
 
 
-def description(trained: Trained) -> str:
+def description(trained: TrainedNetwork) -> str:
     """Say in a line what the net is."""
     widths = [784, *trained.module.hparams["hidden_dims"], 10]
     return f"{'–'.join(map(str, widths))}, {trained.path.name}"

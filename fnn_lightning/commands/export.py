@@ -11,13 +11,13 @@ from torch import Tensor, nn
 
 from fnn_lightning import __version__
 from fnn_lightning.commands.options import make_parser, output_file, parse
-from fnn_lightning.data.dataloader import BatchSource
+from fnn_lightning.data.dataloader import InMemoryDataLoader
 from fnn_lightning.data.mnist_files import raw_dir
 from fnn_lightning.datamodule import EVAL_BATCH_SIZE
 from fnn_lightning.errors import InputError
 from fnn_lightning.network import FNN
-from fnn_lightning.runs.checkpoint_io import write_whole
-from fnn_lightning.runs.load import Trained, load_trained
+from fnn_lightning.runs.checkpoint_io import write_atomic
+from fnn_lightning.runs.load import TrainedNetwork, load_trained
 
 RANDOM_IMAGES = 1_000  # to compare on, where there is no test set
 ENTRY = "fnn_lightning.json"  # what describes the file within a .pt2
@@ -39,14 +39,14 @@ class Probabilities(nn.Module):
         return probabilities
 
 
-def main(words: list[str]) -> None:
+def main(argv: list[str]) -> None:
     """Export a checkpoint to ONNX or to PyTorch's .pt2.
 
     Args:
-        words: What follows the subcommand.
+        argv: What follows the subcommand.
 
     Raises:
-        InputError: If the words, the checkpoint or the data cannot be used, a package is missing,
+        InputError: If the argv, the checkpoint or the data cannot be used, a package is missing,
             or what was exported predicts another digit for any image; then no file is left.
     """
     parser = make_parser(
@@ -66,7 +66,7 @@ def main(words: list[str]) -> None:
         default=None,
         help="Where the test set lives, if it is not where the checkpoint says.",
     )
-    options = parse(parser, words)
+    options = parse(parser, argv)
     path = output_file(options.output, (".onnx", ".pt2"))
     if path.suffix.lower() == ".onnx":
         check_onnx()
@@ -78,7 +78,7 @@ def main(words: list[str]) -> None:
         run, encode = export(Probabilities(trained.module.network).eval())
         found = agreement(run, trained, images, labels)
         content = encode(description(trained, name, found))
-    write_whole(path, content)
+    write_atomic(path, content)
     accuracy = f", accuracy {100 * found['accuracy']:.2f} %" if "accuracy" in found else ""
     print(
         f"exported {path}, {len(content):,} bytes: uint8 (N, 28, 28) to float32 (N, 10)\n"
@@ -100,7 +100,9 @@ def check_onnx() -> None:
         ) from error
 
 
-def images_to_compare(trained: Trained, data_dir: str | None) -> tuple[Tensor, Tensor | None, str]:
+def images_to_compare(
+    trained: TrainedNetwork, data_dir: str | None
+) -> tuple[Tensor, Tensor | None, str]:
     """Get the test set if it is at hand, without a download, and random pixels otherwise.
 
     Returns:
@@ -115,7 +117,7 @@ def images_to_compare(trained: Trained, data_dir: str | None) -> tuple[Tensor, T
     if data.dataset == "digits" or all((folder / name).is_file() for name in names):
         data.setup("test")
         source = data.test_dataloader()
-        assert isinstance(source, BatchSource)
+        assert isinstance(source, InMemoryDataLoader)
         return source.images, source.labels, f"the {len(source.images):,} test images"
     generator = torch.Generator().manual_seed(0)
     pixels = torch.randint(0, 256, (RANDOM_IMAGES, 28, 28), generator=generator)
@@ -187,7 +189,7 @@ def to_pt2(module: nn.Module) -> tuple[Run, Callable[[dict[str, str]], bytes]]:
 
 @torch.inference_mode()
 def agreement(
-    run: Run, trained: Trained, images: Tensor, labels: Tensor | None
+    run: Run, trained: TrainedNetwork, images: Tensor, labels: Tensor | None
 ) -> dict[str, float]:
     """Compare an export with its checkpoint.
 
@@ -217,7 +219,7 @@ def agreement(
     return found
 
 
-def description(trained: Trained, name: str, found: dict[str, float]) -> dict[str, str]:
+def description(trained: TrainedNetwork, name: str, found: dict[str, float]) -> dict[str, str]:
     """Say in an export's metadata where it comes from and how it was compared."""
     data = dict(trained.checkpoint.get("datamodule_hyper_parameters", {}))
     data.pop("data_dir", None)  # of this machine

@@ -29,7 +29,7 @@ from fnn_lightning.datamodule import MNISTDataModule
 from fnn_lightning.errors import DivergenceError, InputError, one_line
 from fnn_lightning.evaluation.prediction_writer import PredictionWriter
 from fnn_lightning.evaluation.report import Report
-from fnn_lightning.evaluation.tensorboard import Insight
+from fnn_lightning.evaluation.tensorboard import TensorBoardPlots
 from fnn_lightning.lit_module import MONITORED, SGD, FNNLitModule
 from fnn_lightning.runs.checkpoint_io import AtomicCheckpointIO, check_state, read_checkpoint
 from fnn_lightning.runs.run_folder import (
@@ -43,9 +43,9 @@ from fnn_lightning.runs.run_folder import (
     run_folder,
     write_metrics,
 )
-from fnn_lightning.runs.signals import LOST, Stopped, lost_a_process, requeue
+from fnn_lightning.runs.signals import LOST, Stopped, lost_a_rank, requeue
 from fnn_lightning.training.checkpointing import Checkpoint, EarlyStopping
-from fnn_lightning.training.console import EndsAtOnce, ProgressBar, TerminalReport
+from fnn_lightning.training.console import Console, ProgressBar, TerminateOnSigterm
 
 TRAINER_DEFAULTS = {"num_sanity_val_steps": 0, "enable_model_summary": False}
 MAX_EPOCHS = 5  # unless something else ends the run
@@ -67,14 +67,14 @@ class FNNCLI(LightningCLI):
     defaults.
 
     Args:
-        words: The command line, without the program's name; a subcommand comes first.
+        argv: The command line, without the program's name; a subcommand comes first.
     """
 
-    def __init__(self, words: list[str]) -> None:
+    def __init__(self, argv: list[str]) -> None:
         quiet_lightning()
-        self.words = words = gather_images(words)
-        self.said = said_by(words)
-        self._ckpt_path: str | None = self.said.get("ckpt_path")
+        self.argv = argv = gather_images(argv)
+        self.given = given_options(argv)
+        self._ckpt_path: str | None = self.given.get("ckpt_path")
         self._run = self._find_run()
         self.checkpoint = None if self._ckpt_path is None else read_checkpoint(self._ckpt_path)
         # An error is raised, and `main` prints it; a shortened option is one.
@@ -90,7 +90,7 @@ class FNNCLI(LightningCLI):
                 "description": "Trains feed-forward neural nets on MNIST.",
                 "version": f"fnn_lightning {__version__}",
             },
-            args=words,
+            args=argv,
             auto_configure_optimizers=False,  # FNNLitModule does it
             load_from_checkpoint_support=False,  # its arguments are of plain types
             save_config_callback=SaveConfig,
@@ -101,11 +101,11 @@ class FNNCLI(LightningCLI):
         fixed = {"model", "datamodule", "weights_only", "verbose", "return_predictions"}
         loaders = {"train_dataloaders", "val_dataloaders", "dataloaders"}
         # to collect the options of one takes a tenth of a second: the others' are left alone
-        return {self.words[0]: fixed | loaders}
+        return {self.argv[0]: fixed | loaders}
 
     def _find_run(self) -> Path | None:
         """Find the folder to go on in, and the checkpoint to go on from if it is not named."""
-        named = self.said.get("run_folder") if self.words[0] == "fit" else None
+        named = self.given.get("run_folder") if self.argv[0] == "fit" else None
         if named is None:
             return run_folder(self._ckpt_path) if self._ckpt_path else None
         if self._ckpt_path is not None:
@@ -118,7 +118,7 @@ class FNNCLI(LightningCLI):
             raise InputError(f"Expected --run_folder to be a folder, but got {named}: it is a file")
         if (run / LAST).exists():
             self._ckpt_path = str(run / LAST)
-        elif (run / CONFIG).exists() and self.said.keys() == {"run_folder"}:
+        elif (run / CONFIG).exists() and self.given.keys() == {"run_folder"}:
             raise InputError(
                 f"Expected a checkpoint in {named}, but it holds none yet: give the settings "
                 f"again, as --config {shlex.quote(str(Path(str(named)) / CONFIG))}"
@@ -139,7 +139,7 @@ class FNNCLI(LightningCLI):
         except InputError:
             raise
         except Exception as error:
-            if lost_a_process(error):
+            if lost_a_rank(error):
                 raise ConnectionError(f"{LOST}; {self._kept()}") from None
             if self.checkpoint and not (self.model.began or isinstance(error, OSError)):
                 raise InputError(
@@ -227,14 +227,14 @@ class FNNCLI(LightningCLI):
 
     def add_arguments_to_parser(self, parser: LightningArgumentParser) -> None:
         self.options = parser
-        if self.words[0] == "fit":
+        if self.argv[0] == "fit":
             parser.add_argument(
                 "--run_folder",
                 type=str | None,
                 default=None,
                 help="Folder of the run. If it holds a checkpoint, the run goes on from it.",
             )
-        if self.words[0] == "predict":
+        if self.argv[0] == "predict":
             parser.add_argument(
                 "--output",
                 type=str | None,
@@ -247,7 +247,7 @@ class FNNCLI(LightningCLI):
                 default=None,
                 help="Folder for the 28×28 pixels that the net sees of each of --data.images.",
             )
-        if self.words[0] == "test":
+        if self.argv[0] == "test":
             parser.add_argument(
                 "--report_folder",
                 type=str | None,
@@ -259,11 +259,11 @@ class FNNCLI(LightningCLI):
         parser.add_lr_scheduler_args()
         parser.add_class_arguments(Checkpoint, "checkpoint")
         parser.add_class_arguments(EarlyStopping, "early_stopping")
-        parser.add_class_arguments(Insight, "insight")
+        parser.add_class_arguments(TensorBoardPlots, "insight")
         parser.link_arguments("optimizer", "model.optimizer", compute_fn=plain)
         parser.link_arguments("lr_scheduler", "model.lr_scheduler", compute_fn=plain)
         parser.link_arguments("seed_everything", "data.seed")
-        if not names_a_class(self.said.get("optimizer")):
+        if not names_a_class(self.given.get("optimizer")):
             # Not a default beside `--optimizer Adam`, which would inherit the learning rate.
             parser.set_defaults({"optimizer": SGD})
         if self.checkpoint is not None:
@@ -276,13 +276,13 @@ class FNNCLI(LightningCLI):
         defaults = {"seed_everything": data.pop("seed", 0)}
         for name in ("optimizer", "lr_scheduler"):
             config = model.pop(name, None)
-            if config and not names_a_class(self.said.get(name)):
+            if config and not names_a_class(self.given.get(name)):
                 check_is_data(config)
                 defaults[name] = config
         defaults |= {f"model.{name}": value for name, value in model.items()}
         defaults |= {f"data.{name}": value for name, value in data.items()}
-        gave_config = any(word.partition("=")[0] in ("-c", "--config") for word in self.words)
-        if self.words[0] == "fit" and self._run and not gave_config:
+        gave_config = any(word.partition("=")[0] in ("-c", "--config") for word in self.argv)
+        if self.argv[0] == "fit" and self._run and not gave_config:
             defaults |= run_settings(self._run)
         try:
             parser.set_defaults(defaults)
@@ -294,7 +294,7 @@ class FNNCLI(LightningCLI):
 
     def parse_arguments(self, parser: LightningArgumentParser, args: ArgsType) -> None:
         try:
-            self.config = parser.parse_args(self.words)
+            self.config = parser.parse_args(self.argv)
         except ArgumentError as error:
             raise InputError(explain(str(error), self.options.get_defaults().keys())) from None
         section = self.config[self.config.subcommand]
@@ -354,7 +354,7 @@ class FNNCLI(LightningCLI):
     def instantiate_trainer(self, **kwargs: Any) -> Trainer:
         section = self.config_init[self.subcommand]
         config = section.trainer
-        callbacks: list[Callback] = [EndsAtOnce(), TerminalReport()]
+        callbacks: list[Callback] = [TerminateOnSigterm(), Console()]
         fitting = self.subcommand == "fit"
         if config.enable_progress_bar is None:
             # in a file, and between the lines of CSV, a progress bar is noise
@@ -458,13 +458,13 @@ def finite(value: Any) -> float | None:
     return float(value) if math.isfinite(value) else None
 
 
-def gather_images(words: list[str]) -> list[str]:
+def gather_images(argv: list[str]) -> list[str]:
     """Write the files after --data.images as one list, which is all that the parser takes."""
     option = "--data.images"
     found: list[str] = []
     rest: list[str] = []
     after_it = False
-    for word in words:
+    for word in argv:
         given = word.removeprefix(f"{option}=")
         if word == option:
             after_it = True
@@ -475,9 +475,9 @@ def gather_images(words: list[str]) -> list[str]:
         else:
             after_it = False
             rest.append(word)
-    named = option in words or found
+    named = option in argv or found
     # a character beyond YAML's escapes stays as it is
-    return [*rest, f"{option}={json.dumps(found, ensure_ascii=False)}"] if named else words
+    return [*rest, f"{option}={json.dumps(found, ensure_ascii=False)}"] if named else argv
 
 
 def check_what_is_monitored(config: Namespace) -> None:
@@ -593,7 +593,7 @@ def run_settings(run: Path) -> dict[str, Any]:
 
 def quiet_lightning() -> None:
     """Silence what Lightning says on every run and does not concern the user."""
-    # hardware found, seeds set, advertisements: TerminalReport prints what matters
+    # hardware found, seeds set, advertisements: Console prints what matters
     logging.getLogger("lightning.pytorch.utilities.rank_zero").setLevel(logging.WARNING)
     logging.getLogger("lightning.fabric.utilities.seed").setLevel(logging.WARNING)
     logging.getLogger("lightning.fabric.utilities.distributed").setLevel(logging.WARNING)
@@ -602,27 +602,29 @@ def quiet_lightning() -> None:
     # Lightning 2.6.6 calls what torch 2.14 has deprecated
     warnings.filterwarnings("ignore", message=".*LeafSpec.*is deprecated")
     # none of the pictures could be read, which `predict` says in its own words
-    warnings.filterwarnings("ignore", message="Total length of `BatchSource` across ranks is zero")
+    warnings.filterwarnings(
+        "ignore", message="Total length of `InMemoryDataLoader` across ranks is zero"
+    )
 
 
-def said_by(words: list[str]) -> dict[str, Any]:
-    """Collect the top-level options that the words and the config files they name give.
+def given_options(argv: list[str]) -> dict[str, Any]:
+    """Collect the top-level options that the command line and the config files they name give.
 
     The parser mixes what was said with defaults; this tells them apart. The last value wins.
 
     Raises:
         InputError: If a config file does not exist or is not YAML.
     """
-    said: dict[str, Any] = {}
-    for word, following in zip(words, [*words[1:], ""], strict=True):
+    given: dict[str, Any] = {}
+    for word, following in zip(argv, [*argv[1:], ""], strict=True):
         option, equals, rest = word.partition("=")
         value = rest if equals else following
         if option in ("-c", "--config"):
             # null is how a saved config says that something was not given
-            said |= {key: given for key, given in read_config(value).items() if given is not None}
+            given |= {key: value for key, value in read_config(value).items() if value is not None}
         elif option.startswith("--"):
-            said[option[2:].removesuffix(".class_path")] = value
-    return said
+            given[option[2:].removesuffix(".class_path")] = value
+    return given
 
 
 def read_config(path: str) -> dict[str, Any]:

@@ -9,7 +9,7 @@ from importlib import import_module
 
 from fnn_lightning import __version__
 from fnn_lightning.errors import DivergenceError, InputError, one_line
-from fnn_lightning.runs.signals import LOST, Stopped, leave_group, lost_a_process
+from fnn_lightning.runs.signals import LOST, Stopped, destroy_process_group, lost_a_rank
 
 WITH_TRAINER = {
     "fit": "train a network, or go on with a run",
@@ -38,12 +38,12 @@ def main(args: list[str] | None = None) -> None:
         SystemExit: With one line on stderr, and status 2 if what the user gave cannot be used, 1
             if training diverged, 130 if it was interrupted.
     """
-    words = sys.argv[1:] if args is None else args
-    if words == ["--version"]:
+    argv = sys.argv[1:] if args is None else args
+    if argv == ["--version"]:
         print(f"fnn_lightning {__version__}")
         return
 
-    if words in (["--help"], ["-h"]):
+    if argv in (["--help"], ["-h"]):
         print(f"usage: {COMMAND} SUBCOMMAND [--help] [options]\n")
         print("Trains feed-forward neural nets on MNIST.\n")
         for name, description in SUBCOMMANDS.items():
@@ -51,15 +51,15 @@ def main(args: list[str] | None = None) -> None:
         return
 
     try:
-        check_subcommand(words)
-        if words[0] in WITHOUT_TRAINER:
-            import_module(f"fnn_lightning.commands.{words[0]}").main(words[1:])
+        check_subcommand(argv)
+        if argv[0] in WITHOUT_TRAINER:
+            import_module(f"fnn_lightning.commands.{argv[0]}").main(argv[1:])
             return
         # Not at the top: importing torch and Lightning takes seconds, and --version needs neither.
         from fnn_lightning.commands.lightning_cli import FNNCLI
 
-        FNNCLI(words)
-        leave_group()
+        FNNCLI(argv)
+        destroy_process_group()
     except Stopped as stop:
         if not rank():
             saved = "nothing was saved"
@@ -90,7 +90,7 @@ def main(args: list[str] | None = None) -> None:
             # a path that begins with ~nobody
             or (isinstance(error, RuntimeError) and module.startswith("pathlib"))
         ):
-            if not lost_a_process(error):
+            if not lost_a_rank(error):
                 raise
             error = ConnectionError(LOST)
         where = f" on rank {rank()}" if rank() else ""
@@ -99,23 +99,23 @@ def main(args: list[str] | None = None) -> None:
         raise SystemExit(2 if wrong_input else 1) from None
 
 
-def check_subcommand(words: list[str]) -> None:
+def check_subcommand(argv: list[str]) -> None:
     """Refuse a command line that does not begin with a subcommand.
 
     Raises:
         InputError: If it does not.
     """
-    if words and words[0] in SUBCOMMANDS:
+    if argv and argv[0] in SUBCOMMANDS:
         return
-    if any(word in SUBCOMMANDS for word in words):
+    if any(word in SUBCOMMANDS for word in argv):
         raise InputError(
-            f"Expected the subcommand before its options, but got {words[0]} first: "
+            f"Expected the subcommand before its options, but got {argv[0]} first: "
             f"{COMMAND} {'|'.join(SUBCOMMANDS)} --config FILE"
         )
-    near = difflib.get_close_matches(words[0], SUBCOMMANDS, n=1) if words else []
+    near = difflib.get_close_matches(argv[0], SUBCOMMANDS, n=1) if argv else []
     raise InputError(
         f"Expected a subcommand, one of {', '.join(SUBCOMMANDS)}"
-        + (f", but got {words[0]}" if words else "")
+        + (f", but got {argv[0]}" if argv else "")
         + (f"; did you mean {near[0]}?" if near else f"; {COMMAND} --help tells more")
     )
 

@@ -22,14 +22,14 @@ def make_parser(subcommand: str, description: str) -> ArgumentParser:
     )
 
 
-def parse(parser: ArgumentParser, words: list[str]) -> Namespace:
+def parse(parser: ArgumentParser, argv: list[str]) -> Namespace:
     """Parse what follows the subcommand.
 
     Raises:
         InputError: If it does not fit the parser.
     """
     try:
-        return parser.parse_args(words)
+        return parser.parse_args(argv)
     except ArgumentError as error:
         if stray := re.search(r"unrecognized arguments: (?P<word>[^-\s]\S*)", str(error)):
             raise InputError(
@@ -38,35 +38,35 @@ def parse(parser: ArgumentParser, words: list[str]) -> Namespace:
         raise InputError(explain(str(error), parser.get_defaults().keys())) from None
 
 
-def split(parser: ArgumentParser, words: list[str]) -> tuple[list[str], list[str]]:
+def split(parser: ArgumentParser, argv: list[str]) -> tuple[list[str], list[str]]:
     """Tell a subcommand's own options from those that it hands on to another.
 
     Args:
         parser: That of the subcommand.
-        words: What follows the subcommand.
+        argv: What follows the subcommand.
 
     Returns:
-        The words for `parse`, which are those before the first option, too, and the others.
+        The argv for `parse`, which are those before the first option, too, and the others.
     """
     known = parser.get_defaults().keys()
     names = {"-h", "--help", *(f"--{key}" for key in known)}
     own: list[str] = []
     others: list[str] = []
     target = own
-    for word in words:
+    for word in argv:
         if word.startswith("--") or word in ("-h", "-c"):
             target = own if word.partition("=")[0] in names else others
         target.append(word)
     return own, others
 
 
-def refuse(words: list[str], subcommand: str, names: Iterable[str]) -> None:
+def refuse(argv: list[str], subcommand: str, names: Iterable[str]) -> None:
     """Refuse options that a subcommand gives to `fit` itself.
 
     Raises:
-        InputError: If the words hold one of them.
+        InputError: If the argv hold one of them.
     """
-    for word in words:
+    for word in argv:
         option = word.partition("=")[0]
         if option in names:
             raise InputError(f"Expected no {option}, which `{subcommand}` itself gives to `fit`")

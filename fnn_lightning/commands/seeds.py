@@ -12,14 +12,14 @@ from fnn_lightning.errors import InputError
 from fnn_lightning.evaluation.stats import mean_interval
 from fnn_lightning.runs.subprocesses import (
     LOCK,
-    Children,
+    Subprocesses,
     discard,
     folder_for,
     lock,
     read_metrics,
     settle,
     stopped,
-    tested_accuracy,
+    test_accuracy,
     val_result,
 )
 
@@ -30,11 +30,11 @@ Column = dict[int, float]
 """A figure of each seed that has one, as it is shown: percent for an accuracy."""
 
 
-def main(words: list[str]) -> None:
+def main(argv: list[str]) -> None:
     """Train with the seeds 0, 1, … one after the other, and print a table.
 
     Args:
-        words: What follows the subcommand.
+        argv: What follows the subcommand.
 
     Raises:
         InputError: If what the user gave cannot be used.
@@ -51,13 +51,13 @@ def main(words: list[str]) -> None:
     parser.add_argument(
         "--test", type=bool, default=False, help="Whether to measure each run on the test set."
     )
-    own, others = split(parser, words)
+    own, others = split(parser, argv)
     args = parse(parser, own)
     if args.seeds < 1:
         raise InputError(f"Expected `seeds` to be 1 or more, but got {args.seeds}")
     refuse(others, "seeds", GIVEN)
 
-    with Children() as children:
+    with Subprocesses() as children:
         stored = Path(args.folder or "", CONFIG).expanduser()
         new = not (args.folder and stored.is_file())
         settings = None
@@ -78,7 +78,7 @@ def main(words: list[str]) -> None:
                 if new:
                     discard(folder, CONFIG, LOCK)
                 raise SystemExit(2)
-            report(folder, range(args.seeds), args.test)
+            print_results(folder, range(args.seeds), args.test)
     if failed:
         names = ", ".join(map(str, failed))
         print(f"error: seed {names} failed; see what it said", file=sys.stderr)
@@ -86,7 +86,7 @@ def main(words: list[str]) -> None:
 
 
 def train(
-    children: Children, folder: Path, seeds: Sequence[int], test: bool, fd: int, to_go_on: str
+    children: Subprocesses, folder: Path, seeds: Sequence[int], test: bool, fd: int, to_go_on: str
 ) -> list[int] | None:
     """Run what is left to do.
 
@@ -108,7 +108,7 @@ def train(
         commands = []
         if not read_metrics(run):
             commands.append(["fit", *fit, "--run_folder", str(run)])
-        if test and (commands or tested_accuracy(read_metrics(run)) is None):
+        if test and (commands or test_accuracy(read_metrics(run)) is None):
             commands.append(["test"])
         for command in commands:
             if command == ["test"]:
@@ -143,7 +143,7 @@ def check_leaves_results(settings: str) -> None:
             raise InputError(f"Expected runs that leave results, but got --trainer.{name} {value}")
 
 
-def report(folder: Path, seeds: Sequence[int], test: bool) -> None:
+def print_results(folder: Path, seeds: Sequence[int], test: bool) -> None:
     """Print the figures of each seed, and what can be said of their mean."""
     columns: dict[str, Column] = {}
     for seed in seeds:
@@ -152,7 +152,7 @@ def report(folder: Path, seeds: Sequence[int], test: bool) -> None:
             continue
         figures = [val_result(metrics)]
         if test:
-            figures.append(("test/acc", tested_accuracy(metrics)))
+            figures.append(("test/acc", test_accuracy(metrics)))
             if figures[-1][1] is None:
                 continue
         for name, value in figures:
@@ -160,13 +160,13 @@ def report(folder: Path, seeds: Sequence[int], test: bool) -> None:
                 percent = name.endswith("acc")
                 column = columns.setdefault(f"{name}, %" if percent else name, {})
                 column[seed] = 100 * value if percent else value
-    print(table(columns, seeds))
+    print(results_table(columns, seeds))
     if yaml.safe_load((folder / CONFIG).read_text(encoding="utf-8"))["data"]["val_size"] == 0:
         print("validation is the test set, since val_size is 0")
     print(f"look at them: tensorboard --logdir {shlex.quote(str(folder))}")
 
 
-def table(columns: dict[str, Column], seeds: Sequence[int]) -> str:
+def results_table(columns: dict[str, Column], seeds: Sequence[int]) -> str:
     """Draw the figures, a line for each seed, and below them what is known of their mean."""
     rows = [["seed", *columns]]
     for seed in seeds:

@@ -18,7 +18,7 @@ from fnn_lightning.commands.options import make_parser, parse, refuse, split
 from fnn_lightning.errors import InputError
 from fnn_lightning.runs.subprocesses import (
     LOCK,
-    Children,
+    Subprocesses,
     discard,
     folder_for,
     lock,
@@ -56,11 +56,11 @@ class Trial(NamedTuple):
     """Where its output goes; locked as long as anyone works on the trial."""
 
 
-def main(words: list[str]) -> None:
+def main(argv: list[str]) -> None:
     """Run trials until there are as many as wanted, and print the best.
 
     Args:
-        words: What follows the subcommand.
+        argv: What follows the subcommand.
 
     Raises:
         InputError: If what the user gave cannot be used.
@@ -78,7 +78,7 @@ def main(words: list[str]) -> None:
         "--storage", type=str | None, help="URL of a database; FOLDER/sweep.db if not given."
     )
     parser.add_argument("--workers", type=int, default=1, help="Number of trials at a time.")
-    own, others = split(parser, words)
+    own, others = split(parser, argv)
     args = parse(parser, own)
     for name in ("trials", "workers"):
         if args[name] < 1:
@@ -95,7 +95,7 @@ def main(words: list[str]) -> None:
     optuna.logging.set_verbosity(optuna.logging.ERROR)
     space = read_space(Path(args.space).expanduser())
 
-    with Children() as children:
+    with Subprocesses() as children:
         first = options({name: example(entry) for name, entry in space.items()})
         children.answer(["fit", *others, *first, SELECT, "--trainer.fast_dev_run=1"])
         settings = children.answer(["fit", *others, "--print_config"])
@@ -106,9 +106,9 @@ def main(words: list[str]) -> None:
             sweep = Sweep(children, storage, study, folder, space, others)
             sweep.run(args.trials, args.workers)
             if children.stop:
-                again = f"python -m fnn_lightning sweep {shlex.join([*words, *named])}"
+                again = f"python -m fnn_lightning sweep {shlex.join([*argv, *named])}"
                 raise stopped(children.stop, f"go on with: {again}")
-            report(study, folder)
+            print_best_trials(study, folder)
 
 
 class Sweep:
@@ -124,24 +124,24 @@ class Sweep:
         study: Optuna's study in it.
         folder: Folder of the trials' runs.
         space: What is drawn.
-        words: The options of `fit` that all trials share.
+        argv: The options of `fit` that all trials share.
     """
 
     def __init__(
         self,
-        children: Children,
+        children: Subprocesses,
         storage: "RDBStorage",
         study: "Study",
         folder: Path,
         space: Space,
-        words: list[str],
+        argv: list[str],
     ) -> None:
         self.children = children
         self.storage = storage
         self.study = study
         self.folder = folder
         self.space = space
-        self.words = words
+        self.argv = argv
 
     def run(self, trials: int, workers: int) -> None:
         """Run trials until there are as many in all and none is left running, or a signal comes.
@@ -163,7 +163,7 @@ class Sweep:
                 if read_metrics(trial.run):  # only the study does not know of it yet
                     self.finish(trial, 0)
                     continue
-                command = ["fit", *self.words, *options(trial.params), SELECT]
+                command = ["fit", *self.argv, *options(trial.params), SELECT]
                 command += ["--run_folder", str(trial.run)]
                 child = self.children.start(command, stdout=trial.output, stderr=STDOUT, env=env)
                 running[child] = trial
@@ -346,7 +346,7 @@ def read_space(path: Path) -> Space:
             f"Expected `depth` and `width` together, or `model.hidden_dims` instead, in {path}"
         )
     for name, least in (("depth", 0), ("width", 1)):
-        if name in dims and not whole(space[name], least):
+        if name in dims and not holds_integers_from(space[name], least):
             raise InputError(f"Expected `{name}` in {path} to be whole numbers from {least} on")
     return space
 
@@ -425,7 +425,7 @@ def as_json(entry: "BaseDistribution") -> str:
     return str(distribution_to_json(entry))
 
 
-def whole(entry: "BaseDistribution", least: int) -> bool:
+def holds_integers_from(entry: "BaseDistribution", least: int) -> bool:
     """Tell whether all that a distribution holds are whole numbers from a least one on."""
     from optuna.distributions import CategoricalDistribution, IntDistribution
 
@@ -469,7 +469,7 @@ def shown(params: dict[str, Any]) -> str:
     )
 
 
-def report(study: "Study", folder: Path) -> None:
+def print_best_trials(study: "Study", folder: Path) -> None:
     """Print the best trials, and what to do with the first.
 
     Raises:

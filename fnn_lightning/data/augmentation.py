@@ -14,11 +14,11 @@ from fnn_lightning.errors import InputError
 SIDE = 28  # of an image, in pixels
 SMOOTHNESS = 5.0  # of the elastic field: the standard deviation of its Gaussian filter, in pixels
 MODES = 7  # of the elastic field, across and down: with them its variance is 0.999 of the whole
-MOST = {"rotation": 180.0, "scale": 0.9, "shear": 60.0, "shift": 28.0, "elastic": 28.0}
+LIMITS = {"rotation": 180.0, "scale": 0.9, "shear": 60.0, "shift": 28.0, "elastic": 28.0}
 
 
 @dataclass(frozen=True)
-class Deformation:
+class Augmentation:
     """Random affine and elastic deformation of images, all of it in one resampling.
 
     Both are those by which Simard et al. (2003, "Best practices for convolutional neural networks
@@ -34,12 +34,12 @@ class Deformation:
         elastic: Standard deviation, in pixels, of the displacements across and down. Each is a
             normally distributed field, as smooth as noise drawn for every pixel and put through a
             Gaussian filter with a standard deviation of 5 pixels; the sources took 4 to 6.
-        least_strength: All the amplitudes of an image are multiplied by a number drawn uniformly
+        min_strength: All the amplitudes of an image are multiplied by a number drawn uniformly
             from this, which is at most 1, to 1: below 1, strongly deformed images are mixed with
             nearly untouched ones, such as those of the test set.
 
     Raises:
-        InputError: If an amplitude or `least_strength` is out of its range.
+        InputError: If an amplitude or `min_strength` is out of its range.
     """
 
     rotation: float = 0.0
@@ -47,21 +47,21 @@ class Deformation:
     shear: float = 0.0
     shift: float = 0.0
     elastic: float = 0.0
-    least_strength: float = 1.0
+    min_strength: float = 1.0
 
     def __post_init__(self) -> None:
-        for name, most in MOST.items():
+        for name, most in LIMITS.items():
             value = getattr(self, name)
             if not 0 <= value <= most:
                 raise InputError(f"Expected `{name}` to be from 0 to {most:g}, but got {value}")
-        if not 0 <= self.least_strength <= 1:
+        if not 0 <= self.min_strength <= 1:
             raise InputError(
-                f"Expected `least_strength` to be from 0 to 1, but got {self.least_strength}"
+                f"Expected `min_strength` to be from 0 to 1, but got {self.min_strength}"
             )
 
     def __bool__(self) -> bool:
         """Tell whether anything is deformed at all."""
-        return any(getattr(self, name) for name in MOST)
+        return any(getattr(self, name) for name in LIMITS)
 
     def draw(self, count: int, seed: tuple[int, ...]) -> Tensor:
         """Draw the deformations of as many images, on the CPU, whatever device they are for.
@@ -80,9 +80,9 @@ class Deformation:
         field = torch.zeros(count, 2, 0)
         if self.elastic:
             field = torch.randn(count, 2, MODES**2, generator=generator, dtype=torch.float32)
-        if self.least_strength < 1:
+        if self.min_strength < 1:
             strength = torch.rand(count, generator=generator, dtype=torch.float32)
-            strength = 1 - (1 - self.least_strength) * strength
+            strength = 1 - (1 - self.min_strength) * strength
             drawn, field = drawn * strength, field * strength.view(-1, 1, 1)
         angle, slant = math.radians(self.rotation) * drawn[0], math.radians(self.shear) * drawn[1]
         affine = affine_coefficients(
@@ -118,7 +118,7 @@ def affine_coefficients(angle: Tensor, slant: Tensor, scale: Tensor, shift: Tens
 
 @lru_cache
 def basis(device: torch.device) -> Tensor:
-    """Return the functions of the pixel that `Deformation.draw` draws coefficients of.
+    """Return the functions of the pixel that `Augmentation.draw` draws coefficients of.
 
     They are `x`, `y`, 1 and the modes of the elastic field: its Karhunen–Loève expansion. White
     noise through a Gaussian filter of standard deviation σ has a correlation of `exp(−d² / 4σ²)`
@@ -142,11 +142,11 @@ def basis(device: torch.device) -> Tensor:
     return torch.cat([affine, elastic]).to(device)
 
 
-def points(coefficients: Tensor) -> Tensor:
+def sampling_grid(coefficients: Tensor) -> Tensor:
     """Return where each pixel of a deformed image is taken from.
 
     Args:
-        coefficients: What `Deformation.draw` returned, shape `(B, 2, K)`.
+        coefficients: What `Augmentation.draw` returned, shape `(B, 2, K)`.
 
     Returns:
         `(x, y)`, shape `(B, 28, 28, 2)`, as `torch.nn.functional.grid_sample` takes them: from −1

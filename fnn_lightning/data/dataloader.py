@@ -7,13 +7,13 @@ import numpy as np
 import torch
 from torch import Tensor
 
-from fnn_lightning.data.augmentation import Deformation, points, resample
+from fnn_lightning.data.augmentation import Augmentation, resample, sampling_grid
 from fnn_lightning.errors import InputError
 
 Batch = tuple[Tensor, Tensor]
 """Images of shape `(B, 28, 28)`, pixels 0–255, and labels, `int64` of shape `(B,)`.
 
-The pixels are `uint8`, or `float32` if they are deformed.
+The pixels are `uint8`, or `float32` if they are augmented.
 """
 
 
@@ -42,7 +42,7 @@ class EpochSampler:
         return torch.randperm(self.size, generator=torch.Generator().manual_seed(int(seed[0])))
 
 
-class BatchSource:
+class InMemoryDataLoader:
     """An iterable of (images, labels), as the Trainer takes it in place of a `DataLoader`.
 
     Every process holds all the images and walks through the same global batches; of each it
@@ -57,9 +57,9 @@ class BatchSource:
         shuffle_seed: Seed of the order, new in every epoch; in order if not given.
         rank: Number of this process.
         world_size: Number of processes.
-        deformation: Of every image, drawn anew in every epoch; only if there is a seed. It is a
+        augmentation: Of every image, drawn anew in every epoch; only if there is a seed. It is a
             function of (seed, epoch, position in the epoch) alone, on any number of processes.
-        device: Where batches that are deformed are served, and deformed.
+        device: Where batches that are augmented are served, and deformed.
     """
 
     def __init__(
@@ -72,7 +72,7 @@ class BatchSource:
         shuffle_seed: int | None = None,
         rank: int = 0,
         world_size: int = 1,
-        deformation: Deformation | None = None,
+        augmentation: Augmentation | None = None,
         device: torch.device | str = "cpu",
     ) -> None:
         self.images = images
@@ -81,9 +81,9 @@ class BatchSource:
         self.indices = indices
         self.rank = rank
         self.world_size = world_size
-        self.deformation = deformation or Deformation()
-        self.deforms = bool(self.deformation) and shuffle_seed is not None
-        """Whether the images are deformed."""
+        self.augmentation = augmentation or Augmentation()
+        self.augments = bool(self.augmentation) and shuffle_seed is not None
+        """Whether the images are augmented."""
         self.device = torch.device(device)
         if shuffle_seed is not None:
             # Where the Trainer finds `set_epoch`. A source without a sampler is in order to it.
@@ -129,14 +129,14 @@ class BatchSource:
         share = whole[self.rank :: self.world_size]
         # half the time of `self.images[share]`
         images, labels = self.images.index_select(0, share), self.labels.index_select(0, share)
-        if not self.deforms:
+        if not self.augments:
             return images, labels
         # not the sampler's own seed: to NumPy (seed, epoch) is (seed, epoch, 0)
         seed = (self.sampler.seed, self.sampler.epoch, position + 1)
         # of the whole batch, so that rounding, too, is the same on any number of processes
-        where = points(self.deformation.draw(len(whole), seed).to(self.device))
-        where = where[self.rank :: self.world_size]
-        return resample(images.to(self.device), where), labels.to(self.device)
+        grid = sampling_grid(self.augmentation.draw(len(whole), seed).to(self.device))
+        grid = grid[self.rank :: self.world_size]
+        return resample(images.to(self.device), grid), labels.to(self.device)
 
     def state_dict(self) -> dict[str, Any]:
         """Return the position in the epoch, for the Trainer's checkpoints."""
@@ -156,7 +156,7 @@ class BatchSource:
         self._start = position
 
 
-def whole(share: Tensor, source: BatchSource, batch_idx: int) -> Tensor:
+def all_gather_batch(share: Tensor, source: InMemoryDataLoader, batch_idx: int) -> Tensor:
     """Put together what the processes have of a batch, of its rows each in turn one.
 
     Args:

@@ -352,7 +352,7 @@ def scaled(digit: Grey, longer: int) -> Grey:
     return np.asarray(image)
 
 
-def oddity(pixels: Tensor, probability: float) -> str:
+def out_of_distribution(pixels: Tensor, probability: float) -> str:
     """Say how a picture is far from the training data, so that the prediction may be chance.
 
     Args:

@@ -56,7 +56,7 @@ def mistakes_figure(predictions: Predictions, columns: int = 5) -> "Figure":
     """Draw the surest mistakes, `columns` × `columns` of them, each with its probability."""
     from matplotlib.figure import Figure
 
-    worst = predictions.worst_mistakes(columns**2)
+    worst = predictions.most_confident_mistakes(columns**2)
     cell, text = 28 + 4, 10  # pixels: an image with its margin, the line below it
     sheet = np.zeros((columns * (cell + text), columns * cell))
     figure = Figure(figsize=(columns * 1.1, columns * 1.1 * (cell + text) / cell), dpi=100)
@@ -74,7 +74,7 @@ def mistakes_figure(predictions: Predictions, columns: int = 5) -> "Figure":
     return figure
 
 
-def first_layer_picture(weight: Tensor, most: int = 100) -> Tensor:
+def first_layer_grid(weight: Tensor, most: int = 100) -> Tensor:
     """Arrange the weights of the first layer's units as pictures of 28 × 28, in a grid.
 
     Args:
@@ -93,7 +93,7 @@ def first_layer_picture(weight: Tensor, most: int = 100) -> Tensor:
     return grid
 
 
-def digits_picture(images: Tensor, most: int = 100) -> Tensor:
+def image_grid(images: Tensor, most: int = 100) -> Tensor:
     """Arrange images in a grid, dark ink on white.
 
     Args:

@@ -10,10 +10,10 @@ from lightning.pytorch import LightningModule, Trainer, callbacks
 from torch import Tensor
 
 from fnn_lightning.commands.options import check_writable, output_file
-from fnn_lightning.data.dataloader import BatchSource, whole
+from fnn_lightning.data.dataloader import InMemoryDataLoader, all_gather_batch
 from fnn_lightning.errors import InputError
 from fnn_lightning.lit_module import CLASSES
-from fnn_lightning.runs.checkpoint_io import write_whole
+from fnn_lightning.runs.checkpoint_io import write_atomic
 
 COLUMNS = ("digit", *(f"p{digit}" for digit in range(CLASSES)))
 
@@ -73,8 +73,8 @@ class PredictionWriter(callbacks.Callback):
     ) -> None:
         parts: tuple[Tensor, ...] = (outputs["digit"], outputs["probabilities"], batch[0])
         source = trainer.predict_dataloaders
-        if isinstance(source, BatchSource):
-            parts = tuple(whole(share, source, batch_idx) for share in parts)
+        if isinstance(source, InMemoryDataLoader):
+            parts = tuple(all_gather_batch(share, source, batch_idx) for share in parts)
         if not trainer.is_global_zero:
             return
         digits, probabilities, inputs = parts
@@ -89,22 +89,22 @@ class PredictionWriter(callbacks.Callback):
         if not trainer.is_global_zero or self._streams:
             return
         # slow to import, and of use here only
-        from fnn_lightning.data.preprocessing import oddity
+        from fnn_lightning.data.preprocessing import out_of_distribution
 
-        oddities = [
-            oddity(pixels, max(row))
+        warnings_ = [
+            out_of_distribution(pixels, max(row))
             for pixels, (_, row) in zip(self._inputs, self._rows, strict=bool(self._inputs))
         ]
         if self._pictures is not None:
             self._pictures = self._pictures[: len(self._rows)]  # limit_predict_batches leaves some
-            print_table(self._pictures, self._rows, oddities)
+            print_table(self._pictures, self._rows, warnings_)
         if self.output:
-            write_whole(self.output, self._encode(self.output.suffix.lower(), oddities))
+            write_atomic(self.output, self._encode(self.output.suffix.lower(), warnings_))
             print(f"{len(self._rows):,} predictions written to {self.output}")
         if self.save_inputs:
             save_pngs(self.save_inputs, self._pictures or [], self._inputs)
 
-    def _encode(self, suffix: str, oddities: list[str]) -> bytes:
+    def _encode(self, suffix: str, warnings_: list[str]) -> bytes:
         names: list[Any] = list(range(len(self._rows)))
         if self._pictures is not None:
             names = list(map(str, self._pictures))
@@ -114,7 +114,7 @@ class PredictionWriter(callbacks.Callback):
                 {first: name, "digit": digit, "probabilities": [round(p, 6) for p in row]}
                 for name, (digit, row) in zip(names, self._rows, strict=True)
             ]
-            for record, warning in zip(records, oddities, strict=False):
+            for record, warning in zip(records, warnings_, strict=False):
                 record["warning"] = warning
             return (json.dumps(records, indent=1) + "\n").encode()
         text = io.StringIO()
@@ -123,18 +123,18 @@ class PredictionWriter(callbacks.Callback):
         writer.writerow([first, *COLUMNS, *last])
         for number, (digit, row) in enumerate(self._rows):
             figures = [f"{p:.6f}" for p in row]
-            writer.writerow([names[number], digit, *figures, *oddities[number : number + 1]])
+            writer.writerow([names[number], digit, *figures, *warnings_[number : number + 1]])
         return text.getvalue().encode(errors="surrogateescape")  # a file's name can be any bytes
 
 
 def print_table(
-    pictures: list[Path], rows: list[tuple[int, list[float]]], oddities: list[str]
+    pictures: list[Path], rows: list[tuple[int, list[float]]], warnings_: list[str]
 ) -> None:
     """Print a line for each picture, with a `!` where the prediction may be chance."""
     names = ["".join(filter(str.isprintable, str(path))) for path in pictures]
     width = max(map(len, ["file", *names]))
     print(f"{'file':{width}}  digit  probability")
-    for name, (digit, row), warning in zip(names, rows, oddities, strict=True):
+    for name, (digit, row), warning in zip(names, rows, warnings_, strict=True):
         mark = f"  ! {warning}" if warning else ""
         print(f"{name:{width}}  {digit:5}  {max(row):11.4f}{mark}")
 
@@ -153,4 +153,4 @@ def save_pngs(folder: Path, pictures: list[Path], inputs: list[Tensor]) -> None:
         taken.add(name.lower())
         content = io.BytesIO()
         Image.fromarray(pixels.numpy()).save(content, "PNG")
-        write_whole(folder / f"{name}.png", content.getbuffer())
+        write_atomic(folder / f"{name}.png", content.getbuffer())

@@ -6,7 +6,7 @@ import torch
 from lightning.pytorch import LightningModule, Trainer, callbacks
 from torch import Tensor
 
-from fnn_lightning.data.dataloader import BatchSource, whole
+from fnn_lightning.data.dataloader import InMemoryDataLoader, all_gather_batch
 
 
 class Predictions(NamedTuple):
@@ -35,7 +35,7 @@ class Predictions(NamedTuple):
         """Return the raw pixels of one image, `uint8` of shape `(28, 28)`."""
         return self.pool[self.indices[position]]
 
-    def worst_mistakes(self, count: int) -> list[int]:
+    def most_confident_mistakes(self, count: int) -> list[int]:
         """Find the wrong predictions that were held for most probable.
 
         Returns:
@@ -48,11 +48,11 @@ class Predictions(NamedTuple):
         return positions
 
 
-class Gatherer(callbacks.Callback):
+class PredictionCollector(callbacks.Callback):
     """Gathers the predictions on the validation or test images while the Trainer evaluates them.
 
     A callback derived from it finds them in `predictions` when validation or testing ends, the
-    same on all processes. None are gathered of batches that do not come from a `BatchSource`.
+    same on all processes. None are gathered of batches that another dataloader serves.
     """
 
     def __init__(self) -> None:
@@ -85,11 +85,11 @@ class Gatherer(callbacks.Callback):
         dataloader_idx: int = 0,
     ) -> None:
         if dataloader_idx == 0:  # the training images can follow
-            self._gather(outputs, test_source(trainer), batch_idx)
+            self._gather(outputs, test_loader(trainer), batch_idx)
 
     def _gather(self, outputs: Any, source: Any, batch_idx: int) -> None:
-        if isinstance(source, BatchSource):
-            self._logits.append(whole(outputs["logits"], source, batch_idx))
+        if isinstance(source, InMemoryDataLoader):
+            self._logits.append(all_gather_batch(outputs["logits"], source, batch_idx))
 
     def predictions(self, source: Any) -> Predictions | None:
         """Put together what was gathered of a split.
@@ -105,7 +105,7 @@ class Gatherer(callbacks.Callback):
         return Predictions(source.images, served, labels, logits.softmax(dim=1))
 
 
-def test_source(trainer: Trainer) -> Any:
+def test_loader(trainer: Trainer) -> Any:
     """Return what serves the test images."""
     sources = trainer.test_dataloaders
     return sources[0] if isinstance(sources, list) else sources

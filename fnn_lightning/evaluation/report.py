@@ -21,10 +21,10 @@ from torchmetrics.functional.classification import (
 
 from fnn_lightning.errors import DivergenceError
 from fnn_lightning.evaluation import plots
-from fnn_lightning.evaluation.predictions import Gatherer, Predictions, test_source
+from fnn_lightning.evaluation.predictions import PredictionCollector, Predictions, test_loader
 from fnn_lightning.evaluation.stats import wilson_interval
 from fnn_lightning.lit_module import CLASSES, FNNLitModule
-from fnn_lightning.runs.checkpoint_io import write_whole
+from fnn_lightning.runs.checkpoint_io import write_atomic
 from fnn_lightning.runs.run_folder import CONFIG, read_curves, read_metrics, write_metrics
 
 if TYPE_CHECKING:
@@ -34,7 +34,7 @@ REPORT, PREDICTIONS = "report.html", "predictions.csv"
 MISTAKES = 50
 
 
-class Report(Gatherer):
+class Report(PredictionCollector):
     """Writes what a test found: a page to look at, a table of predictions, figures to compute with.
 
     Args:
@@ -58,7 +58,7 @@ class Report(Gatherer):
         self.checkpoint = checkpoint
 
     def on_test_end(self, trainer: Trainer, pl_module: LightningModule) -> None:
-        predictions = self.predictions(test_source(trainer))
+        predictions = self.predictions(test_loader(trainer))
         if predictions is None or not trainer.is_global_zero:
             return
         assert isinstance(pl_module, FNNLitModule)
@@ -78,10 +78,10 @@ class Report(Gatherer):
         if "test/train_set_" in pl_module.counts:
             correct, total = pl_module.counts["test/train_set_"]
             found["train_set"] = {"correct": correct, "total": total}
-        write_whole(self.folder / PREDICTIONS, predictions_csv(predictions).encode())
+        write_atomic(self.folder / PREDICTIONS, predictions_csv(predictions).encode())
         in_run = self.run is not None and self.run.samefile(self.folder)
         write_metrics(self.folder, "test", found, beside=in_run)
-        write_whole(self.folder / REPORT, self._page(predictions, found).encode())
+        write_atomic(self.folder / REPORT, self._page(predictions, found).encode())
         self.written = True
         print(f"report     {os.path.relpath(self.folder / REPORT)}")
 
@@ -107,7 +107,7 @@ class Report(Gatherer):
                     "probability": float(predictions.confidence[index]),
                     "png": as_png(predictions.image(index)),
                 }
-                for index in predictions.worst_mistakes(MISTAKES)
+                for index in predictions.most_confident_mistakes(MISTAKES)
             ],
             wrong=int(wrong.sum()),
             fit=read_metrics(self.run).get("fit") if self.run else None,

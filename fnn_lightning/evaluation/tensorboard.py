@@ -14,12 +14,12 @@ from tensorboard.compat.proto.event_pb2 import Event
 from tensorboard.compat.proto.graph_pb2 import GraphDef
 from torch import nn
 
-from fnn_lightning.data.dataloader import BatchSource
+from fnn_lightning.data.dataloader import InMemoryDataLoader
 from fnn_lightning.evaluation import plots
-from fnn_lightning.evaluation.predictions import Gatherer, Predictions, test_source
+from fnn_lightning.evaluation.predictions import PredictionCollector, Predictions, test_loader
 from fnn_lightning.lit_module import CLASSES, FNNLitModule
 from fnn_lightning.network import FNN
-from fnn_lightning.runs.checkpoint_io import write_whole
+from fnn_lightning.runs.checkpoint_io import write_atomic
 
 SHARE = 0.02  # of the time since training began, that pictures may take before it ends
 FIRST_SECONDS = 0.5  # what drawing is taken to cost before that is known
@@ -35,7 +35,7 @@ LAYOUT = {
 }
 
 
-class Insight(Gatherer):
+class TensorBoardPlots(PredictionCollector):
     """Shows in TensorBoard where the net is wrong and what it has learned.
 
     After every validation and test: the accuracy of each digit. Then, as pictures: the confusion
@@ -68,9 +68,9 @@ class Insight(Gatherer):
         board.add_custom_scalars(LAYOUT)
         board.file_writer.add_event(graph_event(pl_module.network))
         source = trainer.train_dataloader
-        if isinstance(source, BatchSource) and source.deforms:
+        if isinstance(source, InMemoryDataLoader) and source.augments:
             images, _ = source.peek()
-            board.add_image("train/deformed", plots.digits_picture(images), 0)
+            board.add_image("train/deformed", plots.image_grid(images), 0)
 
     def on_validation_end(self, trainer: Trainer, pl_module: LightningModule) -> None:
         predictions = None if trainer.sanity_checking else self.predictions(trainer.val_dataloaders)
@@ -96,10 +96,10 @@ class Insight(Gatherer):
         if trainer.is_global_zero and folder and len(losses) and not fast_dev_run:
             picture = io.BytesIO()
             plots.loss_figure(losses, trainer.global_step).savefig(picture)
-            write_whole(Path(folder) / "loss.png", picture.getbuffer())
+            write_atomic(Path(folder) / "loss.png", picture.getbuffer())
 
     def on_test_end(self, trainer: Trainer, pl_module: LightningModule) -> None:
-        predictions = self.predictions(test_source(trainer))
+        predictions = self.predictions(test_loader(trainer))
         if predictions is not None and predictions.probabilities.isfinite().all():
             assert isinstance(pl_module, FNNLitModule)
             log_digits(trainer, predictions, "test", pl_module.step_count)
@@ -126,7 +126,7 @@ class Insight(Gatherer):
         board.add_figure(f"{split}/mistakes", plots.mistakes_figure(found), step, close=False)
         if split == "val" and module.step_count == step:  # the weights are still the same
             first = next(each for each in module.network.layers if isinstance(each, nn.Linear))
-            board.add_image("first_layer", plots.first_layer_picture(first.weight), step)
+            board.add_image("first_layer", plots.first_layer_grid(first.weight), step)
             if self.histograms:
                 for name, parameter in module.network.named_parameters():
                     board.add_histogram(f"weights/{name}", parameter, step)

@@ -50,7 +50,7 @@ def write_checkpoint(checkpoint: dict[str, Any], path: Path) -> None:
     content = io.BytesIO()
     torch.save(checkpoint, content)
     try:
-        write_whole(path, content.getbuffer())
+        write_atomic(path, content.getbuffer())
     except OSError as error:
         raise OSError(
             f"{os.path.relpath(path)} cannot be written: {error.strerror}; "
@@ -58,7 +58,7 @@ def write_checkpoint(checkpoint: dict[str, Any], path: Path) -> None:
         ) from error
 
 
-def write_whole(path: Path, content: bytes | memoryview) -> None:
+def write_atomic(path: Path, content: bytes | memoryview) -> None:
     """Write a file under another name first, and rename it when it is whole and on the disk."""
     part = path.with_name(f".{path.name}.part")
     path.parent.mkdir(parents=True, exist_ok=True)

@@ -14,7 +14,7 @@ from fnn_lightning.runs.checkpoint_io import read_checkpoint
 from fnn_lightning.runs.run_folder import LAST
 
 
-class Trained(NamedTuple):
+class TrainedNetwork(NamedTuple):
     """What a checkpoint holds of a trained network."""
 
     path: Path
@@ -51,7 +51,7 @@ class Trained(NamedTuple):
         return torch.cat(logits).softmax(dim=1) if logits else torch.empty(0, CLASSES)
 
 
-def load_trained(path: str | Path) -> Trained:
+def load_trained(path: str | Path) -> TrainedNetwork:
     """Load a trained network.
 
     Args:
@@ -76,7 +76,7 @@ def load_trained(path: str | Path) -> Trained:
         module.load_state_dict(checkpoint["state_dict"])
     except (AttributeError, KeyError, RuntimeError, TypeError) as error:
         raise misfit(path, error) from error
-    return Trained(path, module.eval(), checkpoint)
+    return TrainedNetwork(path, module.eval(), checkpoint)
 
 
 def misfit(path: Path, error: Exception) -> InputError:

@@ -16,7 +16,7 @@ from lightning.pytorch.loggers import TensorBoardLogger
 from lightning.pytorch.utilities import rank_zero_only
 
 from fnn_lightning import __version__
-from fnn_lightning.runs.checkpoint_io import write_whole
+from fnn_lightning.runs.checkpoint_io import write_atomic
 
 CONFIG, LAST, METRICS = "config.yaml", Path("checkpoints", "last.ckpt"), "metrics.json"
 PACKAGES = ("torch", "torchvision", "lightning", "torchmetrics", "numpy")
@@ -63,7 +63,7 @@ class SaveConfig(SaveConfigCallback):
         folder = trainer.log_dir  # the first process tells the others
         if stage == "fit" and folder and trainer.is_global_zero:
             text = self.parser.dump(self.config, skip_none=False)
-            write_whole(Path(folder) / CONFIG, text.encode())
+            write_atomic(Path(folder) / CONFIG, text.encode())
 
 
 def resuming_logger(run: Path, step: int | None) -> TensorBoardLogger:
@@ -111,8 +111,8 @@ def write_metrics(folder: Path, stage: str, figures: dict[str, Any], beside: boo
         beside: Whether what the other stage found there is kept.
     """
     others = read_metrics(folder) if beside else {}
-    found = {**others, stage: {**figures, "made_with": surroundings()}}
-    write_whole(folder / METRICS, json.dumps(found, indent=2).encode() + b"\n")
+    found = {**others, stage: {**figures, "made_with": environment()}}
+    write_atomic(folder / METRICS, json.dumps(found, indent=2).encode() + b"\n")
 
 
 def read_metrics(folder: Path) -> dict[str, Any]:
@@ -124,7 +124,7 @@ def read_metrics(folder: Path) -> dict[str, Any]:
     return found if isinstance(found, dict) else {}
 
 
-def surroundings() -> dict[str, str]:
+def environment() -> dict[str, str]:
     """Return the time, versions and hardware, as far as they bear on a result."""
     packages = {"fnn_lightning": __version__, "Python": platform.python_version()}
     packages |= {name: version(name) for name in PACKAGES}

@@ -57,7 +57,7 @@ class StopSignals:
         self.received = self.received or signum
 
 
-def end_at_once() -> None:
+def terminate_on_sigterm() -> None:
     """Let SIGTERM end this process, as it does where nobody handles it."""
     if threading.current_thread() is threading.main_thread():
         signal.signal(signal.SIGTERM, signal.SIG_DFL)
@@ -77,7 +77,7 @@ def requeue(stop: Stopped) -> None:
         print(f"the job could not be queued again: {error}", file=sys.stderr)
 
 
-def leave_group() -> None:
+def destroy_process_group() -> None:
     """Close the connections to the other processes of a run that has ended, if there are any.
 
     Lightning does so for NCCL alone; gloo's, left open, can abort the process while it exits.
@@ -88,7 +88,7 @@ def leave_group() -> None:
         distributed.destroy_process_group()
 
 
-def lost_a_process(error: Exception) -> bool:
+def lost_a_rank(error: Exception) -> bool:
     """Tell whether a word between the processes of a run found nobody to answer."""
     from torch import distributed
 

@@ -20,7 +20,7 @@ LOCK = ".lock"
 POLL_SECONDS = 0.1
 
 
-class Children:
+class Subprocesses:
     """Subcommands in processes of their own, none of which outlives this one's `with`.
 
     A signal to stop (Ctrl-C, SIGTERM) reaches them as SIGTERM, at which `fit` saves. A terminal
@@ -34,7 +34,7 @@ class Children:
         self._signals = StopSignals()
         self._told = False
 
-    def __enter__(self) -> "Children":
+    def __enter__(self) -> "Subprocesses":
         self._signals.listen()
         return self
 
@@ -50,15 +50,15 @@ class Children:
         """The signal to stop that came, 0 if none did; after it, nothing is to be started."""
         return self._signals.received
 
-    def start(self, words: list[str], **kwargs: Any) -> subprocess.Popen[bytes]:
+    def start(self, argv: list[str], **kwargs: Any) -> subprocess.Popen[bytes]:
         """Start a subcommand.
 
         Args:
-            words: What follows `python -m fnn_lightning`.
+            argv: What follows `python -m fnn_lightning`.
             kwargs: Arguments of `Popen`.
         """
         sys.stdout.flush()  # it may write there, too
-        child = subprocess.Popen([*PYTHON, *words], stdin=subprocess.DEVNULL, **kwargs)
+        child = subprocess.Popen([*PYTHON, *argv], stdin=subprocess.DEVNULL, **kwargs)
         self.running.append(child)
         return child
 
@@ -82,7 +82,7 @@ class Children:
                 return ended
             time.sleep(POLL_SECONDS)
 
-    def answer(self, words: list[str]) -> str:
+    def answer(self, argv: list[str]) -> str:
         """Run a subcommand to its end and return what it prints.
 
         Raises:
@@ -90,7 +90,7 @@ class Children:
             SystemExit: If it was asked to stop.
         """
         with tempfile.TemporaryFile() as out, tempfile.TemporaryFile() as err:
-            child = self.start(words, stdout=out, stderr=err)
+            child = self.start(argv, stdout=out, stderr=err)
             self.wait()
             if self.stop:
                 raise stopped(self.stop, "nothing was begun")
@@ -188,9 +188,9 @@ def settle(file: Path, text: str) -> None:
         InputError: If it is not.
     """
     if not file.exists():
-        from fnn_lightning.runs.checkpoint_io import write_whole  # torch takes seconds to import
+        from fnn_lightning.runs.checkpoint_io import write_atomic  # torch takes seconds to import
 
-        write_whole(file, text.encode())
+        write_atomic(file, text.encode())
         return
     stored = file.read_text(encoding="utf-8").splitlines()
     lines = text.splitlines()
@@ -234,7 +234,7 @@ def val_result(metrics: dict[str, Any]) -> tuple[str, float | None]:
     return "val/acc", metrics["fit"].get("val/acc")
 
 
-def tested_accuracy(metrics: dict[str, Any]) -> float | None:
+def test_accuracy(metrics: dict[str, Any]) -> float | None:
     """Return the share of test images that the checkpoint kept of a run classifies correctly.
 
     Args:

@@ -16,7 +16,7 @@ Metric = Literal["val/acc", "val/loss"]
 Mode = Literal["min", "max"]
 
 
-def better_when(metric: str) -> Mode:
+def default_mode(metric: str) -> Mode:
     """Tell whether a metric, by its name, is the better the lower (a loss) or the higher it is."""
     return "min" if metric.endswith("loss") else "max"
 
@@ -58,7 +58,7 @@ class Checkpoint(callbacks.Checkpoint):
                 f"Expected `every_n_minutes` to be positive, but got {every_n_minutes}"
             )
         self.monitor = monitor
-        self.mode = mode or better_when(monitor or "")
+        self.mode = mode or default_mode(monitor or "")
         self.every_n_steps = every_n_steps
         self.every_n_minutes = every_n_minutes
         self.writes = True
@@ -109,7 +109,7 @@ class Checkpoint(callbacks.Checkpoint):
         if step == self._seen_step:
             return  # gradients are being accumulated, and would not be in the checkpoint
         self._seen_step = step
-        late = self._look_around(trainer, step)
+        late = self._poll_signals(trainer, step)
         due = self.every_n_steps is not None and step % self.every_n_steps == 0
         ends = step == trainer.max_steps or trainer.should_stop
         # Training goes on exactly from here only if nothing else is to follow in this step;
@@ -174,7 +174,7 @@ class Checkpoint(callbacks.Checkpoint):
             self._saved_step = trainer.global_step
             self._saved_at = time.monotonic()
 
-    def _look_around(self, trainer: Trainer, step: int) -> bool:
+    def _poll_signals(self, trainer: Trainer, step: int) -> bool:
         """Note a signal to stop, and tell whether `every_n_minutes` are over, on any process.
 
         A word between processes can cost as much as the step of a small net, so they have one
@@ -241,7 +241,7 @@ class EarlyStopping(callbacks.EarlyStopping):
             monitor,
             min_delta=min_delta,
             patience=patience or 0,
-            mode=mode or better_when(monitor),
+            mode=mode or default_mode(monitor),
             strict=False,  # an epoch may end without a validation
         )
         self.enabled = patience is not None

@@ -8,7 +8,7 @@ from torch import nn
 from tqdm import tqdm
 
 from fnn_lightning.lit_module import FNNLitModule
-from fnn_lightning.runs.signals import end_at_once
+from fnn_lightning.runs.signals import terminate_on_sigterm
 
 
 class ProgressBar(callbacks.TQDMProgressBar):
@@ -31,7 +31,7 @@ class ProgressBar(callbacks.TQDMProgressBar):
         return metrics
 
 
-class TerminalReport(callbacks.Callback):
+class Console(callbacks.Callback):
     """Prints what is trained, a line after every validation, and what other stages find."""
 
     def on_train_start(self, trainer: Trainer, pl_module: LightningModule) -> None:
@@ -96,15 +96,15 @@ class TerminalReport(callbacks.Callback):
             tqdm.write(text)  # `print` would run into a progress bar
 
 
-class EndsAtOnce(callbacks.Callback):
+class TerminateOnSigterm(callbacks.Callback):
     """Lets SIGTERM end what has nothing to save, which the Trainer would finish first."""
 
     def on_validation_start(self, trainer: Trainer, pl_module: LightningModule) -> None:
         if trainer.state.fn != "fit":
-            end_at_once()
+            terminate_on_sigterm()
 
     def on_test_start(self, trainer: Trainer, pl_module: LightningModule) -> None:
-        end_at_once()
+        terminate_on_sigterm()
 
     def on_predict_start(self, trainer: Trainer, pl_module: LightningModule) -> None:
-        end_at_once()
+        terminate_on_sigterm()

@@ -11,7 +11,7 @@ from torch.optim.swa_utils import AveragedModel, get_ema_multi_avg_fn
 from fnn_lightning.errors import InputError
 
 
-class Averaging(callbacks.Callback):
+class EMA(callbacks.Callback):
     """Keeps an exponential moving average of a network's weights beside those that are trained.
 
     After the first step the average is the weights; after every other one it is `decay` times

@@ -2,7 +2,7 @@
 
 For a net as small as 784–100–10, recording the operations of a step and walking back through the
 record takes a fifth of the step. A chain of linear layers and activations needs no record: its
-gradients are the few lines of `Backpropagation`. They are the very operations that autograd would
+gradients are the few lines of `ManualBackward`. They are the very operations that autograd would
 choose, in the same order, so that every bit is the same. Whatever is not in `DERIVATIVES`, and
 whatever hooks into modules or parameters, is left to autograd. Hooks on nodes of autograd's graph
 cannot be seen from outside; who sets them has to give `run_ahead=False`.
@@ -16,7 +16,7 @@ from torch import Tensor, nn
 from torch.nn import functional as F
 
 from fnn_lightning.network import FNN
-from fnn_lightning.training.metrics import IGNORED, StepOutput
+from fnn_lightning.training.metrics import IGNORE_INDEX, StepOutput
 
 aten = torch.ops.aten
 
@@ -30,11 +30,11 @@ DERIVATIVES: dict[type[nn.Module], Callable[[Tensor, Tensor], Tensor]] = {
 MEAN = 1  # how PyTorch numbers the reduction of a loss
 
 
-class Backpropagation:
+class ManualBackward:
     """Computes cross-entropy and its gradients in the place of a forward and a backward pass.
 
     Args:
-        network: One that `can_be_written_out` says yes to. The values of its parameters may
+        network: One that `supports_manual_backward` says yes to. The values of its parameters may
             change, but not the parameters themselves or the layers.
     """
 
@@ -57,10 +57,10 @@ class Backpropagation:
             inputs.append(activation(F.linear(inputs[-1], weight, bias)))
         logits = F.linear(inputs[-1], *self.linear[-1])
         log_p = logits.log_softmax(1)
-        loss, weights = aten.nll_loss_forward.default(log_p, labels, None, MEAN, IGNORED)
+        loss, weights = aten.nll_loss_forward.default(log_p, labels, None, MEAN, IGNORE_INDEX)
 
         gradient = aten.nll_loss_backward.default(
-            torch.ones_like(loss), log_p, labels, None, MEAN, IGNORED, weights
+            torch.ones_like(loss), log_p, labels, None, MEAN, IGNORE_INDEX, weights
         )
         gradient = aten._log_softmax_backward_data.default(gradient, log_p, 1, log_p.dtype)
         for i in reversed(range(len(inputs))):
@@ -73,8 +73,8 @@ class Backpropagation:
         return StepOutput(loss, logits, labels)
 
 
-def can_be_written_out(network: nn.Module) -> bool:
-    """Tell whether `Backpropagation` does all that autograd would do in a step of this network."""
+def supports_manual_backward(network: nn.Module) -> bool:
+    """Tell whether `ManualBackward` does all that autograd would do in a step of this network."""
     # exactly these classes: a derived one, such as that of a parametrised layer, may do more
     if type(network) is not FNN or type(network.layers) is not nn.Sequential:
         return False
@@ -88,13 +88,13 @@ def can_be_written_out(network: nn.Module) -> bool:
         and len(parameters) == len(layers) + 1  # weights and biases: none missing, none shared
         and all(each.requires_grad and not is_watched(each) for each in parameters)
         and all((each.dtype, each.device) == (network.dtype, device) for each in parameters)
-        and not any(does_more(module) for module in network.modules())
+        and not any(has_hooks(module) for module in network.modules())
         and not torch.is_autocast_enabled(device.type)
         and not torch.is_anomaly_enabled()
     )
 
 
-def does_more(module: nn.Module) -> bool:
+def has_hooks(module: nn.Module) -> bool:
     """Tell whether a call of the module does more, or other, than the `forward` of its class.
 
     PyTorch has no public way to ask; a test sets a hook of every kind and waits for it.

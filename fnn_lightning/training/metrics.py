@@ -10,7 +10,7 @@ from torchmetrics import MeanMetric, MetricCollection
 
 from fnn_lightning.errors import DivergenceError
 
-IGNORED = -(2**31)  # a label that the loss would pass over; any other than a digit is an error
+IGNORE_INDEX = -(2**31)  # a label that the loss would pass over; any other than a digit is an error
 MAX_PENDING_STEPS = 100  # as many steps' logits are kept until they reach torchmetrics
 
 

@@ -20,7 +20,7 @@ from torch.optim import Optimizer
 from torch.optim.lr_scheduler import ReduceLROnPlateau
 from torch.optim.optimizer import _global_optimizer_post_hooks, _global_optimizer_pre_hooks
 
-from fnn_lightning.data.dataloader import BatchSource
+from fnn_lightning.data.dataloader import InMemoryDataLoader
 
 BATCH_HOOKS = (
     "on_train_batch_start",
@@ -72,7 +72,7 @@ def obstacle(trainer: Trainer, base: type[LightningModule]) -> str | None:
         return "the run is profiled"
     if trainer.reload_dataloaders_every_n_epochs:  # type: ignore[attr-defined]
         return "the data are loaded anew between epochs"
-    if not isinstance(source, BatchSource):
+    if not isinstance(source, InMemoryDataLoader):
         return f"the batches come from a {type(source).__name__}"
     optimizer = trainer.optimizers[0]
     if isinstance(optimizer, torch.optim.LBFGS):

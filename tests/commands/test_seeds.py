@@ -6,7 +6,7 @@ from pathlib import Path
 import pytest
 
 from fnn_lightning.commands.main import main
-from fnn_lightning.commands.seeds import table
+from fnn_lightning.commands.seeds import results_table
 from tests.support import PARENT, STAND_IN, Start, ended, until
 
 
@@ -16,10 +16,10 @@ def rows(text: str) -> list[str]:
 
 
 def test_table_of_seeds_that_failed() -> None:
-    text = table({"val/acc, %": {0: 95.0, 2: 96.0}, "val/loss": {0: 0.5}}, range(3))
+    text = results_table({"val/acc, %": {0: 95.0, 2: 96.0}, "val/loss": {0: 0.5}}, range(3))
     assert rows(text) == ["seed val/acc, % val/loss", "0 95.00 0.5000", "1 failed failed",
                           "2 96.00 failed"]  # fmt: skip
-    assert table({}, range(1)).split() == ["seed", "0"]
+    assert results_table({}, range(1)).split() == ["seed", "0"]
 
 
 def test_table_of_all_seeds(stand_in: None, capfd: pytest.CaptureFixture[str]) -> None:

@@ -13,13 +13,13 @@ from torch import Tensor
 from fnn_lightning import MNISTDataModule
 from fnn_lightning.commands.main import main
 from fnn_lightning.data.augmentation import (
-    MOST,
-    Deformation,
+    LIMITS,
+    Augmentation,
     affine_coefficients,
-    points,
     resample,
+    sampling_grid,
 )
-from fnn_lightning.data.dataloader import BatchSource
+from fnn_lightning.data.dataloader import InMemoryDataLoader
 from fnn_lightning.data.sklearn_digits import read_digits
 from fnn_lightning.errors import InputError
 from fnn_lightning.runs.run_folder import read_curves
@@ -33,7 +33,7 @@ NOISE = torch.randint(256, (11, 28, 28), dtype=torch.uint8, generator=torch.Gene
 
 def affine(angle: float = 0, slant: float = 0, scale: Any = (1, 1), shift: Any = (0, 0)) -> Tensor:
     """Return the points of one image, its angles in degrees."""
-    return points(
+    return sampling_grid(
         affine_coefficients(
             torch.tensor([angle]).deg2rad(),
             torch.tensor([slant]).deg2rad(),
@@ -49,9 +49,9 @@ def dot(row: int, column: int) -> Tensor:
     return image
 
 
-def source(world_size: int = 1, rank: int = 0, epoch: int = 0, **kwargs: Any) -> BatchSource:
-    kwargs = {"deformation": Deformation(**ALL), "shuffle_seed": 3, **kwargs}
-    made = BatchSource(
+def source(world_size: int = 1, rank: int = 0, epoch: int = 0, **kwargs: Any) -> InMemoryDataLoader:
+    kwargs = {"deformation": Augmentation(**ALL), "shuffle_seed": 3, **kwargs}
+    made = InMemoryDataLoader(
         NOISE,
         torch.arange(11),
         kwargs.pop("indices", torch.arange(11)),
@@ -66,7 +66,7 @@ def source(world_size: int = 1, rank: int = 0, epoch: int = 0, **kwargs: Any) ->
 
 
 def test_without_amplitudes_the_bytes_are_served(make_data: MakeData) -> None:
-    plain, zero = source(deformation=None), source(deformation=Deformation())
+    plain, zero = source(augmentation=None), source(augmentation=Augmentation())
     for (ours, _), (theirs, _) in zip(zero, plain, strict=True):
         assert ours.dtype == torch.uint8
         assert torch.equal(ours, theirs)
@@ -118,8 +118,8 @@ def test_scale_enlarges_about_the_centre() -> None:
 
 def test_the_field_displaces_by_pixels_as_smooth_noise() -> None:
     count = 6000
-    deformation = Deformation(elastic=1.5)
-    drawn = points(deformation.draw(count, (0,))) - affine()
+    deformation = Augmentation(elastic=1.5)
+    drawn = sampling_grid(deformation.draw(count, (0,))) - affine()
     displaced = (drawn * 14).permute(3, 1, 2, 0)  # a half of the side is 1
     assert displaced.std(dim=3).min() > 1.4  # at every pixel, across and down
     assert displaced.std(dim=3).max() < 1.6
@@ -134,21 +134,21 @@ def test_the_field_displaces_by_pixels_as_smooth_noise() -> None:
 
 def test_amplitudes_are_those_drawn() -> None:
     count = 4000
-    drawn = Deformation(elastic=0.7, shift=3.0).draw(count, (0,))
+    drawn = Augmentation(elastic=0.7, shift=3.0).draw(count, (0,))
     field = drawn[:, :, 3:] * 14  # a half of the side is 1
     assert field.std().item() == pytest.approx(0.7, rel=0.02)
     shift = drawn[:, :, 2] * 14
     assert shift.abs().max().item() == pytest.approx(3.0, rel=0.01)
     assert shift.abs().mean().item() == pytest.approx(1.5, rel=0.05)
     assert abs(torch.corrcoef(shift.T)[0, 1]) < 0.05  # across and down, each for itself
-    rotated = Deformation(rotation=30.0).draw(count, (0,))
+    rotated = Augmentation(rotation=30.0).draw(count, (0,))
     angles = torch.atan2(rotated[:, 1, 0], rotated[:, 0, 0]).rad2deg()
     assert angles.abs().max().item() == pytest.approx(30, rel=0.01)
     assert angles.mean().abs() < 1
-    scaled = 1 / Deformation(scale=0.2).draw(count, (0,))[:, [0, 1], [0, 1]]
+    scaled = 1 / Augmentation(scale=0.2).draw(count, (0,))[:, [0, 1], [0, 1]]
     assert scaled.min().item() == pytest.approx(0.8, rel=0.01)
     assert scaled.max().item() == pytest.approx(1.2, rel=0.01)
-    slants = Deformation(shear=10.0).draw(count, (0,))[:, 0, 1].atan().rad2deg()
+    slants = Augmentation(shear=10.0).draw(count, (0,))[:, 0, 1].atan().rad2deg()
     assert slants.abs().max().item() == pytest.approx(10, rel=0.01)
     assert slants.mean().abs() < 0.5
     # width and height, and every part of the field, each for itself; so every image, too
@@ -159,15 +159,15 @@ def test_amplitudes_are_those_drawn() -> None:
 
 def test_the_strength_of_an_image_multiplies_all_its_amplitudes() -> None:
     count = 4000
-    full = Deformation(**ALL).draw(count, (0,))
-    mixed = Deformation(**ALL, least_strength=0.25).draw(count, (0,))
+    full = Augmentation(**ALL).draw(count, (0,))
+    mixed = Augmentation(**ALL, min_strength=0.25).draw(count, (0,))
     strength = mixed[:, :, 3:] / full[:, :, 3:]  # the same draws, each times that of its image
     assert torch.allclose(strength, strength[:, :1, :1].expand_as(strength), rtol=1e-4)
     strength = strength[:, 0, 0]
     assert 0.25 <= strength.min() < 0.26 < 0.99 < strength.max() <= 1
     assert strength.mean().item() == pytest.approx(0.625, rel=0.02)
-    turned = Deformation(rotation=30.0).draw(count, (0,))
-    less = Deformation(rotation=30.0, least_strength=0.25).draw(count, (0,))
+    turned = Augmentation(rotation=30.0).draw(count, (0,))
+    less = Augmentation(rotation=30.0, min_strength=0.25).draw(count, (0,))
     angles = [torch.atan2(each[:, 1, 0], each[:, 0, 0]) for each in (turned, less)]
     factor = (angles[1] / angles[0])[angles[0].abs() > 0.01]
     assert 0.25 <= factor.min() < 0.26 < 0.99 < factor.max() <= 1 + 1e-4
@@ -175,8 +175,8 @@ def test_the_strength_of_an_image_multiplies_all_its_amplitudes() -> None:
 
 @pytest.mark.parametrize("value", [-0.1, 1.1, float("nan")])
 def test_strength_out_of_range(make_data: MakeData, value: float) -> None:
-    with pytest.raises(InputError, match=f"`least_strength` to be from 0 to 1, but got {value}"):
-        make_data(least_strength=value)
+    with pytest.raises(InputError, match=f"`min_strength` to be from 0 to 1, but got {value}"):
+        make_data(min_strength=value)
 
 
 def test_the_same_seed_epoch_and_position_give_the_same_batch() -> None:
@@ -243,32 +243,32 @@ def shipped() -> dict[str, dict[str, float]]:
     found = {"prototype": {**ALL, "shift": 0.12 * 28, "elastic": 0.98}}
     for path in sorted(CONFIGS.glob("*.yaml")):
         data = yaml.safe_load(path.read_text(encoding="utf-8")).get("data", {})
-        if amplitudes := {name: data[name] for name in MOST if name in data}:
-            amplitudes["least_strength"] = data.get("least_strength", 1.0)
+        if amplitudes := {name: data[name] for name in LIMITS if name in data}:
+            amplitudes["min_strength"] = data.get("min_strength", 1.0)
             found[path.stem] = amplitudes
     return found
 
 
-def lost_ink(deformation: Deformation) -> float:
+def lost_ink(deformation: Augmentation) -> float:
     """Return the share of ink that a deformation moves out of the frame."""
     images, _ = read_digits(train=False)
     coefficients = deformation.draw(len(images), (0,))
     # an image enlarged by a factor holds as much more ink
     enlarged = 1 / torch.linalg.det(coefficients[:, :, :2])
-    ink = resample(images, points(coefficients)).sum((1, 2)) / enlarged
+    ink = resample(images, sampling_grid(coefficients)).sum((1, 2)) / enlarged
     return float(1 - ink.sum() / images.sum())
 
 
 @pytest.mark.parametrize("name", shipped())
 def test_ink_stays_in_the_frame(name: str) -> None:
-    assert abs(lost_ink(Deformation(**shipped()[name]))) < 0.01
+    assert abs(lost_ink(Augmentation(**shipped()[name]))) < 0.01
 
 
 def test_ink_that_leaves_the_frame_is_noticed() -> None:
-    assert lost_ink(Deformation(shift=7.0)) > 0.02
+    assert lost_ink(Augmentation(shift=7.0)) > 0.02
 
 
-@pytest.mark.parametrize("name", MOST)
+@pytest.mark.parametrize("name", LIMITS)
 @pytest.mark.parametrize("value", [-0.1, 1000.0, float("nan")])
 def test_amplitudes_out_of_range(make_data: MakeData, name: str, value: float) -> None:
     with pytest.raises(InputError, match=f"Expected `{name}` to be from 0 to .*, but got {value}"):

@@ -3,17 +3,17 @@ from typing import Any
 import pytest
 import torch
 
-from fnn_lightning.data.dataloader import BatchSource, EpochSampler
+from fnn_lightning.data.dataloader import EpochSampler, InMemoryDataLoader
 
 IMAGES = torch.arange(10, dtype=torch.uint8).view(10, 1, 1).expand(10, 28, 28)
 LABELS = torch.arange(10)
 
 
-def source(batch_size: int = 4, **kwargs: Any) -> BatchSource:
-    return BatchSource(IMAGES, LABELS, torch.arange(10), batch_size=batch_size, **kwargs)
+def source(batch_size: int = 4, **kwargs: Any) -> InMemoryDataLoader:
+    return InMemoryDataLoader(IMAGES, LABELS, torch.arange(10), batch_size=batch_size, **kwargs)
 
 
-def labels_of(batches: BatchSource) -> list[list[int]]:
+def labels_of(batches: InMemoryDataLoader) -> list[list[int]]:
     return [labels.tolist() for _, labels in batches]
 
 
@@ -32,7 +32,7 @@ def test_images_and_labels_stay_together() -> None:
 
 
 def test_only_the_indices_are_served() -> None:
-    batches = BatchSource(IMAGES, LABELS, torch.tensor([7, 2, 5]), batch_size=2)
+    batches = InMemoryDataLoader(IMAGES, LABELS, torch.tensor([7, 2, 5]), batch_size=2)
     assert labels_of(batches) == [[7, 2], [5]]
 
 

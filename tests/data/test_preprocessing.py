@@ -11,7 +11,12 @@ from scipy import ndimage
 from torch import Tensor
 
 from fnn_lightning.commands.main import main
-from fnn_lightning.data.preprocessing import find_pictures, oddity, read_picture, to_mnist
+from fnn_lightning.data.preprocessing import (
+    find_pictures,
+    out_of_distribution,
+    read_picture,
+    to_mnist,
+)
 from fnn_lightning.errors import InputError
 from fnn_lightning.runs.load import load_trained
 
@@ -110,8 +115,8 @@ def test_a_sheet_of_which_the_edges_are_seen(desk: int, paper: int, pen: int) ->
 
 def test_two_digits_are_marked() -> None:
     two = np.concatenate([letter(), letter()], axis=1)
-    assert "more than one digit" in oddity(to_mnist(picture(two)), 1.0)
-    assert "more than one digit" not in oddity(to_mnist(picture(letter())), 1.0)
+    assert "more than one digit" in out_of_distribution(to_mnist(picture(two)), 1.0)
+    assert "more than one digit" not in out_of_distribution(to_mnist(picture(letter())), 1.0)
 
 
 def test_levels_of_an_extreme_range(tmp_path: Path) -> None:
@@ -292,17 +297,17 @@ def test_files_folders_and_globs(tmp_path: Path) -> None:
 def test_what_is_far_from_the_training_data() -> None:
     bar = torch.zeros(28, 28, dtype=torch.uint8)
     bar[4:24, 12:15] = 255  # 60 pixels of ink
-    assert oddity(bar, 0.95) == ""
-    assert oddity(bar, 0.79) == "unsure"
+    assert out_of_distribution(bar, 0.95) == ""
+    assert out_of_distribution(bar, 0.79) == "unsure"
     thin = torch.zeros(28, 28, dtype=torch.uint8)
     thin[4:24, 12] = 200  # 15.7
-    assert oddity(thin, 0.5) == "unsure, thinner than any MNIST digit, " + (
+    assert out_of_distribution(thin, 0.5) == "unsure, thinner than any MNIST digit, " + (
         "narrower or wider than any MNIST digit"
     )
     block = torch.zeros(28, 28, dtype=torch.uint8)
     block[4:24, 4:20] = 255
-    assert oddity(block, 1.0) == "thicker than any MNIST digit"
-    assert oddity(bar.T, 1.0) == "narrower or wider than any MNIST digit"
+    assert out_of_distribution(block, 1.0) == "thicker than any MNIST digit"
+    assert out_of_distribution(bar.T, 1.0) == "narrower or wider than any MNIST digit"
 
 
 def through_a_file(image: Image.Image) -> Tensor:

@@ -12,7 +12,7 @@ from PIL import Image
 from fnn_lightning import FNNLitModule, MNISTDataModule
 from fnn_lightning.commands.main import main
 from fnn_lightning.data.preprocessing import read_picture
-from fnn_lightning.runs.load import Trained, load_trained
+from fnn_lightning.runs.load import TrainedNetwork, load_trained
 from tests.support import TEST_SIZE
 
 Capture = pytest.CaptureFixture[str]
@@ -20,7 +20,7 @@ LAST = "lightning_logs/version_0/checkpoints/last.ckpt"
 
 
 @pytest.fixture
-def trained(data_dir: str, capsys: Capture) -> Trained:
+def trained(data_dir: str, capsys: Capture) -> TrainedNetwork:
     main(["fit", "--data.data_dir", data_dir, "--model.hidden_dims", "[8]",
           "--trainer.max_epochs", "1"])  # fmt: skip
     capsys.readouterr()
@@ -49,7 +49,7 @@ def predict(*words: str) -> int:
 
 
 def test_a_table_and_a_line_for_each_that_fails(
-    trained: Trained, scans: Path, capsys: Capture
+    trained: TrainedNetwork, scans: Path, capsys: Capture
 ) -> None:
     assert predict("--data.images", "scans") == 1
     output = capsys.readouterr()
@@ -85,7 +85,7 @@ def test_none_can_be_read(scans: Path, capsys: Capture) -> None:
     assert not Path("new.csv").exists()
 
 
-def test_files_of_pictures(trained: Trained, scans: Path, capsys: Capture) -> None:
+def test_files_of_pictures(trained: TrainedNetwork, scans: Path, capsys: Capture) -> None:
     (scans / "more").mkdir()
     (scans / "a.png").rename(scans / "more" / "b.png")
     words = ["--data.images", "scans", "scans/more/*", "--save_inputs", "seen/deep"]
@@ -110,7 +110,7 @@ def test_files_of_pictures(trained: Trained, scans: Path, capsys: Capture) -> No
 
 
 @pytest.mark.parametrize("suffix", [".csv", ".json"])
-def test_a_file_of_the_test_set(trained: Trained, suffix: str, capsys: Capture) -> None:
+def test_a_file_of_the_test_set(trained: TrainedNetwork, suffix: str, capsys: Capture) -> None:
     main(["predict", "--ckpt_path", LAST, "--output", f"out{suffix}"])
     assert capsys.readouterr().out == f"{TEST_SIZE} predictions written to out{suffix}\n"
     text = Path(f"out{suffix}").read_text()

@@ -33,10 +33,10 @@ def made_by_hand() -> Predictions:
 
 def test_the_surest_mistakes_come_first() -> None:
     predictions = made_by_hand()
-    assert predictions.worst_mistakes(9) == [1, 3]
-    assert predictions.worst_mistakes(1) == [1]
+    assert predictions.most_confident_mistakes(9) == [1, 3]
+    assert predictions.most_confident_mistakes(1) == [1]
     predictions.probabilities[3] *= 1.1
-    assert predictions.worst_mistakes(9) == [3, 1]
+    assert predictions.most_confident_mistakes(9) == [3, 1]
 
 
 def test_figures_worked_out_by_hand() -> None:

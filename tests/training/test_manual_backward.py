@@ -12,7 +12,11 @@ from torch.nn.utils import parametrizations
 
 from fnn_lightning import FNN, FNNLitModule, MNISTDataModule
 from fnn_lightning.network import ACTIVATIONS
-from fnn_lightning.training.manual_backward import DERIVATIVES, Backpropagation, can_be_written_out
+from fnn_lightning.training.manual_backward import (
+    DERIVATIVES,
+    ManualBackward,
+    supports_manual_backward,
+)
 from fnn_lightning.training.metrics import StepOutput
 from tests.support import trainer
 
@@ -45,7 +49,7 @@ def test_every_bit_is_autograd_s(
     expected = [parameter.grad for parameter in network.parameters()]
 
     network.zero_grad()
-    backpropagation = Backpropagation(network)
+    backpropagation = ManualBackward(network)
     for _ in range(2):  # a gradient takes the place of the one before
         output = backpropagation(images, labels)
         assert torch.equal(bits(output.loss), bits(loss))
@@ -61,16 +65,18 @@ def test_every_bit_is_autograd_s(
 
 def test_the_activations_of_the_tutorials_are_written_out() -> None:
     assert sorted(WRITTEN_OUT) == ["relu", "sigmoid", "tanh"]
-    assert can_be_written_out(FNN(hidden_dims=[]))
+    assert supports_manual_backward(FNN(hidden_dims=[]))
     for name in ACTIVATIONS:
-        assert can_be_written_out(FNN(hidden_dims=[5, 4], activation=name)) == (name in WRITTEN_OUT)
+        assert supports_manual_backward(FNN(hidden_dims=[5, 4], activation=name)) == (
+            name in WRITTEN_OUT
+        )
 
 
 @pytest.mark.parametrize(
     "arguments", [{"batch_norm": True}, {"dropout": 0.1}, {"input_dropout": 0.1}]
 )
 def test_other_layers_are_left_to_autograd(arguments: dict[str, Any]) -> None:
-    assert not can_be_written_out(FNN(**arguments))
+    assert not supports_manual_backward(FNN(**arguments))
 
 
 class Derived(FNN):
@@ -135,36 +141,36 @@ WATCHED: dict[str, Callable[[FNN], Any]] = {
 @pytest.mark.parametrize("watch", WATCHED.values(), ids=WATCHED.keys())
 def test_whoever_watches_has_autograd(watch: Callable[[FNN], Any]) -> None:
     network = FNN(hidden_dims=[784, 784])
-    assert can_be_written_out(network)
+    assert supports_manual_backward(network)
     watch(network)
-    assert not can_be_written_out(network)
+    assert not supports_manual_backward(network)
 
 
 @pytest.mark.parametrize("kind", ["forward", "forward_pre", "full_backward", "full_backward_pre"])
 def test_whoever_watches_all_modules_has_autograd(kind: str) -> None:
     handle = getattr(nn.modules.module, f"register_module_{kind}_hook")(nothing)
     try:
-        assert not can_be_written_out(FNN())
+        assert not supports_manual_backward(FNN())
     finally:
         handle.remove()
-    assert can_be_written_out(FNN())
+    assert supports_manual_backward(FNN())
 
 
 def test_autocast_anomalies_and_other_networks_are_left_to_autograd() -> None:
     with torch.autograd.set_detect_anomaly(True, check_nan=False):
-        assert not can_be_written_out(FNN())
+        assert not supports_manual_backward(FNN())
     with torch.autocast("cpu", dtype=torch.bfloat16):
-        assert not can_be_written_out(FNN())
-    assert can_be_written_out(FNN())
-    assert not can_be_written_out(Derived())
-    assert not can_be_written_out(nn.Linear(784, 10))
+        assert not supports_manual_backward(FNN())
+    assert supports_manual_backward(FNN())
+    assert not supports_manual_backward(Derived())
+    assert not supports_manual_backward(nn.Linear(784, 10))
 
 
 @pytest.mark.parametrize("label", [10, -1, -100])
 def test_a_label_out_of_range_is_an_error(make_model: MakeModel, label: int) -> None:
     batch = torch.zeros(1, 784), torch.tensor([label])
     with pytest.raises(IndexError, match=f"Target {label} is out of bounds"):
-        Backpropagation(FNN())(*batch)
+        ManualBackward(FNN())(*batch)
     with pytest.raises(IndexError, match=f"Target {label} is out of bounds"):
         make_model()._step(batch)
 
@@ -181,13 +187,13 @@ class HalfLoss(FNNLitModule):
 def calls(monkeypatch: pytest.MonkeyPatch) -> list[int]:
     """Return a list that grows with every gradient written out."""
     found: list[int] = []
-    original = Backpropagation.__call__
+    original = ManualBackward.__call__
 
-    def count(self: Backpropagation, images: Tensor, labels: Tensor) -> Any:
+    def count(self: ManualBackward, images: Tensor, labels: Tensor) -> Any:
         found.append(len(labels))
         return original(self, images, labels)
 
-    monkeypatch.setattr(Backpropagation, "__call__", count)
+    monkeypatch.setattr(ManualBackward, "__call__", count)
     return found
 
 
