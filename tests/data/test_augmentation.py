@@ -50,7 +50,7 @@ def dot(row: int, column: int) -> Tensor:
 
 
 def source(world_size: int = 1, rank: int = 0, epoch: int = 0, **kwargs: Any) -> InMemoryDataLoader:
-    kwargs = {"deformation": Augmentation(**ALL), "shuffle_seed": 3, **kwargs}
+    kwargs = {"augmentation": Augmentation(**ALL), "shuffle_seed": 3, **kwargs}
     made = InMemoryDataLoader(
         NOISE,
         torch.arange(11),
@@ -118,8 +118,8 @@ def test_scale_enlarges_about_the_centre() -> None:
 
 def test_the_field_displaces_by_pixels_as_smooth_noise() -> None:
     count = 6000
-    deformation = Augmentation(elastic=1.5)
-    drawn = sampling_grid(deformation.draw(count, (0,))) - affine()
+    augmentation = Augmentation(elastic=1.5)
+    drawn = sampling_grid(augmentation.draw(count, (0,))) - affine()
     displaced = (drawn * 14).permute(3, 1, 2, 0)  # a half of the side is 1
     assert displaced.std(dim=3).min() > 1.4  # at every pixel, across and down
     assert displaced.std(dim=3).max() < 1.6
@@ -249,10 +249,10 @@ def shipped() -> dict[str, dict[str, float]]:
     return found
 
 
-def lost_ink(deformation: Augmentation) -> float:
-    """Return the share of ink that a deformation moves out of the frame."""
+def lost_ink(augmentation: Augmentation) -> float:
+    """Return the share of ink that a augmentation moves out of the frame."""
     images, _ = read_digits(train=False)
-    coefficients = deformation.draw(len(images), (0,))
+    coefficients = augmentation.draw(len(images), (0,))
     # an image enlarged by a factor holds as much more ink
     enlarged = 1 / torch.linalg.det(coefficients[:, :, :2])
     ink = resample(images, sampling_grid(coefficients)).sum((1, 2)) / enlarged
