@@ -74,7 +74,8 @@ def train_ours(
             callbacks=[timer],
         )
         module = FNNLitModule(
-            hidden_dims, optimizer={"class_path": "torch.optim.SGD", "init_args": {"lr": LR}}
+            hidden_dims=hidden_dims,
+            optimizer={"class_path": "torch.optim.SGD", "init_args": {"lr": LR}},
         )
         trainer.fit(module, source)
     return steps * batch / timer.seconds

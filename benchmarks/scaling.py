@@ -38,7 +38,7 @@ def steps_a_second(net: str, processes: int, data_dir: str, single_steps: bool =
         command += ["--trainer.callbacks", "benchmarks.loop_timer.LoopTimer"]
         command += ["--trainer.callbacks.report", str(report)]
         if single_steps:
-            command += ["--model.run_ahead", "false"]
+            command += ["--model.multi_step", "false"]
         if processes > 1:
             command += ["--trainer.devices", str(processes), "--trainer.strategy", "ddp"]
         environment = {**os.environ, "OMP_NUM_THREADS": "1"}

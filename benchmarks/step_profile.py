@@ -5,21 +5,22 @@ import io
 import tempfile
 import time
 from collections import defaultdict
-from collections.abc import Callable, Iterator
+from collections.abc import Callable
 from pathlib import Path
 from typing import Any
 
 import torch
 from loop_timer import LoopTimer
 
-from fnn_lightning import lit_module
+from fnn_lightning import FNNLitModule
 from fnn_lightning.commands.lightning_cli import FNNCLI
-from fnn_lightning.data import dataloader as batches
-from fnn_lightning.training import checkpointing as callbacks
-from fnn_lightning.training import console
-from fnn_lightning.training import manual_backward as backpropagation
-from fnn_lightning.training import metrics as train_metrics
-from fnn_lightning.training import multi_step as run_ahead
+from fnn_lightning.data.dataloader import InMemoryDataLoader
+from fnn_lightning.training import multi_step
+from fnn_lightning.training.checkpointing import Checkpoint
+from fnn_lightning.training.console import ProgressBar
+from fnn_lightning.training.manual_backward import ManualBackward
+from fnn_lightning.training.metrics import TrainMetrics
+from fnn_lightning.training.train_log import TrainLog
 
 
 class Clock:
@@ -60,40 +61,32 @@ class Clock:
 def show_profile(config: Path, data_dir: str) -> None:
     """Train by a config, and print a table."""
     clock = Clock()
-    module = lit_module.FNNLitModule
-    serve, bare_step = batches.InMemoryDataLoader._serve, run_ahead.bare_step
-
-    def timed_serve(self: Any) -> Iterator[Any]:
-        fetch = clock.timed("data", serve(self).__next__)
-        while True:
-            try:
-                batch = fetch()
-            except StopIteration:
-                return
-            yield batch
-
-    batches.InMemoryDataLoader._serve = timed_serve  # type: ignore[method-assign]
-    vars(lit_module)["bare_step"] = lambda optimizer: clock.timed("optimiser", bare_step(optimizer))
-    clock.wrap(module, "_step", "forward")
-    clock.wrap(backpropagation.ManualBackward, "__call__", "forward and backward")
+    bare_step = multi_step.bare_step
+    vars(multi_step)["bare_step"] = lambda optimizer: clock.timed("optimiser", bare_step(optimizer))
+    clock.wrap(InMemoryDataLoader, "_batch", "data")
+    clock.wrap(FNNLitModule, "_step", "forward")
+    clock.wrap(ManualBackward, "__call__", "forward and backward")
     clock.wrap(torch.Tensor, "backward", "backward")
-    clock.wrap(train_metrics.TrainMetrics, "update", "metrics and logging")
-    for name in ("_log_training", "log_dict"):
-        clock.wrap(module, name, "metrics and logging")
-    clock.wrap(callbacks.Checkpoint, "_save", "checkpoints")
-    clock.wrap(console.ProgressBar, "on_train_batch_end", "progress bar")
-    on_validation_start, on_validation_end = module.on_validation_start, module.on_validation_end
+    clock.wrap(TrainMetrics, "update", "metrics and logging")
+    clock.wrap(TrainLog, "_log", "metrics and logging")
+    clock.wrap(FNNLitModule, "log_dict", "metrics and logging")
+    clock.wrap(Checkpoint, "_save", "checkpoints")
+    clock.wrap(ProgressBar, "on_train_batch_end", "progress bar")
+    on_validation_start, on_validation_end = (
+        TrainLog.on_validation_start,
+        TrainLog.on_validation_end,
+    )
 
-    def start_evaluation(self: Any) -> None:
-        on_validation_start(self)
+    def start_evaluation(self: Any, *args: Any) -> None:
+        on_validation_start(self, *args)
         clock.start()
 
-    def end_evaluation(self: Any) -> None:
+    def end_evaluation(self: Any, *args: Any) -> None:
         clock.stop("evaluations")
-        on_validation_end(self)
+        on_validation_end(self, *args)
 
-    module.on_validation_start = start_evaluation  # type: ignore[method-assign]
-    module.on_validation_end = end_evaluation  # type: ignore[method-assign]
+    TrainLog.on_validation_start = start_evaluation  # type: ignore[method-assign]
+    TrainLog.on_validation_end = end_evaluation  # type: ignore[method-assign]
 
     command = ["fit", "--config", str(config), "--data.data_dir", data_dir]
     command += ["--trainer.enable_progress_bar", "true", "--trainer.callbacks"]

@@ -1,6 +1,8 @@
 """The data module: gets MNIST, checks it, splits it and serves its batches."""
 
 import os
+from collections.abc import Mapping
+from dataclasses import asdict
 from pathlib import Path
 from typing import Literal, NamedTuple
 
@@ -23,6 +25,7 @@ from fnn_lightning.errors import InputError
 # The result does not depend on it. Larger batches can make malloc return the tensors to the system
 # after every step, and the page faults then cost as much as the step.
 EVAL_BATCH_SIZE = 2000
+NO_AUGMENTATION = Augmentation()
 SPLIT_SEED = 0  # fixed, so that runs with different seeds validate on the same images
 
 
@@ -40,10 +43,9 @@ class Split(NamedTuple):
 class MNISTDataModule(LightningDataModule):
     """MNIST's 60,000 training and 10,000 test images, or a small embedded data set in their form.
 
-    The images stay in memory as they are stored, one byte a pixel; a batch is
-    `(images, labels)`, `uint8` of shape `(B, 28, 28)` with values 0–255 and `int64` of shape
-    `(B,)`. Scaling the pixels is the network's part. Training images can be deformed, each anew in
-    every epoch; their pixels are then `float32`, still 0–255.
+    The images stay in memory as they are stored, one byte a pixel. A batch is `(images, labels)`:
+    `uint8` of shape `(B, 28, 28)` with values 0–255, and `int64` of shape `(B,)`. The network
+    scales the pixels. Augmented training images are `float32`, still 0–255.
 
     Args:
         dataset: `mnist`, or `digits`: the 1,797 handwritten digits that scikit-learn bundles, for
@@ -51,28 +53,18 @@ class MNISTDataModule(LightningDataModule):
         data_dir: Where MNIST lives, in torchvision's layout `MNIST/raw`. What is missing there is
             downloaded.
         mirror: Base URL or folder that holds MNIST's four `.gz` archives, tried before
-            torchvision's mirrors. If not given, the environment variable FNN_LIGHTNING_MIRROR.
+            torchvision's mirrors. The environment variable FNN_LIGHTNING_MIRROR by default.
         batch_size: Number of training images in a step, over all devices; each takes its share.
         val_size: Number of training images held out for validation, the same ones in every run.
-            By default a twelfth of them: 5,000 of MNIST's 60,000. 0 trains on all of them, and
-            validation then watches the test set, as tutorials do; nothing may be selected by it.
-        test_train_set: Whether `test` measures the accuracy on the training images as well.
-        seed: Seed of the batches' order, which is a function of (seed, epoch) alone, and of the
-            deformations, which are one of (seed, epoch, position in the epoch).
-        rotation: Greatest angle by which a training image is rotated, in degrees, either way; 0,
-            here and below, is not at all.
-        scale: Greatest change of its width and of its height, each for itself, as a fraction.
-        shear: Greatest angle by which its vertical strokes are slanted, in degrees, either way.
-        shift: Greatest shift, across and down each for itself, in pixels.
-        elastic: Standard deviation of its elastic displacements, in pixels; see `Augmentation`.
-        min_strength: The amplitudes of each image are multiplied by a number drawn uniformly from
-            this to 1.
-        images: Pictures to `predict` in place of the test set: files, folders or globs. Nothing
-            else depends on it.
+            By default a twelfth of them: 5,000 of MNIST's 60,000. 0 trains on all of them.
+            Validation then watches the test set, as tutorials do, and must not select by it.
+        seed: Seed of the batches' order, a function of (seed, epoch) alone, and of augmentation, a
+            function of (seed, epoch, position in the epoch).
+        augmentation: Applied to the training images, drawn anew in every epoch.
 
     Raises:
-        InputError: If an argument is out of its range; in `prepare_data`, if the data are not to
-            be had.
+        InputError: If an argument is out of its range; in `prepare_data`, if the data cannot be
+            had.
     """
 
     def __init__(
@@ -82,15 +74,8 @@ class MNISTDataModule(LightningDataModule):
         mirror: str | None = None,
         batch_size: int = 100,
         val_size: int | None = None,
-        test_train_set: bool = False,
         seed: int = 0,
-        rotation: float = 0.0,
-        scale: float = 0.0,
-        shear: float = 0.0,
-        shift: float = 0.0,
-        elastic: float = 0.0,
-        min_strength: float = 1.0,
-        images: list[str] | None = None,
+        augmentation: Augmentation = NO_AUGMENTATION,
     ) -> None:
         super().__init__()
         if dataset not in ("mnist", "digits"):
@@ -102,25 +87,20 @@ class MNISTDataModule(LightningDataModule):
         self.mirror = mirror
         self.batch_size = batch_size
         self.val_size = val_size
-        self.test_train_set = test_train_set
         self.seed = seed
-        self.augmentation = Augmentation(rotation, scale, shear, shift, elastic, min_strength)
-        self.images = images
-        self.pictures: list[Path] | None = None
-        """The files that `images` names, as far as they could be read; None without `images`."""
-        self.unread: dict[Path, str] = {}
-        """Of those that could not, why."""
+        if isinstance(augmentation, Mapping):  # as a checkpoint stores it
+            augmentation = Augmentation(**augmentation)
+        self.augmentation = augmentation
         self._check_val_size(sklearn_digits.TRAIN_SIZE if dataset == "digits" else 60_000)
-        # They belong to a machine, not to a run: a checkpoint must not bring them along.
-        self.save_hyperparameters(ignore=["mirror", "images"], logger=False)
+        # A mirror belongs to a machine, not to a run: a checkpoint must not bring it along.
+        self.save_hyperparameters(ignore=["mirror"], logger=False)
         # A checkpoint finds its data from whatever folder it is tested in.
         self.hparams["data_dir"] = str(Path(data_dir).expanduser().absolute())
+        self.hparams["augmentation"] = asdict(augmentation)
         self._splits: dict[str, Split] = {}
 
     def prepare_data(self) -> None:
         """Download what `data_dir` lacks, and check what it holds."""
-        if self.images is not None and self.trainer is not None and self.trainer.predicting:
-            return
         if self.dataset == "mnist":
             fetch_mnist(self.data_dir, self.mirror or os.environ.get("FNN_LIGHTNING_MIRROR"))
             self._check_val_size(len(self._read_labels("train")))
@@ -130,46 +110,57 @@ class MNISTDataModule(LightningDataModule):
 
     def setup(self, stage: str) -> None:
         """Read the images that `stage` (fit, validate, test or predict) needs into memory."""
-        if stage == "predict" and self.images is not None:
-            self._splits["pictures"] = self._read_pictures(self.images)
-            return
         if stage in ("test", "predict") or self.val_size == 0:
             self._splits["test"] = self._read(train=False)
-        if stage in ("fit", "validate") or self.test_train_set:
-            images, labels, _ = self._read(train=True)
-            val_size = max(1, len(images) // 12) if self.val_size is None else self.val_size
-            order = torch.randperm(len(images), generator=torch.Generator().manual_seed(SPLIT_SEED))
-            val, train = order[:val_size], order[val_size:]
-            self._splits["train"] = Split(images, labels, train)
-            self._splits["val"] = Split(images, labels, val) if val_size else self._splits["test"]
+        if stage in ("fit", "validate"):
+            self.read_train_and_val()
+
+    def read_train_and_val(self) -> None:
+        """Read the training images into memory, and hold out those for validation."""
+        images, labels, _ = self._read(train=True)
+        val_size = max(1, len(images) // 12) if self.val_size is None else self.val_size
+        order = torch.randperm(len(images), generator=torch.Generator().manual_seed(SPLIT_SEED))
+        val, train = order[:val_size], order[val_size:]
+        self._splits["train"] = Split(images, labels, train)
+        self._splits["val"] = Split(images, labels, val) if val_size else self._splits["test"]
 
     def train_dataloader(self) -> InMemoryDataLoader:
         """Serve the training images in batches of `batch_size`, in a new order every epoch.
 
-        With the Trainer's `overfit_batches` they are in the same order, and none is deformed.
+        With the Trainer's `overfit_batches` the order is fixed, and no image is augmented.
         """
         # the Trainer's overfit_batches means the same few batches in every epoch
         shuffle = self.trainer is None or self.trainer.overfit_batches == 0  # type: ignore[attr-defined]
-        return self._serve("train", self.batch_size, self.seed if shuffle else None)
+        return self.serve("train", self.batch_size, self.seed if shuffle else None)
 
     def val_dataloader(self) -> InMemoryDataLoader:
         """Serve the held-out training images, or the test images if none are held out."""
-        return self._serve("val")
+        return self.serve("val")
 
     def test_dataloader(self) -> InMemoryDataLoader | list[InMemoryDataLoader]:
-        """Serve the test images and, if `test_train_set`, the training images after them."""
-        test = self._serve("test")
-        return [test, self._serve("train")] if self.test_train_set else test
+        """Serve the test images."""
+        return self.serve("test")
 
     def predict_dataloader(self) -> InMemoryDataLoader:
-        """Serve the pictures that `images` names, with label 0, or else the test images."""
-        return self._serve("test" if self.images is None else "pictures")
+        """Serve the test images."""
+        return self.serve("test")
 
-    def _serve(
-        self, split: str, batch_size: int | None = None, shuffle_seed: int | None = None
+    def serve(
+        self,
+        split: Literal["train", "val", "test"] | Split,
+        batch_size: int | None = None,
+        shuffle_seed: int | None = None,
     ) -> InMemoryDataLoader:
+        """Serve a split to the Trainer's ranks.
+
+        Args:
+            split: One that was read, by its name, or other images.
+            batch_size: Over all ranks; one that suits evaluation by default.
+            shuffle_seed: Seed of the order. None serves the images in their own order, without
+                augmentation.
+        """
         return InMemoryDataLoader(
-            *self._splits[split],
+            *(self._splits[split] if isinstance(split, str) else split),
             batch_size=batch_size or EVAL_BATCH_SIZE,
             shuffle_seed=shuffle_seed,
             rank=self.trainer.global_rank if self.trainer else 0,
@@ -186,21 +177,6 @@ class MNISTDataModule(LightningDataModule):
             labels = self._read_labels(part)
             images = read_images(raw_dir(self.data_dir) / f"{part}-images-idx3-ubyte")
         return Split(images, labels, torch.arange(len(images)))
-
-    def _read_pictures(self, paths: list[str]) -> Split:
-        # slow to import, and of use here only
-        from fnn_lightning.data.preprocessing import find_pictures, read_picture
-
-        found, images = find_pictures(paths), [torch.empty(0, 28, 28, dtype=torch.uint8)]
-        self.pictures, self.unread = [], {}
-        for path in found:
-            try:
-                images.append(read_picture(path)[None])
-                self.pictures.append(path)
-            except InputError as error:
-                self.unread[path] = str(error)
-        count = len(self.pictures)
-        return Split(torch.cat(images), torch.zeros(count, dtype=torch.int64), torch.arange(count))
 
     def _read_labels(self, part: str) -> Tensor:
         folder = raw_dir(self.data_dir)

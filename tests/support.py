@@ -16,6 +16,7 @@ from lightning.pytorch import Trainer
 from tensorboard.backend.event_processing.event_accumulator import EventAccumulator
 
 from fnn_lightning.commands.lightning_cli import FNNCLI
+from fnn_lightning.training.multi_step import MultiStep
 
 ROOT = Path(__file__).parents[1]
 CONFIGS = ROOT / "configs"
@@ -49,6 +50,12 @@ def trainer(tmp_path: Path, **kwargs: Any) -> Trainer:
         "default_root_dir": tmp_path,
     }
     return Trainer(**{**quiet, **limits, **kwargs})
+
+
+def why_single_steps(trainer: Trainer) -> str | None:
+    """Return why the Trainer took every step of the last run itself; None if it did not."""
+    found = [each for each in trainer.callbacks if isinstance(each, MultiStep)]  # type: ignore[attr-defined]
+    return found[0].why_single_steps
 
 
 def scalars(folder: str | None) -> dict[str, list[tuple[int, float]]]:

@@ -5,6 +5,7 @@ import pytest
 import torch
 
 from fnn_lightning import MNISTDataModule
+from fnn_lightning.commands.datamodules import MNISTWithTrainSet
 from fnn_lightning.data.dataloader import InMemoryDataLoader
 from fnn_lightning.errors import InputError
 from tests.support import TEST_SIZE, TRAIN_SIZE, tiny_files
@@ -61,8 +62,8 @@ def test_the_test_set_in_order(make_data: MakeData, stage: str) -> None:
     assert images_of(getattr(data, f"{stage}_dataloader")()) == stored("t10k")
 
 
-def test_test_train_set_adds_the_training_images(make_data: MakeData) -> None:
-    data = prepared(make_data(val_size=60, test_train_set=True), "test")
+def test_test_train_set_adds_the_training_images(data_dir: str) -> None:
+    data = prepared(MNISTWithTrainSet(data_dir=data_dir, val_size=60, test_train_set=True), "test")
     sources = data.test_dataloader()
     assert isinstance(sources, list)
     test, train = sources

@@ -11,7 +11,9 @@ from torch import nn
 from torch.nn import functional as F
 
 from fnn_lightning import FNNLitModule, MNISTDataModule
+from fnn_lightning.commands.datamodules import MNISTWithTrainSet
 from fnn_lightning.errors import DivergenceError, InputError
+from fnn_lightning.training.hard_examples import HardExamples
 from tests.support import scalars, trainer
 
 MakeData = Callable[..., MNISTDataModule]
@@ -76,10 +78,13 @@ def test_a_run_is_bit_for_bit_the_plain_loop(
 
 
 def test_validation_and_test_measure_the_whole_split(
-    make_data: MakeData, make_model: MakeModel, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+    data_dir: str, make_model: MakeModel, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
 ) -> None:
     monkeypatch.setattr("fnn_lightning.datamodule.EVAL_BATCH_SIZE", 7)  # batches of different sizes
-    data, model = make_data(val_size=60, test_train_set=True), make_model()
+    data, model = (
+        MNISTWithTrainSet(data_dir=data_dir, val_size=60, test_train_set=True),
+        make_model(),
+    )
     run = trainer(tmp_path, max_epochs=1)
     run.fit(model, datamodule=data)
     run.test(model, datamodule=data, verbose=False)
@@ -186,8 +191,8 @@ def test_label_smoothing_is_in_the_loss_of_training_alone(
     model = make_model(label_smoothing=0.2)
     images = torch.randint(256, (20, 28, 28), dtype=torch.uint8)
     labels = torch.randint(10, (20,))
-    loss, count = model._train((images, labels), 1)
-    assert count == 20
+    model.trainer = trainer(tmp_path)
+    loss = model.training_step((images, labels), 0)
     p = model(images).softmax(1)
     # 0.8 for the label, and 0.02 for each of the ten digits
     expected = -(0.8 * p[range(20), labels].log() + 0.02 * p.log().sum(1)).mean()
@@ -205,9 +210,9 @@ def test_label_smoothing_is_in_the_loss_of_training_alone(
         make_model(label_smoothing=1.0)
 
 
-def test_a_step_is_taken_on_the_hardest_images(make_model: MakeModel) -> None:
+def test_a_step_is_taken_on_the_hardest_images(make_model: MakeModel, tmp_path: Path) -> None:
     torch.manual_seed(0)
-    model = make_model(hardest=0.3, batch_norm=True, dropout=0.5, label_smoothing=0.2)
+    model = make_model(keep_hardest=0.3, batch_norm=True, dropout=0.5, label_smoothing=0.2)
     last: Any = model.network.layers[-1]
     last.weight.data *= 50  # so sure that label smoothing changes which are the hardest
     images = torch.randint(256, (100, 28, 28), dtype=torch.uint8)
@@ -227,8 +232,8 @@ def test_a_step_is_taken_on_the_hardest_images(make_model: MakeModel) -> None:
 
     model.load_state_dict(before, strict=False)
     torch.manual_seed(0)
-    loss, count = model._train((images, labels), 1)
-    assert count == 30
+    model.trainer = trainer(tmp_path)
+    loss = model.training_step((images, labels), 0)
     torch.testing.assert_close(loss, expected)
     loss.backward()
     gradients = [parameter.grad for parameter in model.network.parameters()]
@@ -237,53 +242,52 @@ def test_a_step_is_taken_on_the_hardest_images(make_model: MakeModel) -> None:
         torch.testing.assert_close(buffer, seen_once[f"network.{name}"])
     # what is logged is of the whole batch
     torch.testing.assert_close(model.train_metrics.losses(), losses.mean().view(1))
-    model.train_metrics.update()
-    assert model._compute(model.train_metrics.metrics)["train/acc"] == (
+    assert model.train_metrics.measure()["train/acc"] == (
         (logits.argmax(1) == labels).float().mean()
     )
 
 
 def test_the_search_for_the_hardest_leaves_the_modes_alone(
-    make_model: MakeModel, monkeypatch: pytest.MonkeyPatch
+    make_model: MakeModel, monkeypatch: pytest.MonkeyPatch, tmp_path: Path
 ) -> None:
-    model = make_model(hardest=0.3, batch_norm=True, dropout=0.5)
+    model = make_model(keep_hardest=0.3, batch_norm=True, dropout=0.5)
+    model.trainer = trainer(tmp_path)
     model.train()
     frozen = model.network.layers[1].eval()
     images = torch.randint(256, (20, 28, 28), dtype=torch.uint8)
     batch = images, torch.randint(10, (20,))
-    model._train(batch, 1)
+    model.training_step(batch, 0)
     others = [each for each in model.network.modules() if each is not frozen]
     assert not frozen.training
     assert all(each.training for each in others)
     monkeypatch.setattr(model, "_step", None)
     with pytest.raises(TypeError):
-        model._train(batch, 2)
+        model.training_step(batch, 1)
     assert all(each.training for each in others)
 
 
-@pytest.mark.parametrize(("hardest", "sizes"), [(0.25, [0, 1, 1, 2]), (0.999, [0, 1, 4, 8])])
-def test_how_many_are_the_hardest(make_model: MakeModel, hardest: float, sizes: list[int]) -> None:
-    model = make_model(hardest=hardest)
-    assert [model._step_size(count) for count in (0, 1, 4, 8)] == sizes
+@pytest.mark.parametrize(("fraction", "sizes"), [(0.25, [0, 1, 1, 2]), (0.999, [0, 1, 4, 8])])
+def test_the_fraction_is_rounded_to_one_image_at_least(fraction: float, sizes: list[int]) -> None:
+    assert [HardExamples(fraction).count(count) for count in (0, 1, 4, 8)] == sizes
 
 
 @pytest.mark.parametrize("hardest", [0.0, -0.5, 1.1, math.nan])
 def test_bad_fractions_of_the_hardest(make_model: MakeModel, hardest: float) -> None:
-    with pytest.raises(InputError, match="`hardest` to be above 0 and at most 1"):
-        make_model(hardest=hardest)
+    with pytest.raises(InputError, match="`keep_hardest` to be above 0 and at most 1"):
+        make_model(keep_hardest=hardest)
 
 
 def test_batch_norm_needs_two_images(
     make_data: MakeData, make_model: MakeModel, tmp_path: Path
 ) -> None:
     # 275 images: one is left over
-    with pytest.raises(InputError, match="but got 1 in an epoch's last batch on 1 in all"):
+    with pytest.raises(InputError, match="but got 1 in an epoch's last batch on 1 rank:"):
         trainer(tmp_path).fit(make_model(batch_norm=True), datamodule=make_data(batch_size=137))
     fewer = trainer(tmp_path, max_epochs=1, limit_train_batches=2)
     fewer.fit(make_model(batch_norm=True), datamodule=make_data(batch_size=137))
     assert fewer.global_step == 2
-    few = make_model(batch_norm=True, hardest=0.04)  # of the 25 images of every batch
-    with pytest.raises(InputError, match=r"last batch, of which the hardest 0\.04, on 1 in all"):
+    few = make_model(batch_norm=True, keep_hardest=0.04)  # of the 25 images of every batch
+    with pytest.raises(InputError, match=r"last batch, of which the hardest 0\.04 are kept, on 1"):
         trainer(tmp_path).fit(few, datamodule=make_data(batch_size=25))
 
 
@@ -335,7 +339,7 @@ def test_a_loss_that_becomes_nan_is_named_by_its_step(
     make_data: MakeData, make_model: MakeModel, tmp_path: Path, log_every_n_steps: int
 ) -> None:
     run = trainer(tmp_path, callbacks=[Poison(step=4)], log_every_n_steps=log_every_n_steps)
-    with pytest.raises(DivergenceError, match=r"training loss became nan at step 5$"):
+    with pytest.raises(DivergenceError, match=r"training loss became nan in batch 5$"):
         run.fit(make_model(), datamodule=make_data(batch_size=40))
 
 

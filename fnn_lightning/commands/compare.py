@@ -15,9 +15,9 @@ from torch import Tensor
 from fnn_lightning.commands.options import make_parser, parse
 from fnn_lightning.errors import InputError
 from fnn_lightning.evaluation.stats import holm, mcnemar, wilson_interval
-from fnn_lightning.lit_module import ClassConfig
 from fnn_lightning.runs.load import TrainedNetwork, load_trained, misfit
 from fnn_lightning.runs.run_folder import CONFIG, run_folder
+from fnn_lightning.training.optim import ClassConfig
 
 LIMIT = 0.05  # a p-value below it is taken for more than chance
 WIDTH = 100  # characters in a line
@@ -131,8 +131,8 @@ def settings(run: TrainedNetwork) -> dict[str, str]:
     stored = dict(run.checkpoint["hyper_parameters"])
     data = dict(run.checkpoint.get("datamodule_hyper_parameters", {}))
     parts = {
-        "optimizer": (run.module.optimizer_config, torch.optim),
-        "lr_scheduler": (run.module.lr_scheduler_config, torch.optim.lr_scheduler),
+        "optimizer": (run.module.optim.optimizer, torch.optim),
+        "lr_scheduler": (run.module.optim.lr_scheduler, torch.optim.lr_scheduler),
     }
     values = {f"model.{name}": value for name, value in stored.items() if name not in parts}
     for name, (config, module) in parts.items():

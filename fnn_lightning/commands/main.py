@@ -65,7 +65,7 @@ def main(args: list[str] | None = None) -> None:
             saved = "nothing was saved"
             if stop.path:
                 path = shlex.quote(os.path.relpath(stop.path))
-                saved = f"saved; go on with: {COMMAND} fit --ckpt_path {path}"
+                saved = f"saved; resume with: {COMMAND} fit --ckpt_path {path}"
             print(f"stopped by {signal.Signals(stop.signum).name}, {saved}", file=sys.stderr)
         # a status other than 0 would make Lightning kill the first process before it says so
         raise SystemExit(0 if rank() else 128 + stop.signum) from None

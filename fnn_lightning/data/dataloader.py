@@ -1,6 +1,6 @@
 """Serves batches straight from tensors in memory: one index, no Python per image."""
 
-from collections.abc import Callable, Iterator
+from collections.abc import Iterator
 from typing import Any
 
 import numpy as np
@@ -37,29 +37,44 @@ class EpochSampler:
         self.epoch = epoch
 
     def order(self) -> Tensor:
-        """Return the epoch's permutation, `int64` of shape `(size,)`."""
+        """Return the epoch's permutation, `int64` of shape `(size,)`.
+
+        >>> EpochSampler(size=4, seed=0).order().sort().values
+        tensor([0, 1, 2, 3])
+        """
         seed = np.random.SeedSequence((self.seed, self.epoch)).generate_state(1, np.uint64)
         return torch.randperm(self.size, generator=torch.Generator().manual_seed(int(seed[0])))
 
 
 class InMemoryDataLoader:
-    """An iterable of (images, labels), as the Trainer takes it in place of a `DataLoader`.
+    """An iterable of (images, labels) that the Trainer takes in place of a `DataLoader`.
 
-    Every process holds all the images and walks through the same global batches; of each it
-    takes every `world_size`-th image from its `rank` on. An epoch's incomplete last batch is kept.
-    Shares may differ by one image, and be empty.
+    Every rank holds all the images and walks through the same global batches; of each it serves
+    every `world_size`-th image, starting at its `rank`. The shares of two ranks differ by one image
+    at most, and a share can be empty. An epoch's incomplete last batch is served.
+
+    Iterating and `take` share one position in the epoch: what one of them has served, the other
+    does not serve again.
 
     Args:
         images: `uint8` of shape `(N, 28, 28)`.
         labels: `int64` of shape `(N,)`.
         indices: The images to serve, `int64` of shape `(M,)`.
-        batch_size: Size of the global batch, over all processes.
-        shuffle_seed: Seed of the order, new in every epoch; in order if not given.
-        rank: Number of this process.
-        world_size: Number of processes.
-        augmentation: Of every image, drawn anew in every epoch; only if there is a seed. It is a
-            function of (seed, epoch, position in the epoch) alone, on any number of processes.
-        device: Where batches that are augmented are served, and deformed.
+        batch_size: Size of the global batch, over all ranks.
+        shuffle_seed: Seed of the order, which is new in every epoch. None keeps the order of
+            `indices`.
+        rank: Rank of this process.
+        world_size: Number of ranks.
+        augmentation: Applied to every image, drawn anew in every epoch; only with a
+            `shuffle_seed`. It is a function of (seed, epoch, position in the epoch) alone, on any
+            number of ranks.
+        device: Where augmented batches are computed and served.
+
+    Example:
+        >>> pixels, labels = torch.zeros(5, 28, 28, dtype=torch.uint8), torch.arange(5)
+        >>> loader = InMemoryDataLoader(pixels, labels, torch.arange(5), batch_size=2)
+        >>> [labels.tolist() for _, labels in loader]
+        [[0, 1], [2, 3], [4]]
     """
 
     def __init__(
@@ -86,55 +101,58 @@ class InMemoryDataLoader:
         """Whether the images are augmented."""
         self.device = torch.device(device)
         if shuffle_seed is not None:
-            # Where the Trainer finds `set_epoch`. A source without a sampler is in order to it.
+            # The attribute in which the Trainer looks for `set_epoch`; without it, the Trainer
+            # takes the loader for one that does not shuffle.
             self.sampler = EpochSampler(len(indices), shuffle_seed)
         self.position = 0
         """Number of batches served in this epoch."""
-        self.between: Callable[[Iterator[Batch]], None] | None = None
-        """Called before every batch but the first with the batches to come; may take from them."""
         self._start = 0
+        self._order = indices
 
     def __len__(self) -> int:
         """Return the number of batches in an epoch."""
         return -(-len(self.indices) // self.batch_size)
 
     def global_batch_size(self, batch_idx: int) -> int:
-        """Return how many images a batch of the epoch has, over all processes."""
+        """Return how many images a batch of the epoch has, over all ranks."""
         return min(self.batch_size, len(self.indices) - batch_idx * self.batch_size)
 
     def __iter__(self) -> Iterator[Batch]:
-        """Yield this process's share of every batch."""
+        """Start an epoch, and yield this rank's share of every batch."""
+        # A generator, because the Trainer calls `set_epoch` after `iter` and before `next`.
         self.position, self._start = self._start, 0
-        batches = self._serve()
-        for batch in batches:
-            yield batch
-            if self.between is not None:
-                self.between(batches)
+        self._order = self._epoch_order()
+        yield from self.take(len(self))
+
+    def take(self, count: int) -> Iterator[Batch]:
+        """Yield this rank's share of the next batches of the epoch.
+
+        Args:
+            count: Number of batches; fewer if the epoch ends before.
+        """
+        while count > 0 and self.position < len(self):
+            position, self.position = self.position, self.position + 1
+            yield self._batch(self._order, position)
+            count -= 1
 
     def peek(self) -> Batch:
-        """Return this process's share of the epoch's first batch, and leave everything as it is."""
-        return self._batch(self._order(), 0)
+        """Return this rank's share of the epoch's first batch without moving on."""
+        return self._batch(self._epoch_order(), 0)
 
-    def _serve(self) -> Iterator[Batch]:
-        order = self._order()
-        for position in range(self.position, len(self)):
-            self.position += 1
-            yield self._batch(order, position)
-
-    def _order(self) -> Tensor:
+    def _epoch_order(self) -> Tensor:
         return self.indices[self.sampler.order()] if hasattr(self, "sampler") else self.indices
 
     def _batch(self, order: Tensor, position: int) -> Batch:
-        whole = order[position * self.batch_size : (position + 1) * self.batch_size]
-        share = whole[self.rank :: self.world_size]
-        # half the time of `self.images[share]`
+        batch = order[position * self.batch_size : (position + 1) * self.batch_size]
+        share = batch[self.rank :: self.world_size]
+        # `index_select` takes half the time of `self.images[share]`
         images, labels = self.images.index_select(0, share), self.labels.index_select(0, share)
         if not self.augments:
             return images, labels
         # not the sampler's own seed: to NumPy (seed, epoch) is (seed, epoch, 0)
         seed = (self.sampler.seed, self.sampler.epoch, position + 1)
-        # of the whole batch, so that rounding, too, is the same on any number of processes
-        grid = sampling_grid(self.augmentation.draw(len(whole), seed).to(self.device))
+        # for the whole batch, so that even rounding is the same on any number of ranks
+        grid = sampling_grid(self.augmentation.draw(len(batch), seed).to(self.device))
         grid = grid[self.rank :: self.world_size]
         return resample(images.to(self.device), grid), labels.to(self.device)
 
@@ -156,22 +174,22 @@ class InMemoryDataLoader:
         self._start = position
 
 
-def all_gather_batch(share: Tensor, source: InMemoryDataLoader, batch_idx: int) -> Tensor:
-    """Put together what the processes have of a batch, of its rows each in turn one.
+def all_gather_batch(share: Tensor, loader: InMemoryDataLoader, batch_idx: int) -> Tensor:
+    """All-gather the rows of a batch that was dealt round-robin to the ranks.
 
     Args:
-        share: This process's rows.
-        source: What served the batch.
-        batch_idx: Its number.
+        share: This rank's rows.
+        loader: The dataloader that served the batch.
+        batch_idx: Number of the batch in the epoch.
 
     Returns:
-        Tensor of all the batch's rows, the same on all processes.
+        The rows of the whole batch in its order, the same on all ranks.
     """
-    if source.world_size == 1:
+    if loader.world_size == 1:
         return share
-    size = source.global_batch_size(batch_idx)
-    padded = share.new_zeros((-(-size // source.world_size), *share.shape[1:]))
+    size = loader.global_batch_size(batch_idx)
+    padded = share.new_zeros((-(-size // loader.world_size), *share.shape[1:]))
     padded[: len(share)] = share
-    shares = [torch.empty_like(padded) for _ in range(source.world_size)]
+    shares = [torch.empty_like(padded) for _ in range(loader.world_size)]
     torch.distributed.all_gather(shares, padded)
     return torch.stack(shares, dim=1).flatten(0, 1)[:size]

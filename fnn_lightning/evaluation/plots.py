@@ -12,7 +12,7 @@ from torchmetrics.functional.classification import multiclass_confusion_matrix
 from torchvision.utils import make_grid
 
 from fnn_lightning.evaluation.predictions import Predictions
-from fnn_lightning.lit_module import CLASSES
+from fnn_lightning.network import NUM_CLASSES
 
 if TYPE_CHECKING:  # takes a while, and few runs of the program draw
     from matplotlib.axes import Axes
@@ -41,11 +41,11 @@ def new_figure(width: float, height: float) -> "tuple[Figure, Axes]":
 def confusion_figure(predictions: Predictions) -> "Figure":
     """Draw how often each digit was taken for which; the diagonal is right."""
     figure, axes = new_figure(5.5, 5.5)
-    confusion = multiclass_confusion_matrix(predictions.digits, predictions.labels, CLASSES)
+    confusion = multiclass_confusion_matrix(predictions.digits, predictions.labels, NUM_CLASSES)
     with warnings.catch_warnings():
         # torchmetrics 1.9 hands matplotlib a tensor, which NumPy 2 no longer likes
         warnings.simplefilter("ignore", DeprecationWarning)
-        MulticlassConfusionMatrix(CLASSES).plot(val=confusion, ax=axes, cmap="Blues")
+        MulticlassConfusionMatrix(NUM_CLASSES).plot(val=confusion, ax=axes, cmap="Blues")
     for number in axes.texts:
         number.set_fontsize(9)
     figure.tight_layout()

@@ -23,7 +23,8 @@ from fnn_lightning.errors import DivergenceError
 from fnn_lightning.evaluation import plots
 from fnn_lightning.evaluation.predictions import PredictionCollector, Predictions, test_loader
 from fnn_lightning.evaluation.stats import wilson_interval
-from fnn_lightning.lit_module import CLASSES, FNNLitModule
+from fnn_lightning.lit_module import FNNLitModule
+from fnn_lightning.network import NUM_CLASSES
 from fnn_lightning.runs.checkpoint_io import write_atomic
 from fnn_lightning.runs.run_folder import CONFIG, read_curves, read_metrics, write_metrics
 
@@ -153,9 +154,9 @@ def measure(predictions: Predictions) -> dict[str, Any]:
         predictions.probabilities,
     )
     correct, total = int((digits == labels).sum()), len(labels)
-    precision = multiclass_precision(digits, labels, CLASSES, average=None)
-    recall = multiclass_recall(digits, labels, CLASSES, average=None)
-    error = multiclass_calibration_error(probabilities, labels, CLASSES, plots.BINS, norm="l1")
+    precision = multiclass_precision(digits, labels, NUM_CLASSES, average=None)
+    recall = multiclass_recall(digits, labels, NUM_CLASSES, average=None)
+    error = multiclass_calibration_error(probabilities, labels, NUM_CLASSES, plots.BINS, norm="l1")
     return {
         "accuracy": correct / total,
         "correct": correct,
@@ -169,7 +170,7 @@ def measure(predictions: Predictions) -> dict[str, Any]:
                 "precision": float(precision[digit]) if (digits == digit).any() else None,
                 "recall": float(recall[digit]) if (labels == digit).any() else None,
             }
-            for digit in range(CLASSES)
+            for digit in range(NUM_CLASSES)
         ],
     }
 

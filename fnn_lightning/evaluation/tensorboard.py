@@ -12,13 +12,13 @@ from lightning.pytorch.utilities import rank_zero_only
 from tensorboard.compat.proto.attr_value_pb2 import AttrValue
 from tensorboard.compat.proto.event_pb2 import Event
 from tensorboard.compat.proto.graph_pb2 import GraphDef
-from torch import nn
+from torch import Tensor, nn
 
 from fnn_lightning.data.dataloader import InMemoryDataLoader
 from fnn_lightning.evaluation import plots
 from fnn_lightning.evaluation.predictions import PredictionCollector, Predictions, test_loader
-from fnn_lightning.lit_module import CLASSES, FNNLitModule
-from fnn_lightning.network import FNN
+from fnn_lightning.lit_module import FNNLitModule
+from fnn_lightning.network import FNN, NUM_CLASSES
 from fnn_lightning.runs.checkpoint_io import write_atomic
 
 SHARE = 0.02  # of the time since training began, that pictures may take before it ends
@@ -29,7 +29,7 @@ LAYOUT = {
         for name in ("loss", "acc")
     },
     "accuracy of each digit": {
-        split: ["Multiline", [f"{split}_acc_of_digit/{digit}" for digit in range(CLASSES)]]
+        split: ["Multiline", [f"{split}_acc_of_digit/{digit}" for digit in range(NUM_CLASSES)]]
         for split in ("val", "test")
     },
 }
@@ -50,16 +50,19 @@ class TensorBoardPlots(PredictionCollector):
         histograms: Whether histograms of weights and gradients are added to the pictures.
     """
 
+    acts_every_n_steps = 0  # the Trainer itself takes the step before each validation
+
     def __init__(self, enabled: bool = True, histograms: bool = False) -> None:
         super().__init__()
         self.enabled = enabled
         self.histograms = histograms
         self._pending: tuple[Predictions, int] | None = None
+        self._gradients: tuple[int, dict[str, Tensor]] = (0, {})
         self._spent = self._last = self._began = 0.0
 
     def on_train_start(self, trainer: Trainer, pl_module: LightningModule) -> None:
         assert isinstance(pl_module, FNNLitModule)
-        pl_module.keeps_gradients = self.histograms
+        self._gradients = (0, {})
         self._pending, self._began = None, time.monotonic()
         self._spent, self._last = 0.0, FIRST_SECONDS
         board = tensorboard(trainer)
@@ -71,6 +74,13 @@ class TensorBoardPlots(PredictionCollector):
         if isinstance(source, InMemoryDataLoader) and source.augments:
             images, _ = source.peek()
             board.add_image("train/deformed", plots.image_grid(images), 0)
+
+    def on_train_batch_end(self, trainer: Trainer, pl_module: LightningModule, *_: Any) -> None:
+        if self.histograms:  # validation begins with setting them to None
+            assert isinstance(pl_module, FNNLitModule)
+            named = pl_module.network.named_parameters()
+            gradients = {name: each.grad for name, each in named if each.grad is not None}
+            self._gradients = (trainer.global_step, gradients)
 
     def on_validation_end(self, trainer: Trainer, pl_module: LightningModule) -> None:
         predictions = None if trainer.sanity_checking else self.predictions(trainer.val_dataloaders)
@@ -130,7 +140,7 @@ class TensorBoardPlots(PredictionCollector):
             if self.histograms:
                 for name, parameter in module.network.named_parameters():
                     board.add_histogram(f"weights/{name}", parameter, step)
-                gradients_step, gradients = module.gradients
+                gradients_step, gradients = self._gradients
                 for name, gradient in gradients.items() if gradients_step == step else ():
                     board.add_histogram(f"gradients/{name}", gradient, step)
 
@@ -139,8 +149,8 @@ class TensorBoardPlots(PredictionCollector):
 def log_digits(trainer: Trainer, predictions: Predictions, split: str, step: int) -> None:
     """Log which share of the images of each digit was classified correctly, if there are any."""
     digits, labels = predictions.digits, predictions.labels
-    right = labels[digits == labels].bincount(minlength=CLASSES)
-    recall = (right / labels.bincount(minlength=CLASSES)).tolist()
+    right = labels[digits == labels].bincount(minlength=NUM_CLASSES)
+    recall = (right / labels.bincount(minlength=NUM_CLASSES)).tolist()
     # not val/acc_of_…: TensorBoard would show ten charts more in the group of val/acc
     shares = {
         f"{split}_acc_of_digit/{digit}": share

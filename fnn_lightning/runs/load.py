@@ -9,7 +9,8 @@ from torch import Tensor
 from fnn_lightning import __version__
 from fnn_lightning.datamodule import EVAL_BATCH_SIZE, MNISTDataModule
 from fnn_lightning.errors import InputError
-from fnn_lightning.lit_module import CLASSES, FNNLitModule
+from fnn_lightning.lit_module import FNNLitModule
+from fnn_lightning.network import NUM_CLASSES
 from fnn_lightning.runs.checkpoint_io import read_checkpoint
 from fnn_lightning.runs.run_folder import LAST
 
@@ -48,7 +49,7 @@ class TrainedNetwork(NamedTuple):
             Probabilities of the digits, `float32` of shape `(N, 10)`, whose rows add up to 1.
         """
         logits = [self.module(batch).float() for batch in torch.split(images, EVAL_BATCH_SIZE)]
-        return torch.cat(logits).softmax(dim=1) if logits else torch.empty(0, CLASSES)
+        return torch.cat(logits).softmax(dim=1) if logits else torch.empty(0, NUM_CLASSES)
 
 
 def load_trained(path: str | Path) -> TrainedNetwork:

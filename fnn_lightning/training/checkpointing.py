@@ -11,6 +11,7 @@ from lightning.pytorch.callbacks.early_stopping import EarlyStoppingReason
 
 from fnn_lightning.errors import InputError
 from fnn_lightning.runs.signals import Stopped, StopSignals
+from fnn_lightning.training.multi_step import validation_is_due
 
 Metric = Literal["val/acc", "val/loss"]
 Mode = Literal["min", "max"]
@@ -67,7 +68,6 @@ class Checkpoint(callbacks.Checkpoint):
         self.last_model_path = ""
         self._signals = StopSignals()
         self._stop = 0
-        self._max_steps: int | None = None
         self._seen_step = self._saved_step = 0
         self._saved_at = 0.0
 
@@ -80,23 +80,7 @@ class Checkpoint(callbacks.Checkpoint):
         if stage == "fit":
             self.folder = Path(trainer.log_dir or trainer.default_root_dir) / "checkpoints"
 
-    def on_load_checkpoint(
-        self, trainer: Trainer, pl_module: LightningModule, checkpoint: dict[str, Any]
-    ) -> None:
-        epoch = checkpoint["loops"]["fit_loop"]["epoch_progress"]["current"]
-        if epoch["processed"] == epoch["ready"] and checkpoint["global_step"] < trainer.max_steps:
-            self._max_steps = trainer.max_steps
-
-    def on_fit_start(self, trainer: Trainer, pl_module: LightningModule) -> None:
-        # From the end of an epoch Lightning goes on with the next one only as long as training is
-        # not limited by steps; so the limit is set when it has made up its mind. It is lifted no
-        # earlier than here, when schedules have taken their length from it.
-        if self._max_steps is not None:
-            trainer.fit_loop.epoch_loop.max_steps = -1
-
     def on_train_start(self, trainer: Trainer, pl_module: LightningModule) -> None:
-        if self._max_steps is not None:
-            trainer.fit_loop.epoch_loop.max_steps, self._max_steps = self._max_steps, None
         self._stop = 0
         self._seen_step = self._next_look = trainer.global_step
         self._saved_at = time.monotonic()
@@ -206,14 +190,6 @@ class Checkpoint(callbacks.Checkpoint):
             logger.save()  # a checkpoint must not be ahead of the curves
         trainer.save_checkpoint(path, weights_only=False)  # the whole state, to go on from
         return str(path)
-
-
-def validation_is_due(trainer: Trainer) -> bool:
-    """Tell whether the Trainer validates after the batch that has just ended."""
-    # Lightning asks itself this only after the callbacks, in a private place; a test of resuming
-    # from every step would fail without it.
-    fit_loop: Any = trainer.fit_loop
-    return bool(fit_loop.epoch_loop._should_check_val_fx(fit_loop._data_fetcher))
 
 
 class EarlyStopping(callbacks.EarlyStopping):

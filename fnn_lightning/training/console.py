@@ -9,6 +9,7 @@ from tqdm import tqdm
 
 from fnn_lightning.lit_module import FNNLitModule
 from fnn_lightning.runs.signals import terminate_on_sigterm
+from fnn_lightning.training.multi_step import MultiStep
 
 
 class ProgressBar(callbacks.TQDMProgressBar):
@@ -48,7 +49,7 @@ class Console(callbacks.Callback):
             f"optimizer  {optimizer}, learning rate {lr:g}\n"
             f"device     {trainer.world_size} × {pl_module.device.type}, "
             f"{trainer.num_training_batches:,} batches an epoch\n"
-            f"steps      {self._pace(pl_module)}",
+            f"steps      {self._steps(trainer)}",
         )
         datamodule = trainer.datamodule  # type: ignore[attr-defined]
         if not trainer.enable_validation:
@@ -60,20 +61,21 @@ class Console(callbacks.Callback):
             )
 
     @staticmethod
-    def _pace(module: FNNLitModule) -> str:
-        reason = module.single_steps_because
-        return f"one at a time: {reason}" if reason else "run ahead of the Trainer"
+    def _steps(trainer: Trainer) -> str:
+        found = [each for each in trainer.callbacks if isinstance(each, MultiStep)]  # type: ignore[attr-defined]
+        reason = found[0].reason(trainer) if found else "there is no MultiStep"
+        return f"single: {reason}" if reason else "several for one of the Trainer's"
 
     def on_validation_end(self, trainer: Trainer, pl_module: LightningModule) -> None:
         assert isinstance(pl_module, FNNLitModule)
-        if not pl_module.loss_since_validation.update_called:  # nothing was trained
+        if not pl_module.train_metrics.since_validation.update_called:  # nothing was trained
             self._print_counts(trainer, pl_module, "val")
         elif not trainer.sanity_checking:
             values = trainer.callback_metrics
             self._print(
                 trainer,
                 f"step {trainer.global_step:>6,}   "
-                f"train loss {pl_module.loss_since_validation.compute():.4f}   "
+                f"train loss {pl_module.train_metrics.since_validation.compute():.4f}   "
                 f"val loss {values['val/loss']:.4f}   val acc {100 * values['val/acc']:.2f} %",
             )
 

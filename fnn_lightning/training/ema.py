@@ -1,4 +1,4 @@
-"""Averages the weights over the steps of training; by the average is validated and tested."""
+"""Exponential moving average (EMA) of the weights over the steps of training."""
 
 from itertools import chain
 from typing import Any
@@ -12,52 +12,53 @@ from fnn_lightning.errors import InputError
 
 
 class EMA(callbacks.Callback):
-    """Keeps an exponential moving average of a network's weights beside those that are trained.
+    """Keeps an EMA of the network's weights; validation, test and checkpoints use it.
 
-    After the first step the average is the weights; after every other one it is `decay` times
-    itself plus `1 - decay` times the weights (Polyak and Juditsky 1992 average likewise, all steps
-    alike). The running means and variances of batch normalisation are averaged in the same way,
-    so that no pass over the training images is needed to find them.
+    After the first step the average equals the weights; after every other one it is `decay` times
+    itself plus `1 - decay` times the weights (after Polyak and Juditsky 1992, who weigh all steps
+    alike). The running means and variances of batch normalisation are averaged in the same way, so
+    no pass over the training images is needed to find them.
 
-    The average stands in the network's place in validation and when training has ended, and in a
-    checkpoint's `state_dict`, which is what `test`, `predict` and everything else that opens a
-    checkpoint take. The weights to go on with lie beside it, under `averaging`.
+    The average takes the network's place during validation and when training has ended, and in a
+    checkpoint's `state_dict`, which is what `test`, `predict` and everything else loads. The
+    weights to resume from are in this callback's own state. `train/loss` and `train/acc` are those
+    of the weights.
 
-    Lightning's own `WeightAveraging` (2.6.6) does the same in another way, but has to see every
-    batch, so that no steps run ahead; it keeps the average on the CPU, because it is made before
-    the network is moved to its device; and at the end of training it overwrites the weights, so
-    that no run goes on exactly from a checkpoint that is saved after that.
+    Lightning's own `WeightAveraging` (2.6.6) has to see every batch, so that no step runs ahead;
+    keeps the average on the CPU, because it is made before the network is moved to its device; and
+    overwrites the weights at the end of training, so that no run resumes exactly from a checkpoint
+    saved after that.
 
     Args:
-        decay: From 0, which keeps nothing of the past, to below 1.
+        decay: Such as 0.999, from 0 to below 1. On the command line, 0 switches the EMA off.
 
     Raises:
-        InputError: If it is out of its range.
+        InputError: If the decay is out of its range.
     """
 
-    def __init__(self, decay: float) -> None:
+    def __init__(self, decay: float = 0.0) -> None:
         if not 0 <= decay < 1:
-            raise InputError(f"Expected the `decay` to be from 0 to below 1, but got {decay}")
+            raise InputError(
+                f"Expected `decay` of the EMA to be from 0 to below 1, but got {decay}"
+            )
         self.decay = decay
         self._average: AveragedModel | None = None
         self._in_place = False
-        self._kept: dict[str, Any] | None = None
+        self._loaded: dict[str, Any] | None = None
 
-    def on_load_checkpoint(
-        self, trainer: Trainer, pl_module: LightningModule, checkpoint: dict[str, Any]
-    ) -> None:
-        self._kept = checkpoint.get("averaging")
+    def setup(self, trainer: Trainer, pl_module: LightningModule, stage: str) -> None:
+        self._module = pl_module  # Lightning gives `state_dict` no arguments
 
     def on_fit_start(self, trainer: Trainer, pl_module: LightningModule) -> None:
         network = network_of(pl_module)
-        # now, when the network has been moved to its device and holds a checkpoint's average
+        # only now is the network on its device, with a checkpoint's average
         average = get_ema_multi_avg_fn(self.decay)  # type: ignore[no-untyped-call]
         self._average = AveragedModel(network, multi_avg_fn=average, use_buffers=True)
         self._in_place = False
-        if self._kept is not None:
-            network.load_state_dict(self._kept["weights"])
-            self._average.n_averaged.fill_(self._kept["steps"])
-            self._kept = None
+        if self._loaded is not None:
+            network.load_state_dict(self._loaded["weights"])
+            self._average.n_averaged.fill_(self._loaded["steps"])
+            self._loaded = None
 
     def on_train_start(self, trainer: Trainer, pl_module: LightningModule) -> None:
         average, network = self._average, network_of(pl_module)
@@ -83,22 +84,32 @@ class EMA(callbacks.Callback):
         if not self._in_place:  # all steps had been taken before
             self._swap(pl_module)
 
+    def state_dict(self) -> dict[str, Any]:
+        if self._average is None:
+            return {}
+        steps = int(self._average.n_averaged)
+        weights = self._networks()[1].state_dict()
+        return {"decay": self.decay, "steps": steps, "weights": weights}
+
+    def load_state_dict(self, state_dict: dict[str, Any]) -> None:
+        self._loaded = state_dict  # until the network is on its device
+
     def on_save_checkpoint(
         self, trainer: Trainer, pl_module: LightningModule, checkpoint: dict[str, Any]
     ) -> None:
-        if self._average is None:
-            return
-        average = self._average.module.state_dict()
-        weights = network_of(pl_module).state_dict()
-        if self._in_place:
-            average, weights = weights, average
-        names = {name: f"network.{name}" for name in average}
-        checkpoint["state_dict"] |= {names[name]: value for name, value in average.items()}
-        checkpoint["averaging"] = {"weights": weights, "steps": int(self._average.n_averaged)}
+        if self._average is not None:
+            average = self._networks()[0].state_dict()
+            checkpoint["state_dict"] |= {f"network.{name}": x for name, x in average.items()}
+
+    def _networks(self) -> tuple[nn.Module, nn.Module]:
+        """Return what holds the average now, and what holds the weights."""
+        assert self._average is not None
+        kept, network = self._average.module, network_of(self._module)
+        return (network, kept) if self._in_place else (kept, network)
 
     @torch.no_grad()
     def _swap(self, module: LightningModule) -> None:
-        """Let the average and the weights change places, if there is an average yet."""
+        """Swap the average and the weights, if there is an average yet."""
         if self._average is None or not self._average.n_averaged:
             return
         for ours, theirs in zip(
@@ -118,5 +129,5 @@ def network_of(module: LightningModule) -> nn.Module:
 
 
 def tensors_of(network: nn.Module) -> "chain[Tensor]":
-    """Go through all weights, and what batch normalisation keeps."""
+    """Iterate over all weights, and over what batch normalisation keeps."""
     return chain(network.parameters(), network.buffers())

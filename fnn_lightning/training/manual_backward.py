@@ -5,7 +5,7 @@ record takes a fifth of the step. A chain of linear layers and activations needs
 gradients are the few lines of `ManualBackward`. They are the very operations that autograd would
 choose, in the same order, so that every bit is the same. Whatever is not in `DERIVATIVES`, and
 whatever hooks into modules or parameters, is left to autograd. Hooks on nodes of autograd's graph
-cannot be seen from outside; who sets them has to give `run_ahead=False`.
+cannot be seen from outside; with such hooks, give `multi_step=False`.
 """
 
 from collections.abc import Callable

@@ -1,17 +1,20 @@
-"""Loss and accuracy of training: put aside step by step, handed to torchmetrics now and then."""
+"""Loss and accuracy: of a whole split, and of training since they were last logged."""
 
+import math
 from collections.abc import Sequence
 from typing import Any, NamedTuple
 
 import torch
-from torch import Tensor, nn
+from torch import Tensor
 from torch.nn import functional as F
 from torchmetrics import MeanMetric, MetricCollection
+from torchmetrics.classification import MulticlassAccuracy, MulticlassStatScores
 
 from fnn_lightning.errors import DivergenceError
+from fnn_lightning.network import NUM_CLASSES
 
-IGNORE_INDEX = -(2**31)  # a label that the loss would pass over; any other than a digit is an error
-MAX_PENDING_STEPS = 100  # as many steps' logits are kept until they reach torchmetrics
+IGNORE_INDEX = -(2**31)  # no label at all, so that every label that is no class is an error
+MAX_PENDING_BATCHES = 100  # their logits stay in memory until torchmetrics gets them
 
 
 class StepOutput(NamedTuple):
@@ -25,160 +28,215 @@ class StepOutput(NamedTuple):
     """`int64` of shape `(B,)`."""
 
 
-class TrainMetrics(nn.Module):
-    """The metrics of training since they were last logged, and the loss since validation.
+class SplitMetrics(MetricCollection):
+    """Loss and accuracy of a split, over all ranks.
 
-    Metrics computed in every step would cost more time than the step, and a loss read in every
-    step would make the host wait for the device. So detached tensors are put aside. When they
-    reach torchmetrics depends on the number of steps alone, and so do the sums to the last bit,
-    however often the run was stopped and resumed in between.
+    `update` takes `preds`, logits of shape `(B, 10)`, `target`, labels of shape `(B,)`, `value`, a
+    mean loss, and `weight`, the number of images it is the mean of.
 
     Args:
-        metrics: Takes `preds`, `target`, `value` and `weight`.
-        since_validation: Takes the same losses, and is reset by validation.
+        prefix: Put before `loss` and `acc`, such as `val/`.
     """
 
-    def __init__(self, metrics: MetricCollection, since_validation: MeanMetric) -> None:
-        super().__init__()
-        self.metrics = metrics
-        self.since_validation = since_validation
-        self.pending: list[tuple[int, StepOutput]] = []
+    def __init__(self, prefix: str) -> None:
+        # The loss has refused labels that are no class before the metrics see them.
+        super().__init__(
+            {
+                "loss": mean_metric(),
+                "acc": MulticlassAccuracy(NUM_CLASSES, average="micro", validate_args=False),
+                "stats": MulticlassStatScores(NUM_CLASSES, average="micro", validate_args=False),
+            },
+            prefix=prefix,
+        )
+        self.counts: tuple[int, int] | None = None
+        """Images classified correctly and images in all, as last measured; None before that."""
+
+    def measure(self) -> dict[str, Tensor]:
+        """Compute loss and accuracy over all ranks, keep the counts, and reset.
+
+        Returns:
+            `{prefix}loss` and `{prefix}acc`, each of shape `()`.
+        """
+        mark_updated(self)
+        values: dict[str, Tensor] = self.compute()
+        self.reset()
+        correct, _, _, _, total = values.pop(f"{self.prefix}stats").tolist()
+        self.counts = (correct, total)
+        return values
+
+
+class TrainMetrics:
+    """Loss and accuracy of training since they were last logged, and the loss since validation.
+
+    Computing metrics in every step would take longer than the step, and reading a loss in every
+    step would make the host wait for the device. So detached tensors are kept, and handed to
+    torchmetrics many at a time. When that happens depends on the number of batches alone. So do
+    the sums, to the last bit, however often the run was interrupted and resumed.
+    """
+
+    def __init__(self) -> None:
+        self.split = SplitMetrics("train/")
+        self.since_validation = mean_metric()
+        """Mean loss since the last validation ended."""
+        self._pending: list[StepOutput] = []
         self._losses: list[Tensor] = []
+        self._batches = 0
 
-    def add(self, step: int, output: StepOutput) -> None:
-        """Put a step's output aside."""
+    def to(self, device: torch.device) -> None:
+        """Move the sums to a device."""
+        self.split.to(device)
+        self.since_validation.to(device)
+
+    @property
+    def empty(self) -> bool:
+        """Whether the run has measured no batch, as with a `training_step` that never adds one."""
+        return self._batches == 0
+
+    def update(self, output: StepOutput) -> None:
+        """Add a batch."""
         loss, logits, labels = output
-        self.pending.append((step, StepOutput(loss.detach(), logits.detach(), labels)))
-        if len(self.pending) == MAX_PENDING_STEPS:
-            self.update()
+        self._pending.append(StepOutput(loss.detach(), logits.detach(), labels))
+        self._batches += 1
+        if len(self._pending) == MAX_PENDING_BATCHES:
+            self.flush()
 
-    def update(self) -> None:
-        """Hand the steps put aside to torchmetrics, all at once.
+    def flush(self) -> None:
+        """Hand the pending batches to torchmetrics, all at once.
 
         Raises:
             DivergenceError: If the loss of one of them is not finite.
         """
-        if not self.pending:
+        if not self._pending:
             return
         self._losses.append(self._pending_losses())
-        _, logits, labels = zip(*(output for _, output in self.pending), strict=True)
-        loss = torch.stack([output.loss for _, output in self.pending])
+        _, logits, labels = zip(*self._pending, strict=True)
+        loss = torch.stack([output.loss for output in self._pending])
         batch_sizes = torch.tensor([len(batch) for batch in labels], device=loss.device)
         target = torch.cat(labels)
-        if len(target):  # of a few small batches this process may have no share
-            self.metrics.update(
+        if len(target):  # with small batches a rank may have no images
+            self.split.update(
                 preds=torch.cat(logits), target=target, value=loss, weight=batch_sizes
             )
         self.since_validation.update(loss, batch_sizes)
-        self.pending.clear()
+        self._pending.clear()
+
+    def measure(self) -> dict[str, Tensor]:
+        """Compute `train/loss` and `train/acc` since the last call, over all ranks."""
+        self.flush()
+        return self.split.measure()
 
     def losses(self) -> Tensor:
-        """Return the loss of every batch trained on since the run began, over all processes.
+        """Return the loss of every batch trained on since the run began, over all ranks.
 
-        All processes have to ask for it at the same step.
+        A collective operation: all ranks have to call it at the same step.
 
         Returns:
-            `float32` of shape `(batches,)`, on the CPU; a step has one batch, or as many as
-            gradients are accumulated over.
+            `float32` of shape `(batches,)`, on the CPU. With gradient accumulation a step has
+            several batches.
 
         Raises:
-            DivergenceError: If one of the losses put aside is not finite.
+            DivergenceError: If a pending loss is not finite.
         """
-        losses = [*self._losses, *([self._pending_losses()] if self.pending else [])]
+        losses = [*self._losses, *([self._pending_losses()] if self._pending else [])]
         return torch.cat(losses).cpu() if losses else torch.empty(0)
 
     def _pending_losses(self) -> Tensor:
-        """Take the mean over all processes of each loss put aside, and check it."""
+        """Take the mean over all ranks of each pending loss, and check that it is finite."""
         # not in half precision, whose sums would round
-        loss = torch.stack([output.loss for _, output in self.pending]).float()
+        loss = torch.stack([output.loss for output in self._pending]).float()
         if torch.distributed.is_available() and torch.distributed.is_initialized():
-            sizes = loss.new_tensor([len(output.labels) for _, output in self.pending])
+            sizes = loss.new_tensor([len(output.labels) for output in self._pending])
             sums = torch.stack([loss * sizes, sizes])
             torch.distributed.all_reduce(sums)
             loss = sums[0] / sums[1]
         if not loss.isfinite().all():
             first = int((~loss.isfinite()).nonzero()[0])
-            step = self.pending[first][0]
-            self.pending.clear()
-            raise DivergenceError(f"The training loss became {loss[first]:g} at step {step}")
+            batch = self._batches - len(self._pending) + first + 1
+            self._pending.clear()
+            raise DivergenceError(f"The training loss became {loss[first]:g} in batch {batch:,}")
         return loss
 
     def reset(self) -> None:
         """Forget everything."""
-        self.pending.clear()
+        self._pending.clear()
         self._losses.clear()
-        self.metrics.reset()
+        self._batches = 0
+        self.split.reset()
         self.since_validation.reset()
 
-    def kept(self) -> dict[str, Any]:
-        """Return what a checkpoint has to keep of this process, as plain tensors.
+    def state_dict(self) -> dict[str, Any]:
+        """Return this rank's sums and pending batches, as plain tensors.
 
-        Of the logits put aside it is the digits only, which is all that accuracy asks for.
+        Of the pending logits it keeps the predicted classes, which is all that accuracy needs.
         """
         return {
             "pending": [
-                (step, loss, logits.argmax(1).to(torch.uint8), labels.to(torch.uint8))
-                for step, (loss, logits, labels) in self.pending
+                (loss, logits.argmax(1).to(torch.uint8), labels.to(torch.uint8))
+                for loss, logits, labels in self._pending
             ],
-            "metrics": {name: states(metric) for name, metric in self.metrics.items()},
-            "since_validation": states(self.since_validation),
+            "split": {name: metric_state(metric) for name, metric in self.split.items()},
+            "since_validation": metric_state(self.since_validation),
         }
 
-    def restore(
-        self,
-        kept: Sequence[dict[str, Any]],
-        all_losses: Tensor,
-        device: torch.device,
-        here: bool = True,
+    def load_state_dict(
+        self, states: Sequence[dict[str, Any]], losses: Tensor, device: torch.device, counts: bool
     ) -> None:
-        """Go on from what one process kept, or several.
+        """Continue from what `state_dict` returned on each rank.
 
         Args:
-            kept: Of each process, what `kept` returned.
-            all_losses: What `losses` returned.
+            states: This rank's own, or those of all ranks, to be added up.
+            losses: What `losses` returned.
             device: Where the metrics are.
-            here: Whether that is counted in this process; otherwise in another, and this one has
-                no share in it.
+            counts: Whether they count on this rank. If not, they count on another one, and this
+                rank continues with empty sums.
         """
         self.reset()
-        for parts in zip(*(each["pending"] for each in kept), strict=True):
-            steps, losses, digits, labels = zip(*parts, strict=True)
+        for parts in zip(*(state["pending"] for state in states), strict=True):
+            batch_losses, digits, labels = zip(*parts, strict=True)
             sizes = torch.tensor([len(each) for each in labels])
-            loss = losses[0]
+            loss = batch_losses[0]
             if len(parts) > 1:
-                loss = (torch.stack(losses) * sizes).sum() / sizes.sum()
-            logits = F.one_hot(torch.cat(digits).long(), 10).float()
+                loss = (torch.stack(batch_losses) * sizes).sum() / sizes.sum()
+            logits = F.one_hot(torch.cat(digits).long(), NUM_CLASSES).float()
             output = StepOutput(loss, logits, torch.cat(labels).long())
-            if not here:
+            if not counts:
                 output = StepOutput(torch.zeros_like(loss), output.logits[:0], output.labels[:0])
-            self.pending.append((steps[0], StepOutput(*(each.to(device) for each in output))))
-        self._losses.append(all_losses[: len(all_losses) - len(self.pending)].to(device))
-        if not here:
+            self._pending.append(StepOutput(*(each.to(device) for each in output)))
+        self._batches = len(losses)
+        self._losses.append(losses[: len(losses) - len(self._pending)].to(device))
+        if not counts:
             return
-        for name, metric in self.metrics.items(copy_state=False):
-            set_states(metric, [each["metrics"][name] for each in kept])
-        set_states(self.since_validation, [each["since_validation"] for each in kept])
+        for name, metric in self.split.items(copy_state=False):
+            load_metric_state(metric, [state["split"][name] for state in states])
+        load_metric_state(self.since_validation, [state["since_validation"] for state in states])
+
+
+def mean_metric() -> MeanMetric:
+    """Make a weighted mean that is NaN if one of its values is."""
+    # "disable" would let a NaN through too, but drops the weights (torchmetrics issue 3434).
+    return MeanMetric(nan_strategy=math.nan)
+
+
+# torchmetrics has no public way to say that a metric was updated. A test resumes between two lines
+# of the log, and one runs with ranks that have no images: without `_update_count` they fail.
 
 
 def mark_updated(metrics: MetricCollection) -> None:
-    """Let metrics be computed although this process has seen no image; others may have."""
+    """Let metrics be computed on a rank that has seen no image, since others may have."""
     for metric in metrics.values(copy_state=False):
-        # torchmetrics has no public way to say so; without it, it warns, and a test fails
         metric._update_count = metric._update_count or 1
 
 
-def states(metric: Any) -> dict[str, Tensor]:
-    """Return the sums that a metric has gathered; none if it was not updated."""
+def metric_state(metric: Any) -> dict[str, Tensor]:
+    """Return the sums of a metric; none if it was not updated."""
     return dict(metric.metric_state) if metric.update_called else {}
 
 
-def set_states(metric: Any, kept: Sequence[dict[str, Tensor]]) -> None:
-    """Let a metric, just reset, go on from the sums of one process, or several."""
-    kept = [each for each in kept if each]
-    if not kept:
+def load_metric_state(metric: Any, states: Sequence[dict[str, Tensor]]) -> None:
+    """Let a metric that was just reset continue from the sums of one rank, or of several."""
+    states = [state for state in states if state]
+    if not states:
         return
     for name, value in metric.metric_state.items():
-        setattr(metric, name, sum(each[name].to(value).view_as(value) for each in kept))
-    # torchmetrics has no public way to say so, and loading a `state_dict` does not; a test resumes
-    # between two lines of the log.
+        setattr(metric, name, sum(state[name].to(value).view_as(value) for state in states))
     metric._update_count = 1

@@ -1,26 +1,45 @@
-"""Several optimiser steps for one step of the Trainer: the loop as one would write it by hand.
+"""Several optimiser steps for one step of the Trainer; all that is known of the Trainer's loops.
 
-For a small net the Trainer's work around a step costs more than the step. So `FNNLitModule` takes
-the steps between two at which the Trainer has something to do (validate, save, end) in a plain
-loop, and moves the Trainer's counts on as if that had taken them. Weights, and everything that
-counts steps, come out bit for bit the same. Here is what it has to know about the Trainer for that.
+For a small net the Trainer's work around a step costs more than the step. So the callback
+`MultiStep` trains on the batches between two at which the Trainer has something to do (validate,
+save, end an epoch) in a plain loop, and then moves the Trainer's counts forward. Weights, logs and
+checkpoints are bit for bit those of single steps.
+
+Lightning has no public interface for that, nor for some of what an exact resume needs. Whatever
+touches the insides of its loops is in this file, below `MultiStep`; each function names the tests
+that fail when Lightning changes.
 """
 
 import inspect
+import math
+import time
 from collections.abc import Callable
 from functools import partial
-from typing import Any
+from typing import TYPE_CHECKING, Any
 
 import torch
 from lightning.pytorch import LightningDataModule, LightningModule, Trainer, callbacks
 from lightning.pytorch.plugins import Precision
 from lightning.pytorch.profilers import PassThroughProfiler
 from lightning.pytorch.strategies import SingleDeviceStrategy
+from lightning.pytorch.utilities import rank_zero_info
 from torch.optim import Optimizer
 from torch.optim.lr_scheduler import ReduceLROnPlateau
 from torch.optim.optimizer import _global_optimizer_post_hooks, _global_optimizer_pre_hooks
 
 from fnn_lightning.data.dataloader import InMemoryDataLoader
+from fnn_lightning.errors import InputError
+from fnn_lightning.training.manual_backward import (
+    ManualBackward,
+    has_hooks,
+    supports_manual_backward,
+)
+from fnn_lightning.training.optim import RunLength
+
+if TYPE_CHECKING:  # it needs `resume.py`, which needs this file
+    from fnn_lightning.training.train_log import TrainLog
+
+MAX_SECONDS = 0.2  # until the Trainer looks at its clocks and signals, and moves its bar
 
 BATCH_HOOKS = (
     "on_train_batch_start",
@@ -41,23 +60,100 @@ MODULE_HOOKS = (
     "configure_gradient_clipping",
     "lr_scheduler_step",
 )
-CONTENT_WITH_FEWER_BATCHES = (
+CAN_MISS_BATCHES = (
     callbacks.RichProgressBar,
     callbacks.TQDMProgressBar,
     callbacks.Timer,
 )
 
 
-def obstacle(trainer: Trainer, base: type[LightningModule]) -> str | None:
-    """Tell why the Trainer has to take every step itself, if it has to.
+class MultiStep(callbacks.Callback):
+    """Trains on several batches at each step of the Trainer, as long as nothing else is due.
+
+    Args:
+        train_log: What logs the training, and is told of every step.
+        base: The module class whose steps the plain loop takes.
+        enabled: Whether it does. If not, the Trainer takes every step.
+    """
+
+    acts_every_n_steps = 0
+
+    def __init__(
+        self, train_log: "TrainLog", base: type[LightningModule], enabled: bool = True
+    ) -> None:
+        self.train_log = train_log
+        self.base = base
+        self.enabled = enabled
+        self.why_single_steps: str | None = None
+        """Why the Trainer takes every step itself, if it does."""
+
+    def on_train_start(self, trainer: Trainer, pl_module: LightningModule) -> None:
+        reason = self.why_single_steps = self.reason(trainer)
+        rank_zero_info(f"Single steps: {reason}" if reason else "Several steps at a time")
+
+    def on_train_epoch_start(self, trainer: Trainer, pl_module: LightningModule) -> None:
+        self.why_single_steps = self.reason(trainer)  # a callback may have changed something
+
+    def reason(self, trainer: Trainer) -> str | None:
+        """Tell why the Trainer has to take every step itself; None if it need not."""
+        return why_single_steps(trainer, self.base) if self.enabled else "multi_step is off"
+
+    def on_train_batch_end(self, trainer: Trainer, pl_module: LightningModule, *_: Any) -> None:
+        if self.why_single_steps is None and (count := free_batches(trainer)):
+            self._take_steps(trainer, pl_module, count)
+
+    def _take_steps(self, trainer: Trainer, module: Any, count: int) -> None:
+        """Train on the next batches of the epoch."""
+        loader: Any = trainer.train_dataloader
+        optimizer, device = trainer.optimizers[0], module.device
+        parameters = [each for group in optimizer.param_groups for each in group["params"]]
+        configs = trainer.lr_scheduler_configs
+        schedulers = [config.scheduler for config in configs if config.interval == "step"]
+        update = bare_step(optimizer)
+        manual = ManualBackward(module.network) if self._is_plain(module) else None
+        deadline = time.monotonic() + MAX_SECONDS
+        first = step = trainer.global_step
+        try:
+            for images, labels in loader.take(count):
+                images, labels = images.to(device), labels.to(device)
+                if manual is not None:
+                    module.train_metrics.update(manual(images, labels))
+                else:
+                    loss = module.training_step((images, labels), loader.position - 1)
+                    for parameter in parameters:
+                        parameter.grad = None
+                    loss.backward()
+                update()
+                step += 1
+                self.train_log.log_if_due(step, optimizer.param_groups[0]["lr"])
+                for scheduler in schedulers:
+                    scheduler.step()
+                if time.monotonic() > deadline:
+                    break
+        finally:
+            count_steps(trainer, step - first, (step - first) * len(schedulers))
+
+    def _is_plain(self, module: Any) -> bool:
+        """Tell whether a step is the plain cross-entropy that `ManualBackward` differentiates."""
+        return bool(
+            type(module) is self.base
+            and module.label_smoothing == 0
+            and module.hard_examples is None
+            and not has_hooks(module)
+            and supports_manual_backward(module.network)
+        )
+
+
+def why_single_steps(trainer: Trainer, base: type[LightningModule]) -> str | None:
+    """Tell why the Trainer has to take every step itself; None if it need not.
 
     Args:
         trainer: About to train a `base`, or a class derived from it.
-        base: The module class for whose steps the plain loop stands.
+        base: The module class whose steps the plain loop takes.
     """
     module: Any = trainer.lightning_module
     data: Any = trainer.datamodule  # type: ignore[attr-defined]
-    source = trainer.train_dataloader
+    loader = trainer.train_dataloader
     if type(trainer.strategy) is not SingleDeviceStrategy:
         return f"the strategy is {type(trainer.strategy).__name__}"
     given: list[Any] = trainer.callbacks  # type: ignore[attr-defined]
@@ -71,14 +167,14 @@ def obstacle(trainer: Trainer, base: type[LightningModule]) -> str | None:
     if not isinstance(trainer.profiler, PassThroughProfiler):  # type: ignore[attr-defined]
         return "the run is profiled"
     if trainer.reload_dataloaders_every_n_epochs:  # type: ignore[attr-defined]
-        return "the data are loaded anew between epochs"
-    if not isinstance(source, InMemoryDataLoader):
-        return f"the batches come from a {type(source).__name__}"
+        return "the dataloader is reloaded between epochs"
+    if not isinstance(loader, InMemoryDataLoader):
+        return f"the batches come from a {type(loader).__name__}"
     optimizer = trainer.optimizers[0]
     if isinstance(optimizer, torch.optim.LBFGS):
         return "LBFGS computes the loss several times a step"
     if not type(optimizer).__module__.startswith("torch.optim."):
-        return f"{type(optimizer).__name__} is not an optimiser of torch.optim"
+        return f"{type(optimizer).__name__} is no optimiser of torch.optim"
     for config in trainer.lr_scheduler_configs:
         plateau = isinstance(config.scheduler, ReduceLROnPlateau)
         if config.interval == "step" and (plateau or config.frequency != 1):
@@ -96,51 +192,58 @@ def obstacle(trainer: Trainer, base: type[LightningModule]) -> str | None:
 
 
 def is_own(instance: Any, name: str, base: type) -> bool:
-    """Tell whether a hook is not that of `base`, but its class's or its own."""
+    """Tell whether a hook is overridden: not that of `base`, but of its class or the instance."""
     return getattr(getattr(instance, name), "__func__", None) is not getattr(base, name)
 
 
 def acts_every_n_steps(callback: callbacks.Callback) -> int:
-    """Return the number of steps between two at which a callback has something to do; 0 is never.
+    """Return how many optimiser steps a callback leaves between two it must see; 0 is any number.
 
-    A class of callbacks can say so itself, by an attribute `acts_every_n_steps`; one derived from
-    it has to say it again.
+    A class of callbacks declares it by the attribute `acts_every_n_steps`. A class derived from it
+    has to declare it again.
     """
     if "acts_every_n_steps" in vars(type(callback)):
         every: int = callback.acts_every_n_steps  # type: ignore[attr-defined]
         return every
-    if type(callback) in CONTENT_WITH_FEWER_BATCHES:
+    if type(callback) in CAN_MISS_BATCHES:
         return 0
     if type(callback) is callbacks.ModelCheckpoint and (callback.every_n_epochs or 0) > 0:
         return 0
     return int(any(is_own(callback, name, callbacks.Callback) for name in BATCH_HOOKS))
 
 
-def free_steps(trainer: Trainer) -> int:
-    """Return the number of steps before the next one at which the Trainer has something to do."""
-    step = trainer.global_step
-    progress = trainer.fit_loop.epoch_loop.batch_progress
-    batch = progress.current.ready
-    by_epoch = trainer.check_val_every_n_epoch is not None
+def free_batches(trainer: Trainer) -> int:
+    """Return how many batches can be trained on before the Trainer is needed again.
+
+    It is needed for the batch after which something is due: a validation, a callback, the end of
+    the epoch or of training. `test_multi_step.py` compares whole runs with those of single steps.
+    """
+    epoch_loop = trainer.fit_loop.epoch_loop
+    if trainer.fit_loop.done or validation_is_due(trainer):
+        return 0
+    step, batch = trainer.global_step, epoch_loop.batch_progress.current.ready
+    all_batches = epoch_loop.batch_progress.total.ready
+    counts_epochs = trainer.check_val_every_n_epoch is not None
     bar = trainer.progress_bar_callback
     # one of Lightning's with a higher rate draws nothing at the batches between
-    refresh_rate = bar.refresh_rate if type(bar) in CONTENT_WITH_FEWER_BATCHES else 1  # type: ignore[union-attr]
+    refresh_rate = bar.refresh_rate if type(bar) in CAN_MISS_BATCHES else 1  # type: ignore[union-attr]
     recurring = [
-        # Lightning leaves None here if it validates by the clock, and infinity if never
-        (trainer.val_check_batch, batch if by_epoch else progress.total.ready),
+        # None if the Trainer validates by the clock, infinity if it never does
+        (trainer.val_check_batch, batch if counts_epochs else all_batches),
         (refresh_rate if refresh_rate > 1 else 0, batch),
-        *((acts_every_n_steps(callback), step) for callback in trainer.callbacks),  # type: ignore[attr-defined]
+        *((acts_every_n_steps(each), step) for each in trainer.callbacks),  # type: ignore[attr-defined]
     ]
-    due = [every - count % every for every, count in recurring if every]
+    due = [-count % every for every, count in recurring if every]
     due += [end - step for end in (trainer.max_steps, trainer.min_steps) if end and end > step]
-    return int(min(*due, trainer.num_training_batches - batch)) - 1
+    return max(0, int(min(*due, trainer.num_training_batches - batch)) - 1)
 
 
 def bare_step(optimizer: Optimizer) -> Callable[[], Any]:
-    """Return the optimiser's step without PyTorch's wrapping, unless someone has hooked into it.
+    """Return the optimiser's step without PyTorch's wrapping, unless it has hooks.
 
     The wrapping (a range for the profiler, the hooks, switching off gradients) costs more than the
-    update of a small net's weights. The hooks are in private places; a test sets one and waits.
+    update of a small net's weights. The hooks are private attributes of
+    PyTorch's: `test_hooks_of_the_optimizer_are_called` sets one of each kind.
     """
     hooks = (
         optimizer._optimizer_step_pre_hooks,
@@ -155,10 +258,10 @@ def bare_step(optimizer: Optimizer) -> Callable[[], Any]:
 
 
 def count_steps(trainer: Trainer, steps: int, scheduler_steps: int) -> None:
-    """Move on what the Trainer counts in a step.
+    """Move the Trainer's counts forward.
 
-    Lightning has no public way to say that a batch was dealt with. What is missed here is caught by
-    the tests, which compare the whole checkpoint with that of single steps.
+    Lightning has no public way to say that a batch was trained on. `test_multi_step.py` compares
+    the checkpoints, which hold all the counts, with those of single steps.
     """
     fit_loop: Any = trainer.fit_loop
     epoch_loop = fit_loop.epoch_loop
@@ -168,3 +271,81 @@ def count_steps(trainer: Trainer, steps: int, scheduler_steps: int) -> None:
     epoch_loop.scheduler_progress.increment_by(scheduler_steps)
     epoch_loop._batches_that_stepped += steps  # the x-axis of what `self.log` writes
     fit_loop._data_fetcher.fetched += steps  # by which it knows an epoch's last batch
+
+
+def validation_is_due(trainer: Trainer) -> bool:
+    """Tell whether the Trainer validates after the batch that has just ended.
+
+    Lightning asks itself this only after the callbacks, by a private method. `test_resume.py`,
+    which resumes from every step, fails without it.
+    """
+    fit_loop: Any = trainer.fit_loop
+    return bool(fit_loop.epoch_loop._should_check_val_fx(fit_loop._data_fetcher))
+
+
+def run_length(module: LightningModule) -> RunLength:
+    """Tell how long the run is that is about to begin.
+
+    Raises:
+        InputError: If neither a number of epochs nor one of steps ends the run.
+    """
+    try:
+        trainer: Any = module.trainer
+    except RuntimeError:  # not attached to one: the arguments are only being checked
+        trainer = None
+    if (
+        trainer is None
+        or trainer.fast_dev_run
+        or 0 in (trainer.max_steps, trainer.limit_train_batches)
+    ):
+        return RunLength(10**9, 10**6)  # long enough for any schedule
+    fit_loop = trainer.fit_loop
+    fit_loop.setup_data()
+    steps = trainer.estimated_stepping_batches
+    # This loaded the data before a checkpoint's position in the epoch was there. Lightning has no
+    # public way to load them again; a test in `test_resume.py` resumes in the middle of an epoch.
+    fit_loop._combined_loader = None
+    if math.isinf(steps):
+        raise InputError(
+            "Expected --trainer.max_epochs or --trainer.max_steps, from which the schedule of the "
+            "learning rate takes its length, but got neither"
+        )
+    return RunLength(steps, -(-trainer.num_training_batches // trainer.accumulate_grad_batches))
+
+
+def ends_an_epoch(checkpoint: dict[str, Any]) -> bool:
+    """Tell whether a checkpoint was saved when an epoch had ended, so that the next one follows."""
+    epoch = checkpoint["loops"]["fit_loop"]["epoch_progress"]["current"]
+    return bool(epoch["processed"] == epoch["ready"])
+
+
+def set_max_steps(trainer: Trainer, max_steps: int) -> None:
+    """Change the number of steps after which training ends; -1 is no limit.
+
+    Tests in `test_resume.py` with `max_steps` fail without it: from the end of an epoch, Lightning
+    begins the next one only while training is not limited by steps.
+    """
+    trainer.fit_loop.epoch_loop.max_steps = max_steps
+
+
+def epoch_is_ending(trainer: Trainer) -> bool:
+    """Tell whether the epoch's batches are done, but its end has not been counted yet."""
+    fit_loop: Any = trainer.fit_loop
+    epoch = fit_loop.epoch_progress.current
+    return bool(epoch.processed > epoch.completed and not fit_loop.restarting)
+
+
+def resumed_within_epoch(trainer: Trainer) -> bool:
+    """Tell whether the epoch that is ending was resumed in its middle.
+
+    Lightning then leaves out ReduceLROnPlateau; `test_resume.py` has such a schedule.
+    """
+    return trainer.fit_loop.restarting and trainer.is_last_batch
+
+
+def step_plateau_schedulers(trainer: Trainer, metric: Any) -> None:
+    """Step the ReduceLROnPlateau schedulers, and count that as the Trainer does."""
+    for config in trainer.lr_scheduler_configs:
+        if config.reduce_on_plateau:  # and not the warm-up
+            config.scheduler.step(metric)
+    trainer.fit_loop.epoch_loop.scheduler_progress.increment_by(1)

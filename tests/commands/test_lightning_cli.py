@@ -17,6 +17,7 @@ from fnn_lightning import FNNLitModule, __version__
 from fnn_lightning.commands.lightning_cli import FNNCLI
 from fnn_lightning.commands.main import SUBCOMMANDS, main
 from fnn_lightning.training.checkpointing import Checkpoint
+from fnn_lightning.training.train_log import TrainLog
 from tests.support import LAST, RUN, TEST_SIZE, fit, scalars
 
 Capture = pytest.CaptureFixture[str]
@@ -135,9 +136,9 @@ def test_flags_win_over_the_checkpoint(data_dir: str, tmp_path: Path) -> None:
 
 
 def test_test_on_the_training_set_too(data_dir: str, capsys: Capture) -> None:
-    fit(data_dir, "--data.test_train_set", "true")
+    fit(data_dir)
     capsys.readouterr()
-    main(["test", "--ckpt_path", LAST])
+    main(["test", "--ckpt_path", LAST, "--data.test_train_set", "true"])
     output = capsys.readouterr().out
     assert re.search(rf"^test set: Got \d+ / {TEST_SIZE} correct", output, re.MULTILINE)
     assert re.search(r"^training set: Got \d+ / 275 correct", output, re.MULTILINE)
@@ -239,7 +240,7 @@ def test_a_diverging_run_keeps_the_last_good_checkpoint(data_dir: str, capsys: C
     error = capsys.readouterr().err
     assert error.count("\n") == 1
     found = re.search(
-        r"became (nan|inf) at step (\d+); the last good checkpoint is (\S+)\. ", error
+        r"became (nan|inf) in batch (\d+); the last good checkpoint is (\S+)\. ", error
     )
     assert found
     checkpoint = torch.load(found[3], weights_only=True)
@@ -492,7 +493,8 @@ def test_a_saved_config_beside_a_checkpoint(data_dir: str, config_first: bool) -
     words = words[::-1] if config_first else words
     cli = FNNCLI(["fit", *words[0], *words[1], "--trainer.max_epochs", "3"])
     assert cli.trainer.global_step == 9
-    assert cli.model.validated_step == 9
+    (log,) = (each for each in cli.trainer.callbacks if isinstance(each, TrainLog))  # type: ignore[attr-defined]
+    assert log.validated_step == 9
     assert torch.load(LAST, weights_only=True)["global_step"] == 9
 
 
@@ -511,7 +513,7 @@ def test_nothing_left_to_train(data_dir: str, capsys: Capture) -> None:
     before = scalars(str(RUN))
     capsys.readouterr()
     main(["fit", "--ckpt_path", LAST])  # the run's own limits
-    assert "all 6 steps are done already; to go on, raise" in capsys.readouterr().out
+    assert "all 6 steps are done already; to train longer, raise" in capsys.readouterr().out
     assert scalars(str(RUN)) == before
     Path("alone.ckpt").write_bytes(Path(LAST).read_bytes())
     with pytest.raises(SystemExit):
@@ -531,7 +533,7 @@ def test_interrupted_after_the_last_step(
     words += ["--trainer.log_every_n_steps", "4"]
     main([*words, "--run_folder", "straight"])
     with monkeypatch.context() as patch:
-        patch.delattr(FNNLitModule, "on_train_end")
+        patch.delattr(TrainLog, "on_train_end")
         patch.setattr(Trainer, "validate", lambda *_, **__: None)
         main([*words, "--run_folder", "killed"])
     assert scalars("killed") != scalars("straight")
@@ -594,7 +596,7 @@ def test_ctrl_c_saves_and_says_how_to_go_on(data_dir: str) -> None:
         finally:
             process.kill()
     assert Path("err").read_text() == (
-        f"stopped by SIGINT, saved; go on with: python -m fnn_lightning fit --ckpt_path {LAST}\n"
+        f"stopped by SIGINT, saved; resume with: python -m fnn_lightning fit --ckpt_path {LAST}\n"
     )
     assert torch.load(LAST, weights_only=True)["global_step"] > 0
 

@@ -39,7 +39,7 @@ def test_space() -> None:
         "optimizer.lr: {low: 1e-4, high: 1, log: true}\n"
         "optimizer.momentum: {low: 0.0, high: 0.9, step: 0.3}\n"
         "model.lr_interval: {choices: [epoch, step]}\n"
-        "model.run_ahead: {choices: [true, false]}\n"
+        "model.multi_step: {choices: [true, false]}\n"
     )
     assert space == {
         "depth": CategoricalDistribution(["2", "0"]),
@@ -48,14 +48,14 @@ def test_space() -> None:
         "optimizer.lr": FloatDistribution(0.0001, 1.0, log=True),
         "optimizer.momentum": FloatDistribution(0.0, 0.9, step=0.3),
         "model.lr_interval": CategoricalDistribution(["epoch", "step"]),
-        "model.run_ahead": CategoricalDistribution(["true", "false"]),
+        "model.multi_step": CategoricalDistribution(["true", "false"]),
     }
     assert options({name: example(entry) for name, entry in space.items()}) == [
         "--data.batch_size=50",
         "--optimizer.lr=0.0001",
         "--optimizer.momentum=0.0",
         "--model.lr_interval=epoch",
-        "--model.run_ahead=true",
+        "--model.multi_step=true",
         "--model.hidden_dims=[8, 8]",
     ]
     assert options({"depth": "0", "width": 9}) == ["--model.hidden_dims=[]"]

@@ -11,6 +11,7 @@ from lightning.pytorch import seed_everything
 from torch import Tensor
 
 from fnn_lightning import MNISTDataModule
+from fnn_lightning.commands.datamodules import MNISTWithTrainSet
 from fnn_lightning.commands.main import main
 from fnn_lightning.data.augmentation import (
     LIMITS,
@@ -174,9 +175,9 @@ def test_the_strength_of_an_image_multiplies_all_its_amplitudes() -> None:
 
 
 @pytest.mark.parametrize("value", [-0.1, 1.1, float("nan")])
-def test_strength_out_of_range(make_data: MakeData, value: float) -> None:
+def test_a_strength_out_of_range_is_refused(value: float) -> None:
     with pytest.raises(InputError, match=f"`min_strength` to be from 0 to 1, but got {value}"):
-        make_data(min_strength=value)
+        Augmentation(min_strength=value)
 
 
 def test_the_same_seed_epoch_and_position_give_the_same_batch() -> None:
@@ -224,8 +225,10 @@ def test_processes_put_together_have_the_batch_of_one(world_size: int) -> None:
             assert torch.equal(part[1], whole[1][rank::world_size])
 
 
-def test_what_is_evaluated_is_never_deformed(make_data: MakeData) -> None:
-    data = make_data(test_train_set=True, **ALL)
+def test_what_is_evaluated_is_never_augmented(data_dir: str) -> None:
+    data = MNISTWithTrainSet(
+        data_dir=data_dir, test_train_set=True, augmentation=Augmentation(**ALL)
+    )
     data.setup("fit")
     data.setup("test")
     loaders = [data.val_dataloader(), *data.test_dataloader(), data.predict_dataloader()]
@@ -243,9 +246,8 @@ def shipped() -> dict[str, dict[str, float]]:
     found = {"prototype": {**ALL, "shift": 0.12 * 28, "elastic": 0.98}}
     for path in sorted(CONFIGS.glob("*.yaml")):
         data = yaml.safe_load(path.read_text(encoding="utf-8")).get("data", {})
-        if amplitudes := {name: data[name] for name in LIMITS if name in data}:
-            amplitudes["min_strength"] = data.get("min_strength", 1.0)
-            found[path.stem] = amplitudes
+        if "augmentation" in data:
+            found[path.stem] = data["augmentation"]
     return found
 
 
@@ -270,16 +272,16 @@ def test_ink_that_leaves_the_frame_is_noticed() -> None:
 
 @pytest.mark.parametrize("name", LIMITS)
 @pytest.mark.parametrize("value", [-0.1, 1000.0, float("nan")])
-def test_amplitudes_out_of_range(make_data: MakeData, name: str, value: float) -> None:
+def test_an_amplitude_out_of_range_is_refused(name: str, value: float) -> None:
     with pytest.raises(InputError, match=f"Expected `{name}` to be from 0 to .*, but got {value}"):
-        make_data(**{name: value})
+        Augmentation(**{name: value})
 
 
 def test_a_run_shows_deformed_digits_once(data_dir: str) -> None:
     from tensorboard.backend.event_processing.event_accumulator import EventAccumulator
 
     options = ["--data.data_dir", data_dir, "--model.hidden_dims", "[]"]
-    main(["fit", *options, "--data.rotation", "10", "--trainer.max_epochs", "1"])
+    main(["fit", *options, "--data.augmentation.rotation", "10", "--trainer.max_epochs", "1"])
     main(["fit", *options, "--trainer.max_epochs", "1"])
     folder = Path("lightning_logs")
     events = EventAccumulator(str(folder / "version_0")).Reload()
@@ -294,4 +296,4 @@ def test_a_run_shows_deformed_digits_once(data_dir: str) -> None:
           "--trainer.max_epochs", "2"])  # fmt: skip
     assert len(EventAccumulator(str(folder / "version_0")).Reload().Images("train/deformed")) == 1
     config = yaml.safe_load((folder / "version_0" / "config.yaml").read_text(encoding="utf-8"))
-    assert config["data"]["rotation"] == 10  # taken from the checkpoint
+    assert config["data"]["augmentation"]["rotation"] == 10  # taken from the checkpoint

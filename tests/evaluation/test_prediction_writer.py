@@ -9,7 +9,8 @@ import torch
 from lightning.pytorch import Trainer
 from PIL import Image
 
-from fnn_lightning import FNNLitModule, MNISTDataModule
+from fnn_lightning import FNNLitModule
+from fnn_lightning.commands.datamodules import MNISTOrPictures
 from fnn_lightning.commands.main import main
 from fnn_lightning.data.preprocessing import read_picture
 from fnn_lightning.runs.load import TrainedNetwork, load_trained
@@ -206,7 +207,7 @@ def test_fewer_pictures_than_named(
 def test_from_python(scans: Path) -> None:
     torch.manual_seed(0)
     model = FNNLitModule(hidden_dims=[8])
-    data = MNISTDataModule(images=["scans"])
+    data = MNISTOrPictures(images=["scans"])
     trainer = Trainer(logger=False, barebones=False, enable_progress_bar=False)
     batches = trainer.predict(model, datamodule=data)
     assert data.pictures == [scans / "a.png", scans / "b.jpg"]
@@ -215,4 +216,3 @@ def test_from_python(scans: Path) -> None:
     batch = batches[0]
     assert isinstance(batch, dict)
     assert batch["digit"].shape == (2,)
-    assert "images" not in data.hparams

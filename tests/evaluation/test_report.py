@@ -181,7 +181,7 @@ def test_what_a_run_folder_holds_is_text_to_the_page(fit: Callable[..., None]) -
 
 def test_a_report_elsewhere_is_on_the_run_of_the_checkpoint(fit: Callable[..., None]) -> None:
     fit("--run_folder", "a", "--model.activation", "tanh")
-    fit("--run_folder", "b", "--insight.enabled", "false")
+    fit("--run_folder", "b", "--tensorboard.enabled", "false")
     main(["test", "--ckpt_path", "a/checkpoints/last.ckpt", "--report_folder", "b"])
     page = Path("b/report.html").read_text()
     assert "activation: tanh" in page
@@ -202,7 +202,7 @@ def test_a_digit_without_images_has_no_accuracy(fit: Callable[..., None]) -> Non
 def test_outputs_that_are_not_finite(
     fit: Callable[..., None], capsys: pytest.CaptureFixture[str]
 ) -> None:
-    fit("--trainer.max_epochs", "1", "--insight.enabled", "false")
+    fit("--trainer.max_epochs", "1", "--tensorboard.enabled", "false")
     checkpoint = torch.load(LAST, weights_only=True)
     for weight in checkpoint["state_dict"].values():
         if weight.is_floating_point() and weight.dim() == 2:
@@ -219,7 +219,7 @@ def test_outputs_that_are_not_finite(
     "content", ["", "[]", "[" * 200_000, "{", '{"fit": 3}', '{"fit": {"made_with": 1}}']
 )
 def test_a_damaged_metrics_file(fit: Callable[..., None], content: str) -> None:
-    fit("--trainer.max_epochs", "1", "--insight.enabled", "false")
+    fit("--trainer.max_epochs", "1", "--tensorboard.enabled", "false")
     (RUN / "metrics.json").write_text(content)
     main(["test", "--ckpt_path", LAST])
     assert json.loads((RUN / "metrics.json").read_text())["test"]["total"] == 100

@@ -21,7 +21,7 @@ def trained(data_dir: str) -> FNNCLI:
     cli = FNNCLI(["fit", "--data.data_dir", data_dir, "--model.hidden_dims", "[8, 9]",
                   "--trainer.max_steps", "6", "--trainer.max_epochs", "9",
                   "--data.batch_size", "70", "--trainer.log_every_n_steps", "2",
-                  "--insight.histograms", "true"])  # fmt: skip
+                  "--tensorboard.histograms", "true"])  # fmt: skip
     main(["test", "--ckpt_path", LAST])
     return cli
 
@@ -153,7 +153,7 @@ def test_tensorboard_in_a_browser(trained: FNNCLI, tensorboard: str, browser: We
 
 
 def test_insight_can_be_switched_off(data_dir: str) -> None:
-    main(["fit", "--data.data_dir", data_dir, "--insight.enabled", "false"])
+    main(["fit", "--data.data_dir", data_dir, "--tensorboard.enabled", "false"])
     assert not (RUN / "loss.png").exists()
     from tensorboard.backend.event_processing.event_accumulator import EventAccumulator
 

@@ -126,6 +126,6 @@ def test_every_n_minutes(
     monkeypatch.setattr(
         Trainer, "save_checkpoint", lambda self, *_, **__: saved.append(self.global_step)
     )
-    module = FNNLitModule(hidden_dims=[4], run_ahead=False)
+    module = FNNLitModule(hidden_dims=[4], multi_step=False)
     run_with(Checkpoint(every_n_minutes=minutes), module, make_data(batch_size=40), max_epochs=1)
     assert saved == steps

@@ -1,3 +1,4 @@
+import re
 from collections.abc import Callable
 from copy import deepcopy
 from pathlib import Path
@@ -15,6 +16,7 @@ from fnn_lightning.commands.main import main
 from fnn_lightning.errors import InputError
 from fnn_lightning.runs.load import load_trained
 from fnn_lightning.training.checkpointing import Checkpoint
+from fnn_lightning.training.ema import EMA
 from tests.support import trainer
 
 MakeData = Callable[..., MNISTDataModule]
@@ -61,8 +63,9 @@ def test_the_average_is_that_of_every_step(
     make_data: MakeData, make_model: MakeModel, tmp_path: Path
 ) -> None:
     recorder, plain = Recorder(), Recorder()
-    model = make_model(averaging=0.75, batch_norm=True)
-    run = trainer(tmp_path / "averaged", callbacks=[recorder, Checkpoint(monitor="val/acc")])
+    model = make_model(batch_norm=True)
+    callbacks = [recorder, EMA(0.75), Checkpoint(monitor="val/acc")]
+    run = trainer(tmp_path / "averaged", callbacks=callbacks)
     run.fit(model, datamodule=make_data())
     other = trainer(tmp_path / "plain", callbacks=[plain])
     other.fit(make_model(batch_norm=True), datamodule=make_data())
@@ -88,13 +91,13 @@ def test_the_average_is_that_of_every_step(
         {name.removeprefix("network."): value for name, value in last["state_dict"].items()},
         averaged(recorder.steps, 0.75),
     )
-    assert last["averaging"]["steps"] == 6
-    for name, value in last["averaging"]["weights"].items():
+    assert last["callbacks"]["EMA"]["steps"] == 6
+    for name, value in last["callbacks"]["EMA"]["weights"].items():
         assert torch.equal(value, recorder.steps[-1][name])
     run.save_checkpoint(tmp_path / "after.ckpt")  # when training has ended, too
     after = torch.load(tmp_path / "after.ckpt", weights_only=True)
-    for part in ("state_dict", "averaging"):
-        assert str(after[part]) == str(last[part])
+    assert str(after["state_dict"]) == str(last["state_dict"])
+    assert str(after["callbacks"]["EMA"]) == str(last["callbacks"]["EMA"])
 
     # the best is that which is measured so: what was saved gives the figure it was chosen by
     best = load_trained(folder / "best.ckpt")
@@ -118,20 +121,20 @@ def test_without_it_nothing_is_kept(
     run = trainer(tmp_path, max_epochs=1)
     run.fit(make_model(), datamodule=make_data())
     run.save_checkpoint(tmp_path / "run.ckpt")
-    assert "averaging" not in torch.load(tmp_path / "run.ckpt", weights_only=True)
+    assert "EMA" not in torch.load(tmp_path / "run.ckpt", weights_only=True)["callbacks"]
 
 
 def test_test_and_predict_use_the_average(
     data_dir: str, capsys: pytest.CaptureFixture[str]
 ) -> None:
     options = ["--data.data_dir", data_dir, "--trainer.max_epochs", "2", "--model.hidden_dims",
-               "[8]", "--model.batch_norm", "true", "--model.averaging", "0.9"]  # fmt: skip
+               "[8]", "--model.batch_norm", "true", "--ema.decay", "0.9"]  # fmt: skip
     main(["fit", *options])
     network = FNNCLI(["test", "--ckpt_path", LAST]).model.network
     stored = torch.load(LAST, weights_only=True)
     for name, value in network.state_dict().items():
         assert torch.equal(value, stored["state_dict"][f"network.{name}"])
-        assert not torch.equal(value, stored["averaging"]["weights"][name])
+        assert not torch.equal(value, stored["callbacks"]["EMA"]["weights"][name])
 
     # all steps are done already: it validates the average, and leaves the checkpoint as it is
     again = FNNCLI(["fit", "--ckpt_path", LAST])
@@ -145,32 +148,38 @@ def test_test_and_predict_use_the_average(
 
     capsys.readouterr()
     with pytest.raises(SystemExit) as stop:
-        main(["fit", "--ckpt_path", LAST, "--model.averaging", "0", "--trainer.max_epochs", "4"])
+        main(["fit", "--ckpt_path", LAST, "--ema.decay", "0", "--trainer.max_epochs", "4"])
     assert stop.value.code == 2
-    assert "Expected `model.averaging` to be that of the checkpoint" in capsys.readouterr().err
+    assert "Expected `ema.decay` to be that of the checkpoint" in capsys.readouterr().err
 
 
 @pytest.mark.parametrize(
-    "kept", [7, {}, {"weights": {}, "steps": 3}, {"weights": {"layers.0.bias": torch.ones(9)}}]
+    "kept",
+    [
+        7,
+        {},
+        {"decay": 0.9, "weights": {}, "steps": 3},
+        {"decay": 0.9, "weights": {"layers.0.bias": torch.ones(9)}},
+    ],
 )
 def test_a_damaged_state_is_refused(
     data_dir: str, capsys: pytest.CaptureFixture[str], kept: Any
 ) -> None:
     main(["fit", "--data.data_dir", data_dir, "--trainer.max_epochs", "1",
-          "--model.averaging", "0.9"])  # fmt: skip
+          "--ema.decay", "0.9"])  # fmt: skip
     damaged = torch.load(LAST, weights_only=True)
-    damaged["averaging"] = kept
+    damaged["callbacks"]["EMA"] = kept
     torch.save(damaged, LAST)
     capsys.readouterr()
     with pytest.raises(SystemExit) as stop:
         main(["fit", "--ckpt_path", LAST, "--trainer.max_epochs", "2"])
     assert stop.value.code == 2
     error = capsys.readouterr().err
-    assert "Expected a state to go on from" in error
+    assert re.search("to hold a state to resume from|`ema.decay` to be that of", error)
     assert error.count("\n") == 1
 
 
-@pytest.mark.parametrize("averaging", [1.0, -0.5, float("nan")])
-def test_bad_decays(averaging: float) -> None:
-    with pytest.raises(InputError, match="`averaging` to be from 0 to below 1"):
-        FNNLitModule(averaging=averaging)
+@pytest.mark.parametrize("decay", [1.0, -0.5, float("nan")])
+def test_a_decay_out_of_range_is_refused(decay: float) -> None:
+    with pytest.raises(InputError, match="`decay` of the EMA to be from 0 to below 1"):
+        EMA(decay)

@@ -18,7 +18,7 @@ from fnn_lightning.training.manual_backward import (
     supports_manual_backward,
 )
 from fnn_lightning.training.metrics import StepOutput
-from tests.support import trainer
+from tests.support import trainer, why_single_steps
 
 MakeData = Callable[..., MNISTDataModule]
 MakeModel = Callable[..., FNNLitModule]
@@ -202,11 +202,11 @@ def calls(monkeypatch: pytest.MonkeyPatch) -> list[int]:
     [
         ({}, True),
         ({"hidden_dims": []}, True),
-        ({"activation": "tanh", "averaging": 0.9}, True),
+        ({"activation": "tanh"}, True),
         ({"activation": "gelu"}, False),
         ({"label_smoothing": 0.1}, False),
-        ({"hardest": 0.5}, False),
-        ({"run_ahead": False}, False),
+        ({"keep_hardest": 0.5}, False),
+        ({"multi_step": False}, False),
     ],
 )
 def test_steps_that_run_ahead_are_written_out(
@@ -228,7 +228,7 @@ def test_a_derived_module_has_autograd(
     model = HalfLoss(hidden_dims=[4])
     run = trainer(tmp_path, max_epochs=1)
     run.fit(model, datamodule=make_data(batch_size=20))
-    assert model.single_steps_because is None
+    assert why_single_steps(run) is None
     assert run.global_step == 14
     assert not calls
 
@@ -242,6 +242,6 @@ def test_hooks_are_called_in_every_step(
     watched.register_forward_hook(lambda *_: seen.append(where))
     run = trainer(tmp_path, max_epochs=1, limit_val_batches=0)
     run.fit(model, datamodule=make_data(batch_size=20))
-    assert model.single_steps_because is None
+    assert why_single_steps(run) is None
     assert len(seen) == run.global_step == 14
     assert not calls

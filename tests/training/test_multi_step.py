@@ -20,10 +20,12 @@ from torch.optim.optimizer import register_optimizer_step_post_hook
 from torch.utils.data import DataLoader
 
 from fnn_lightning import FNNLitModule, MNISTDataModule
-from fnn_lightning import lit_module as lit_module_file
+from fnn_lightning.data.augmentation import Augmentation
+from fnn_lightning.training import multi_step as multi_step_file
 from fnn_lightning.training.checkpointing import Checkpoint, EarlyStopping
 from fnn_lightning.training.console import ProgressBar
-from tests.support import assert_same, scalars, trainer
+from fnn_lightning.training.ema import EMA
+from tests.support import assert_same, scalars, trainer, why_single_steps
 
 MakeData = Callable[..., MNISTDataModule]
 MakeModel = Callable[..., FNNLitModule]
@@ -38,7 +40,7 @@ EVERY_EPOCH = {"class_path": "ExponentialLR", "init_args": {"gamma": 0.7}}
 @pytest.fixture(autouse=True)
 def _no_clock(monkeypatch: pytest.MonkeyPatch) -> None:
     """Let nothing but the Trainer's own business end a run of steps."""
-    monkeypatch.setattr(lit_module_file, "MAX_SECONDS", 1000.0)
+    monkeypatch.setattr(multi_step_file, "MAX_SECONDS", 1000.0)
 
 
 class Run:
@@ -75,15 +77,17 @@ def both(make_data: MakeData, make_model: MakeModel, tmp_path: Path) -> Callable
     def fit(model: dict[str, Any] | None = None, batch_size: int = 20, **kwargs: Any) -> list[Run]:
         make_callbacks = kwargs.pop("callbacks", lambda: [Checkpoint()])
         images = {"batch_size": batch_size, **kwargs.pop("data", {})}
+        arguments = dict(model or {})
+        decay = arguments.pop("ema", 0.0)
         return [
             Run(
                 make_data(**images),
-                make_model(run_ahead=run_ahead, **(model or {})),
-                tmp_path / str(run_ahead),
-                callbacks=make_callbacks(),
+                make_model(multi_step=multi_step, **arguments),
+                tmp_path / str(multi_step),
+                callbacks=[*([EMA(decay)] if decay else []), *make_callbacks()],
                 **kwargs,
             )
-            for run_ahead in (True, False)
+            for multi_step in (True, False)
         ]
 
     return fit
@@ -112,7 +116,7 @@ def test_a_run_is_bit_for_bit_that_of_single_steps(
     "model",
     [
         {"hidden_dims": []},
-        {"hidden_dims": [9, 8, 7], "activation": "tanh", "averaging": 0.9},
+        {"hidden_dims": [9, 8, 7], "activation": "tanh", "ema": 0.9},
         {"hidden_dims": [9], "activation": "sigmoid", "pixel_mean": 0.1, "pixel_std": 0.3},
     ],
 )
@@ -128,7 +132,7 @@ def test_what_draws_and_what_counts_batches_is_the_same(
     both: Callable[..., list[Run]],
 ) -> None:
     layers = {"batch_norm": True, "dropout": 0.3, "input_dropout": 0.2, "initialization": "he"}
-    options = {"label_smoothing": 0.1, "hardest": 0.5, "averaging": 0.9}
+    options = {"label_smoothing": 0.1, "keep_hardest": 0.5, "ema": 0.9}
     ahead, single = both({**layers, **options}, max_epochs=2)
     assert_same(ahead.end, single.end)
     assert ahead.scalars == single.scalars
@@ -145,9 +149,9 @@ def stop_early() -> list[Callback]:
         ({"max_epochs": -1, "max_steps": 20}, 20, 4),  # 1, 14 | 15, 20
         ({"limit_train_batches": 9}, 18, 4),
         ({"limit_train_batches": 0.5}, 14, 4),
-        ({"val_check_interval": 5}, 28, 8),  # 1, 5, 10, 14 of each epoch
-        ({"val_check_interval": 0.5}, 28, 6),
-        ({"val_check_interval": 5, "check_val_every_n_epoch": None}, 28, 8),
+        ({"val_check_interval": 5}, 28, 12),  # 1, 5, 6, 10, 11, 14 of each epoch
+        ({"val_check_interval": 0.5}, 28, 8),
+        ({"val_check_interval": 5, "check_val_every_n_epoch": None}, 28, 13),
         ({"check_val_every_n_epoch": 2}, 28, 4),
         ({"overfit_batches": 6}, 12, 4),
         ({"fast_dev_run": 8}, 8, 2),
@@ -156,8 +160,12 @@ def stop_early() -> list[Callback]:
         ({"log_every_n_steps": 1}, 28, 4),
         ({"logger": False}, 28, 4),
         ({"detect_anomaly": True}, 28, 4),
-        ({"data": {"rotation": 20.0, "elastic": 1.0}}, 28, 4),
-        ({"callbacks": lambda: [Checkpoint(every_n_steps=4)]}, 28, 10),  # 4, 8, 12 | 16, 20, 24
+        ({"data": {"augmentation": Augmentation(rotation=20.0, elastic=1.0)}}, 28, 4),
+        (
+            {"callbacks": lambda: [Checkpoint(every_n_steps=4)]},
+            28,
+            16,
+        ),  # 1, 4, 5, 8, 9, 12, 13, 14 | …
         ({"callbacks": lambda: [ModelCheckpoint(monitor="val/acc")]}, 28, 4),
         ({"callbacks": stop_early, "max_epochs": 9}, 28, 4),
         ({"callbacks": stop_early, "max_epochs": 9, "min_steps": 33}, 33, 6),
@@ -202,15 +210,15 @@ def test_a_checkpoint_of_either_resumes_in_the_other(
     model = {"optimizer": ADAM, "lr_scheduler": EVERY_STEP, "lr_interval": "step"}
     # in the middle of the second epoch
     ahead, single = both(model, max_epochs=3, callbacks=lambda: [SaveAt20(), Checkpoint()])
-    for saved, run_ahead in ((ahead, False), (single, True)):
+    for saved, multi_step in ((ahead, False), (single, True)):
         resumed = Run(
             make_data(batch_size=20),
-            make_model(run_ahead=run_ahead, **model),
-            tmp_path / f"resumed {run_ahead}",
+            make_model(multi_step=multi_step, **model),
+            tmp_path / f"resumed {multi_step}",
             max_epochs=3,
             ckpt_path=Path(saved.trainer.default_root_dir) / "20.ckpt",
         )
-        assert resumed.trainer_steps == (4 if run_ahead else 22)  # 21, 28 | 29, 42
+        assert resumed.trainer_steps == (4 if multi_step else 22)  # 21, 28 | 29, 42
         assert_same(resumed.end["state_dict"], single.end["state_dict"])
         assert_same(resumed.end["optimizer_states"], single.end["optimizer_states"])
         assert_same(resumed.end["lr_schedulers"], single.end["lr_schedulers"])
@@ -253,10 +261,10 @@ PLATEAU = {"class_path": "ReduceLROnPlateau", "init_args": {"monitor": "val/loss
         ({"gradient_clip_val": 0.1}, {}, "gradients are clipped"),
         ({"precision": "bf16-mixed"}, {}, "the precision is bf16-mixed"),
         ({"profiler": "simple"}, {}, "the run is profiled"),
-        ({"reload_dataloaders_every_n_epochs": 1}, {}, "the data are loaded anew"),
+        ({"reload_dataloaders_every_n_epochs": 1}, {}, "the dataloader is reloaded"),
         ({}, {"optimizer": {"class_path": "LBFGS"}}, "LBFGS computes the loss several times"),
         ({}, {"lr_scheduler": PLATEAU, "lr_interval": "step"}, "ReduceLROnPlateau looks at"),
-        ({}, {"run_ahead": False}, "run_ahead is off"),
+        ({}, {"multi_step": False}, "multi_step is off"),
         ({"callbacks": [Watcher()]}, {}, "Watcher watches every batch"),
         ({"callbacks": [LambdaCallback(on_after_backward=print)]}, {}, "LambdaCallback watches"),
         ({"callbacks": [OwnBar()], "enable_progress_bar": True}, {}, "OwnBar watches"),
@@ -284,21 +292,22 @@ def test_what_needs_the_trainer_gets_single_steps(
     )
     with expected:
         run.fit(module, datamodule=make_data(batch_size=20))
-    assert reason in str(module.single_steps_because)
-    assert run.train_dataloader.between is None  # type: ignore[union-attr]
+    assert reason in str(why_single_steps(run))
 
 
 def test_own_hooks_see_every_step(make_data: MakeData, data_dir: str, tmp_path: Path) -> None:
     torch.manual_seed(0)
     own = OwnStep(hidden_dims=[8])
-    trainer(tmp_path, max_epochs=1).fit(own, datamodule=make_data(batch_size=20))
-    assert own.single_steps_because == "OwnStep has its own on_after_backward"
+    run = trainer(tmp_path, max_epochs=1)
+    run.fit(own, datamodule=make_data(batch_size=20))
+    assert why_single_steps(run) == "OwnStep has its own on_after_backward"
     assert own.called == 14
 
     data = OwnTransfer(data_dir=data_dir)
     module = FNNLitModule(hidden_dims=[8])
-    trainer(tmp_path, max_epochs=1).fit(module, datamodule=data)
-    assert module.single_steps_because == "OwnTransfer has its own on_after_batch_transfer"
+    run = trainer(tmp_path, max_epochs=1)
+    run.fit(module, datamodule=data)
+    assert why_single_steps(run) == "OwnTransfer has its own on_after_batch_transfer"
 
 
 def test_other_loaders_get_single_steps(
@@ -307,8 +316,9 @@ def test_other_loaders_get_single_steps(
     data, module = make_data(), make_model()
     data.setup("fit")
     loader: Any = DataLoader(list(data.train_dataloader()), batch_size=None)  # type: ignore[arg-type]
-    trainer(tmp_path, max_epochs=1).fit(module, loader, data.val_dataloader())
-    assert module.single_steps_because == "the batches come from a DataLoader"
+    run = trainer(tmp_path, max_epochs=1)
+    run.fit(module, loader, data.val_dataloader())
+    assert why_single_steps(run) == "the batches come from a DataLoader"
 
 
 def test_a_callback_can_say_how_often_it_acts(
@@ -317,7 +327,7 @@ def test_a_callback_can_say_how_often_it_acts(
     sparse = Sparse()
     run = trainer(tmp_path, callbacks=[sparse], max_epochs=1)
     run.fit(make_model(), datamodule=make_data(batch_size=20))
-    assert sparse.seen == [1, 4, 8, 12, 14]
+    assert sparse.seen == [1, 4, 5, 8, 9, 12, 13, 14]
 
 
 def test_hooks_of_the_optimizer_are_called(
@@ -343,7 +353,7 @@ def test_hooks_of_the_optimizer_are_called(
 def test_the_clock_returns_to_the_trainer(
     make_data: MakeData, make_model: MakeModel, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
 ) -> None:
-    monkeypatch.setattr(lit_module_file, "MAX_SECONDS", 0.0)  # one step ahead, one the Trainer's
+    monkeypatch.setattr(multi_step_file, "MAX_SECONDS", 0.0)  # one step ahead, one the Trainer's
     run = Run(make_data(batch_size=20), make_model(), tmp_path, max_epochs=1)
     assert run.trainer.global_step == 14
     assert run.trainer_steps == 8  # 1, 3, 5, …, 13, 14
@@ -353,14 +363,15 @@ def test_an_interrupted_step_leaves_the_counts_right(
     make_data: MakeData, make_model: MakeModel, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
 ) -> None:
     module = make_model()
-    add = module.train_metrics.add
+    update, batches = module.train_metrics.update, []
 
-    def stop_at_seven(step: int, output: Any) -> None:
-        if step == 7:
+    def stop_at_seven(output: Any) -> None:
+        batches.append(output)
+        if len(batches) == 7:
             raise RuntimeError("stop")
-        add(step, output)
+        update(output)
 
-    monkeypatch.setattr(module.train_metrics, "add", stop_at_seven)
+    monkeypatch.setattr(module.train_metrics, "update", stop_at_seven)
     run = trainer(tmp_path, max_epochs=1)
     with pytest.raises(RuntimeError, match="stop"):
         run.fit(module, datamodule=make_data(batch_size=20))

@@ -128,17 +128,17 @@ def linear(start: float, end: float, steps: int) -> list[float]:
         ),
     ],
 )
-@pytest.mark.parametrize("run_ahead", [True, False], ids=["ahead", "single"])
+@pytest.mark.parametrize("multi_step", [True, False], ids=["ahead", "single"])
 def test_the_learning_rate_of_every_step(
     make_data: MakeData,
     make_model: MakeModel,
     tmp_path: Path,
     model: Any,
     expected: list[float],
-    run_ahead: bool,
+    multi_step: bool,
 ) -> None:
     sgd = {"class_path": "SGD", "init_args": {"lr": 0.4, "momentum": 0.9}}
-    module = make_model(optimizer=sgd, run_ahead=run_ahead, **model)
+    module = make_model(optimizer=sgd, multi_step=multi_step, **model)
     run = trainer(tmp_path, log_every_n_steps=1)
     run.fit(module, datamodule=make_data(batch_size=55))
     rates = scalars(run.log_dir)["lr"]
@@ -227,7 +227,7 @@ COSINE = {"lr_scheduler": scheduled("CosineAnnealingLR")}
     ("model", "limits", "message"),
     [
         ({"warmup": 10}, {}, "shorter than the run of 10 steps, but got 10"),
-        ({**COSINE, "warmup": 6}, {}, "end with the first epoch, of 5 steps, but got 6 steps"),
+        ({**COSINE, "warmup": 6}, {}, "end within the first epoch, of 5 steps, but got 6 steps"),
         (
             COSINE,
             {"max_epochs": -1, "max_time": timedelta(seconds=9)},

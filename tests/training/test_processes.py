@@ -18,7 +18,7 @@ from fnn_lightning.commands.main import main
 from tests.support import ROOT, SECONDS, Start, assert_same, ended, scalars
 
 FIT = ["-m", "fnn_lightning", "fit", "--trainer.accelerator", "cpu"]
-GO_ON = re.compile(r"stopped by (\w+), saved; go on with: python (-m fnn_lightning fit .*)\n")
+GO_ON = re.compile(r"stopped by (\w+), saved; resume with: python (-m fnn_lightning fit .*)\n")
 
 
 def wait_for(process: subprocess.Popen[str], step: int) -> None:
@@ -111,13 +111,18 @@ def test_the_number_of_processes_changes_nothing(
         assert ("/ 100 correct" in alone) == (command == "test")
 
 
-DEFORMED = ["--data.rotation=20", "--data.scale=0.1", "--data.shift=1", "--data.elastic=1"]
-DEFORMED += ["--model.averaging=0.9", "--model.label_smoothing=0.1", "--model.hidden_dims=[16]"]
+AUGMENTED = [
+    "--data.augmentation.rotation=20",
+    "--data.augmentation.scale=0.1",
+    "--data.augmentation.shift=1",
+    "--data.augmentation.elastic=1",
+]
+AUGMENTED += ["--ema.decay=0.9", "--model.label_smoothing=0.1", "--model.hidden_dims=[16]"]
 
 
 @pytest.mark.soak
 def test_deformation_and_averaging_on_two_processes(data_dir: str, start: Start) -> None:
-    options = ["--data.data_dir", data_dir, *DEFORMED, "--trainer.log_every_n_steps", "1"]
+    options = ["--data.data_dir", data_dir, *AUGMENTED, "--trainer.log_every_n_steps", "1"]
     done(start(*FIT, *options, "--run_folder", "one"))
     done(start(*FIT, *options, *ddp(2), "--run_folder", "two"))
     one, two = scalars("one"), scalars("two")
@@ -126,7 +131,7 @@ def test_deformation_and_averaging_on_two_processes(data_dir: str, start: Start)
         assert values[0] == pytest.approx(values[1], rel=1e-4), tag
 
     # the hardest of the whole batch, however many of them a process has
-    hardest = [*options, "--model.hardest=0.3"]
+    hardest = [*options, "--model.keep_hardest=0.3"]
     done(start(*FIT, *hardest, "--run_folder", "hard"))
     done(start(*FIT, *hardest, *ddp(2), "--run_folder", "hard2"))
     alone, shared = scalars("hard"), scalars("hard2")
@@ -138,7 +143,7 @@ def test_deformation_and_averaging_on_two_processes(data_dir: str, start: Start)
     refused = start(*FIT, *hardest, *ddp(2), "--model.batch_norm=true", "--run_folder", "no")
     status, _, err = ended(refused)
     assert status != 0
-    assert "Expected one process for batch normalisation of the `hardest`" in err
+    assert "Expected one rank for batch normalisation with `keep_hardest`" in err
 
     # each normalises by its own share: other figures, but the same ones in a run that goes on
     options += ["--model.batch_norm=true", "--model.dropout=0.2", "--model.warmup=2", *ddp(2)]
@@ -146,7 +151,7 @@ def test_deformation_and_averaging_on_two_processes(data_dir: str, start: Start)
     done(start(*FIT, *options, "--run_folder", "resumed", "--trainer.max_epochs=2"))
     done(start(*FIT, *options, "--run_folder", "resumed", "--trainer.max_epochs=5"))
     ends = [end_of(name) for name in ("straight", "resumed")]
-    for part in ("state_dict", "averaging", "optimizer_states", "lr_schedulers", "progress"):
+    for part in ("state_dict", "callbacks", "optimizer_states", "lr_schedulers"):
         assert_same(ends[0][part], ends[1][part], part)
 
 

@@ -11,7 +11,9 @@ from lightning.pytorch import Trainer
 from torch import nn
 
 from fnn_lightning import FNNLitModule, MNISTDataModule
+from fnn_lightning.data.augmentation import Augmentation
 from fnn_lightning.training.checkpointing import Checkpoint, EarlyStopping
+from fnn_lightning.training.ema import EMA
 from tests.support import assert_same, scalars, trainer
 
 MakeData = Callable[..., MNISTDataModule]
@@ -20,7 +22,7 @@ ADAM = {"class_path": "Adam", "init_args": {"lr": 0.01}}
 MOMENTUM = {"class_path": "SGD", "init_args": {"lr": 0.05, "momentum": 0.9}}
 EVERY_STEP = {"class_path": "OneCycleLR", "init_args": {"max_lr": 0.3, "total_steps": 60}}
 EVERY_EPOCH = {"class_path": "ExponentialLR", "init_args": {"gamma": 0.7}}
-DEFORMED = {"rotation": 20.0, "scale": 0.2, "shear": 10.0, "shift": 2.0, "elastic": 1.0}
+AUGMENTED = {"augmentation": Augmentation(20.0, 0.2, 10.0, 2.0, 1.0)}
 COSINE = {"class_path": "CosineAnnealingLR", "init_args": {}}
 PLATEAU = {
     "class_path": "ReduceLROnPlateau",
@@ -52,13 +54,14 @@ class Dropping(FNNLitModule):
 def fit(
     folder: Path, module: FNNLitModule, data: MNISTDataModule, ckpt_path: Any = None, **kwargs: Any
 ) -> tuple[Trainer, Any, dict[str, Any]]:
-    patience = kwargs.pop("patience", None)
+    patience, decay = kwargs.pop("patience", None), kwargs.pop("ema", 0.0)
     extra = [EarlyStopping(patience=patience, min_delta=0.3)] if patience else []
-    every = 3 if module.run_ahead else 1
+    averaging = [EMA(decay)] if decay else []
+    every = 3 if module.multi_step else 1
     done = trainer(
         folder,
         **{
-            "callbacks": [*extra, KeepsAll(monitor="val/acc", every_n_steps=every)],
+            "callbacks": [*averaging, *extra, KeepsAll(monitor="val/acc", every_n_steps=every)],
             "enable_checkpointing": True,
             "log_every_n_steps": 4,
             "max_epochs": 2,
@@ -72,7 +75,7 @@ def fit(
 
 
 @pytest.mark.soak
-@pytest.mark.parametrize("run_ahead", [True, False], ids=["ahead", "single"])
+@pytest.mark.parametrize("multi_step", [True, False], ids=["ahead", "single"])
 @pytest.mark.parametrize(
     ("model", "limits"),
     [
@@ -91,11 +94,11 @@ def fit(
         ({}, {"accumulate_grad_batches": 4}),
         ({}, {"log_every_n_steps": 150, "max_epochs": 19}),
         ({}, {"overfit_batches": 3}),
-        ({}, {"data": DEFORMED}),
-        ({"averaging": 0.8, "batch_norm": True}, {}),
-        ({"averaging": 0.8, "optimizer": ADAM}, {"max_epochs": -1, "max_steps": 15}),
-        ({"averaging": 0.8}, {"val_check_interval": 4}),
-        ({"averaging": 0.8}, {"accumulate_grad_batches": 4}),
+        ({}, {"data": AUGMENTED}),
+        ({"ema": 0.8, "batch_norm": True}, {}),
+        ({"ema": 0.8, "optimizer": ADAM}, {"max_epochs": -1, "max_steps": 15}),
+        ({"ema": 0.8}, {"val_check_interval": 4}),
+        ({"ema": 0.8}, {"accumulate_grad_batches": 4}),
         ({"optimizer": MOMENTUM, "lr_scheduler": COSINE, "lr_interval": "step", "warmup": 4}, {}),
         ({"optimizer": MOMENTUM, "lr_scheduler": COSINE, "warmup": 4}, {"max_epochs": 3}),
         ({"lr_scheduler": PLATEAU, "warmup": 0.1}, {"max_epochs": 4}),
@@ -104,26 +107,28 @@ def fit(
             {"max_epochs": -1, "max_steps": 15},
         ),
         ({"batch_norm": True, "input_dropout": 0.2, "label_smoothing": 0.1}, {}),
-        ({"batch_norm": True, "hardest": 0.3}, {}),
+        ({"batch_norm": True, "keep_hardest": 0.3}, {}),
         ({}, {"patience": 1, "max_epochs": 9}),
         ({}, {"patience": 1, "max_epochs": 9, "min_epochs": 4, "val_check_interval": 2}),
     ],
     ids=lambda value: "-".join(map(str, value.values())) if "class_path" not in value else None,
 )
 def test_a_run_goes_on_from_every_step(
-    make_data: MakeData, tmp_path: Path, run_ahead: bool, model: Any, limits: Any
+    make_data: MakeData, tmp_path: Path, multi_step: bool, model: Any, limits: Any
 ) -> None:
+    arguments = dict(model)
+    limits = {**limits, "ema": arguments.pop("ema", 0.0)}
+
     def make() -> FNNLitModule:
         torch.manual_seed(0)
-        return Dropping(hidden_dims=[8], run_ahead=run_ahead, **model)
+        return Dropping(hidden_dims=[8], multi_step=multi_step, **arguments)
 
-    limits = dict(limits)
     images = {"batch_size": 50, **limits.pop("data", {})}
     whole, end, curves = fit(tmp_path / "whole", make(), make_data(**images), **limits)
     keeper = whole.checkpoint_callbacks[0]
     assert isinstance(keeper, KeepsAll)
     copies = keeper.copies
-    assert len(copies) >= whole.global_step // (3 if run_ahead else 1)
+    assert len(copies) >= whole.global_step // (3 if multi_step else 1)
     chosen = copies[:-1] if len(copies) < 30 else [*copies[:-1:7], copies[-2]]
     for copy in chosen:
         step = torch.load(copy, weights_only=True)["global_step"]

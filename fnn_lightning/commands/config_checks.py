@@ -1,0 +1,122 @@
+"""Checks of the settings of a run, before anything is made or written."""
+
+import re
+from typing import Any
+
+from jsonargparse import Namespace
+
+from fnn_lightning.errors import InputError
+
+PLATEAU = "lightning.pytorch.cli.ReduceLROnPlateau"
+# the texts that settings of the Trainer, the checkpoints and torch.optim's classes can be
+WORDS = (
+    *("auto", "cpu", "gpu", "cuda", "mps", "tpu", "ddp", "fsdp"),
+    *("16-mixed", "bf16-mixed", "16-true", "bf16-true", "32-true", "64-true", "bf16"),
+    *("val/acc", "val/loss", "min", "max", "rel", "abs", "norm", "value", "cos", "linear"),
+    *("triangular", "triangular2", "exp_range", "cycle", "iterations"),
+)
+
+
+def check_what_is_monitored(config: Namespace) -> None:
+    """Refuse to monitor what is not measured, or what nothing may be selected by."""
+    scheduler = (config.lr_scheduler or {}).get("init_args") or {}
+    monitors = {
+        "--checkpoint.monitor": config.checkpoint.monitor,
+        "--early_stopping.patience": config.early_stopping.patience is not None
+        and config.early_stopping.monitor,
+        "--lr_scheduler.monitor": scheduler.get("monitor"),
+    }
+    for option, metric in monitors.items():
+        if metric and config.data.val_size == 0:
+            raise InputError(
+                f"{option} would select by {metric}, but with val_size 0 validation watches the "
+                "test set, by which nothing may be selected: give --data.val_size 5000, or drop "
+                f"{option}"
+            )
+        if metric and config.trainer.limit_val_batches == 0:
+            raise InputError(f"{option} needs validation, which limit_val_batches 0 switches off")
+    writes = config.trainer.enable_checkpointing is not False and config.trainer.logger is not False
+    if config.checkpoint.monitor and not writes:
+        raise InputError("--checkpoint.monitor needs checkpoints, which are switched off")
+
+
+def check_ranges(trainer: Namespace) -> None:
+    """Check the numbers that the Trainer itself takes as they come."""
+    at_least = {
+        "accumulate_grad_batches": 1,
+        "check_val_every_n_epoch": 1,
+        "log_every_n_steps": 0,
+        "gradient_clip_val": 0,
+    }
+    for name, least in at_least.items():
+        value = trainer[name]
+        if value is not None and value < least:
+            raise InputError(f"Expected `trainer.{name}` to be {least} or more, but got {value}")
+    interval = trainer.val_check_interval
+    if isinstance(interval, int | float) and interval <= 0:
+        raise InputError(
+            f"Expected `trainer.val_check_interval` to be positive, but got {interval}"
+        )
+
+
+def check_resumes(config: Namespace, checkpoint: dict[str, Any]) -> None:
+    """Refuse another optimiser or schedule than the one whose state the checkpoint brings."""
+    for name in ("optimizer", "lr_scheduler"):
+        stored, now = checkpoint["hyper_parameters"].get(name), plain(config[name])
+        if stored:
+            check_is_data(stored)
+        if stored != now:
+            raise InputError(
+                f"Expected `{name}` to be that of the checkpoint, whose state comes with it, "
+                f"{stored}, but got {now}"
+            )
+    others = {
+        "model.warmup": (checkpoint["hyper_parameters"].get("warmup", 0), config.model.warmup),
+        "ema.decay": (ema_decay(checkpoint), config.ema.decay),
+    }
+    for option, (before, now) in others.items():
+        if before != now:
+            raise InputError(
+                f"Expected `{option}` to be that of the checkpoint, whose state comes with it, "
+                f"{before}, but got {now}"
+            )
+
+
+def ema_decay(checkpoint: dict[str, Any]) -> float:
+    """Return the decay of the EMA whose state a checkpoint holds; 0 if it holds none."""
+    try:
+        return float(checkpoint["callbacks"]["EMA"]["decay"])
+    except (KeyError, TypeError, ValueError):
+        return 0.0
+
+
+def check_is_data(config: Any) -> None:
+    """Refuse a stored class or argument by which the parser would import code."""
+    path = str(config.get("class_path")) if isinstance(config, dict) else ""
+    name = path.rpartition(".")[2]
+    known = (f"torch.optim.{name}", f"torch.optim.lr_scheduler.{name}", PLATEAU)
+    arguments = (config.get("init_args") or {}) if isinstance(config, dict) else None
+    if (
+        path not in known
+        or not set(config) <= {"class_path", "init_args"}
+        or not isinstance(arguments, dict)
+        or not all(map(is_data, arguments.values()))
+    ):
+        raise InputError(f"The checkpoint names code, which is not run: {config!r:.200}")
+
+
+def is_data(value: Any) -> bool:
+    """Tell whether a stored setting is a number or one of the few words that settings can be.
+
+    The parser takes any other text for YAML, the name of a class or that of a file.
+    """
+    if isinstance(value, list | tuple):
+        return all(part is None or isinstance(part, int | float) for part in value)
+    if isinstance(value, str):
+        return value in WORDS or re.fullmatch(r"[0-9:,.]+", value) is not None
+    return value is None or isinstance(value, bool | int | float)
+
+
+def plain(config: Any) -> dict[str, Any] | None:
+    """Turn jsonargparse's namespace of a class and its arguments into a plain dictionary."""
+    return None if config is None else config.as_dict()

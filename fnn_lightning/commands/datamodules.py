@@ -1,0 +1,80 @@
+"""The data modules of `test` and `predict`, which can serve more than MNIST's splits."""
+
+from pathlib import Path
+from typing import Any
+
+import torch
+
+from fnn_lightning.data.dataloader import InMemoryDataLoader
+from fnn_lightning.datamodule import MNISTDataModule, Split
+from fnn_lightning.errors import InputError
+
+
+class MNISTWithTrainSet(MNISTDataModule):
+    """Lets `test` measure the training images as well.
+
+    Args:
+        test_train_set: Whether `test` measures the accuracy on the training images as well.
+        data: Arguments of `MNISTDataModule`.
+    """
+
+    def __init__(self, test_train_set: bool = False, **data: Any) -> None:
+        super().__init__(**data)
+        self.test_train_set = test_train_set
+
+    def setup(self, stage: str) -> None:
+        super().setup(stage)
+        if stage == "test" and self.test_train_set:
+            self.read_train_and_val()
+
+    def test_dataloader(self) -> InMemoryDataLoader | list[InMemoryDataLoader]:
+        """Serve the test images and, if wanted, the training images after them."""
+        test = self.serve("test")
+        return [test, self.serve("train")] if self.test_train_set else test
+
+
+class MNISTOrPictures(MNISTDataModule):
+    """Lets `predict` read pictures.
+
+    Args:
+        images: Pictures to predict instead of the test set: files, folders or globs.
+        data: Arguments of `MNISTDataModule`.
+    """
+
+    def __init__(self, images: list[str] | None = None, **data: Any) -> None:
+        super().__init__(**data)
+        self.images = images
+        self.pictures: list[Path] | None = None
+        """The files that `images` names, as far as they could be read; None without `images`."""
+        self.unread: dict[Path, str] = {}
+        """The files that could not be read, and why."""
+
+    def prepare_data(self) -> None:
+        if self.images is None:
+            super().prepare_data()
+
+    def setup(self, stage: str) -> None:
+        if self.images is None:
+            super().setup(stage)
+        else:
+            self._read_pictures(self.images)
+
+    def predict_dataloader(self) -> InMemoryDataLoader:
+        """Serve the pictures, with label 0, or else the test images."""
+        return super().predict_dataloader() if self.images is None else self.serve(self._read_in)
+
+    def _read_pictures(self, paths: list[str]) -> None:
+        # slow to import, and of use here only
+        from fnn_lightning.data.preprocessing import find_pictures, read_picture
+
+        images = [torch.empty(0, 28, 28, dtype=torch.uint8)]
+        self.pictures, self.unread = [], {}
+        for path in find_pictures(paths):
+            try:
+                images.append(read_picture(path)[None])
+                self.pictures.append(path)
+            except InputError as error:
+                self.unread[path] = str(error)
+        count = len(self.pictures)
+        labels = torch.zeros(count, dtype=torch.int64)
+        self._read_in = Split(torch.cat(images), labels, torch.arange(count))

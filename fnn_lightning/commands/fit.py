@@ -1,0 +1,192 @@
+"""Runs `fit`: turns what can go wrong into one line, finishes the run, and says what came of it."""
+
+import math
+import os
+import shlex
+import signal
+import time
+from pathlib import Path
+from typing import Any, TypeVar
+
+from lightning.pytorch import Callback, Trainer
+
+from fnn_lightning.commands.main import COMMAND
+from fnn_lightning.datamodule import MNISTDataModule
+from fnn_lightning.errors import DivergenceError, InputError
+from fnn_lightning.evaluation.tensorboard import TensorBoardPlots
+from fnn_lightning.lit_module import FNNLitModule
+from fnn_lightning.runs.run_folder import read_curves, read_metrics, write_metrics
+from fnn_lightning.runs.signals import LOST, Stopped, lost_a_rank, requeue
+from fnn_lightning.training.checkpointing import Checkpoint
+from fnn_lightning.training.optim import MONITORED
+from fnn_lightning.training.resume import Resume
+from fnn_lightning.training.train_log import TrainLog
+
+TO_TRAIN_LONGER = (
+    "to train longer, raise --trainer.max_epochs, --trainer.max_steps or --trainer.max_time"
+)
+
+Kind = TypeVar("Kind", bound=Callback)
+
+
+class Fit:
+    """One call of `fit`.
+
+    Args:
+        trainer: The Trainer, with a `Checkpoint` among its callbacks.
+        module: What is trained.
+        datamodule: What it is trained on.
+        ckpt_path: The checkpoint to resume from; None in a new run.
+        run: The folder to resume in; None if there is none yet.
+    """
+
+    def __init__(
+        self,
+        trainer: Trainer,
+        module: FNNLitModule,
+        datamodule: MNISTDataModule,
+        ckpt_path: str | None,
+        run: Path | None,
+    ) -> None:
+        self.trainer = trainer
+        self.module = module
+        self.datamodule = datamodule
+        self.ckpt_path = ckpt_path
+        self.run = run
+
+    def __call__(self) -> None:
+        """Train, validate the last step, write the results, and print them."""
+        began = time.monotonic()
+        self._train()
+        trained, validated_step = self._began, self._callback(TrainLog).validated_step
+        if self.ckpt_path and not trained:
+            validated_step = self._finish()
+        trainer = self.trainer
+        unvalidated = trainer.global_step not in (0, validated_step)
+        if unvalidated and trainer.enable_validation and not trainer.fast_dev_run:  # type: ignore[attr-defined]
+            # The result is that of the last step, wherever the last validation was.
+            trainer.validate(self.module, datamodule=self.datamodule, verbose=False)
+        self._print_result(trained, time.monotonic() - began)
+
+    @property
+    def _began(self) -> bool:
+        """Whether training has begun: all that a checkpoint brings is in its place."""
+        callbacks = self.trainer.callbacks  # type: ignore[attr-defined]
+        return any(isinstance(each, Resume) and each.began for each in callbacks)
+
+    def _callback(self, kind: type[Kind]) -> Kind:
+        callbacks = self.trainer.callbacks  # type: ignore[attr-defined]
+        return next(each for each in callbacks if isinstance(each, kind))
+
+    def _train(self) -> None:
+        trainer = self.trainer
+        try:
+            trainer.fit(
+                self.module,
+                datamodule=self.datamodule,
+                ckpt_path=self.ckpt_path,
+                weights_only=True,
+            )
+        except Stopped as stop:
+            if trainer.is_global_zero:
+                requeue(stop)
+            raise
+        except DivergenceError as error:
+            raise DivergenceError(
+                f"{error}; {self._last_checkpoint()}. Try a lower learning rate"
+            ) from None
+        except InputError:
+            raise
+        except Exception as error:
+            if lost_a_rank(error):
+                raise ConnectionError(f"{LOST}; {self._last_checkpoint()}") from None
+            if self.ckpt_path and not (self._began or isinstance(error, OSError)):
+                raise InputError(
+                    f"Expected {self.ckpt_path} to hold a state to resume from, but it cannot be "
+                    f"restored: {type(error).__name__}: {error}"
+                ) from error
+            raise
+        except SystemExit as stop:
+            if isinstance(stop.__context__, KeyboardInterrupt):
+                raise KeyboardInterrupt(self._last_checkpoint()) from None
+            if trainer.received_sigterm:  # before training has begun
+                raise Stopped(signal.SIGTERM, "") from None
+            raise
+
+    def _last_checkpoint(self) -> str:
+        last = self._callback(Checkpoint).last_model_path
+        if not last:
+            return "no checkpoint was saved yet"
+        return f"the last good checkpoint is {os.path.relpath(last)}"
+
+    def _finish(self) -> int | None:
+        """Do what is left of a run that was interrupted after its last step, if anything is.
+
+        Returns:
+            Number of optimiser steps at the last validation whose result was written.
+        """
+        trainer, log = self.trainer, self._callback(TrainLog)
+        step = trainer.global_step
+        if self.run is None:
+            raise InputError(
+                f"Expected more than the {step:,} steps that the checkpoint has seen already; "
+                f"{TO_TRAIN_LONGER}"
+            )
+        logged: set[str] = set()
+        if trainer.is_global_zero:
+            for name, points in read_curves(self.run).items():
+                logged |= {name for logged_step, _ in points if logged_step == step}
+        logged = trainer.strategy.broadcast(logged)
+        log.finish(log="train/loss" not in logged)
+        for callback in trainer.callbacks:  # type: ignore[attr-defined]
+            if isinstance(callback, TensorBoardPlots):
+                callback.save_losses(trainer, self.module)
+        if "val/acc" in logged:
+            trainer.loggers = []
+        if trainer.is_global_zero:
+            print(f"all {step:,} steps are done already; {TO_TRAIN_LONGER}")
+        return log.validated_step if "fit" in read_metrics(self.run) else None
+
+    def _print_result(self, trained: bool, seconds: float) -> None:
+        """Print what came of the run and what to do next; write it into `metrics.json`."""
+        keeper = self._callback(Checkpoint)
+        name, path = "val/acc", keeper.last_model_path
+        value: Any = self.trainer.callback_metrics.get(name)
+        if keeper.best_model_path:
+            name, value, path = f"best {keeper.monitor}", keeper.best_score, keeper.best_model_path
+        if not path or not self.trainer.is_global_zero:  # no path: fast_dev_run
+            return
+        run = Path(path).absolute().parents[1]  # RUN/checkpoints/FILE
+        if trained or "fit" not in read_metrics(run):
+            checkpoint = Path(path).absolute().relative_to(run)
+            write_metrics(run, "fit", self._results(keeper, checkpoint, seconds))
+        path, runs = os.path.relpath(path), os.path.relpath(run.parent)
+        result = ""
+        if value is not None:
+            percent = name.endswith("acc")
+            result = f"{name} {100 * value:.2f} %, " if percent else f"{name} {value:.4f}, "
+        print(f"result     {result}{self.trainer.global_step:,} steps in all")
+        print(f"checkpoint {path}")
+        print(f"test it    {COMMAND} test --ckpt_path {shlex.quote(path)}")
+        print(f"look at it tensorboard --logdir {shlex.quote(runs)}")
+
+    def _results(self, keeper: Checkpoint, checkpoint: Path, seconds: float) -> dict[str, Any]:
+        """Collect the results of a finished run, as plain data."""
+        metrics = self.trainer.callback_metrics
+        best = {"monitor": keeper.monitor, "score": keeper.best_score}
+        return {
+            "step": self.trainer.global_step,
+            **{name: finite(metrics[name]) for name in MONITORED if name in metrics},
+            "best": best if keeper.best_model_path else None,
+            "checkpoint": checkpoint.as_posix(),
+            "seconds": round(seconds, 1),
+        }
+
+
+def finite(value: Any) -> float | None:
+    """Return a number as JSON can hold it: NaN and infinity become None.
+
+    >>> finite(0.5), finite(math.inf)
+    (0.5, None)
+    """
+    return float(value) if math.isfinite(value) else None

@@ -1,0 +1,163 @@
+"""What the user gave: on the command line, in config files, and in the run that is resumed."""
+
+import json
+import reprlib
+import shlex
+from pathlib import Path
+from typing import Any
+
+import yaml
+
+from fnn_lightning.commands.config_checks import is_data
+from fnn_lightning.errors import InputError
+from fnn_lightning.runs.run_folder import CONFIG, LAST, run_folder
+
+
+def given_options(argv: list[str]) -> dict[str, Any]:
+    """Collect the top-level options that the command line and the config files they name give.
+
+    The parser mixes what was said with defaults; this tells them apart. The last value wins.
+
+    Raises:
+        InputError: If a config file does not exist or is not YAML.
+    """
+    given: dict[str, Any] = {}
+    for word, following in zip(argv, [*argv[1:], ""], strict=True):
+        option, equals, rest = word.partition("=")
+        value = rest if equals else following
+        if option in ("-c", "--config"):
+            # null is how a saved config says that something was not given
+            given |= {key: value for key, value in read_config(value).items() if value is not None}
+        elif option.startswith("--"):
+            given[option[2:].removesuffix(".class_path")] = value
+    return given
+
+
+def read_config(path: str) -> dict[str, Any]:
+    """Read a config file: a YAML mapping."""
+    try:
+        config = yaml.safe_load(Path(path).read_text(encoding="utf-8"))
+    except OSError as error:
+        raise InputError(
+            f"Expected --config to be a YAML file, but got {path!r}: {error.strerror}"
+        ) from error
+    except (RecursionError, ValueError, yaml.YAMLError) as error:  # a date like 2001-99-99
+        raise InputError(f"Expected {path} to be a YAML file, but it is not: {error}") from error
+    if not isinstance(config, dict):
+        raise InputError(
+            f"Expected {path} to hold settings, `name: value`, but got {reprlib.repr(config):.100}"
+        )
+    for section in (
+        *("trainer", "model", "data"),
+        *("checkpoint", "early_stopping", "tensorboard", "ema", "optimizer"),
+    ):
+        accepted = dict | str if section == "optimizer" else dict
+        if section in config and not isinstance(config[section], accepted):
+            raise InputError(
+                f"Expected `{section}` in {path} to hold settings, `name: value`, "
+                f"but got {reprlib.repr(config[section]):.100}"
+            )
+    # linked: the parser would ignore them here
+    linked = {"model": ("optimizer", "lr_scheduler"), "data": ("seed",)}
+    for section, names in linked.items():
+        for name in names:
+            if name in config.get(section, {}):
+                instead = "seed_everything" if name == "seed" else name
+                raise InputError(
+                    f"Expected `{instead}` at the top level of {path}, but got {section}.{name}"
+                )
+    return config
+
+
+def names_a_class(value: Any) -> bool:
+    """Tell whether what is given for an optimiser or a scheduler says which class it is."""
+    return "class_path" in value if isinstance(value, dict) else value is not None
+
+
+def gather_images(argv: list[str]) -> list[str]:
+    """Write the files after --data.images as one list, which is all that the parser takes."""
+    option = "--data.images"
+    found: list[str] = []
+    rest: list[str] = []
+    after_it = False
+    for word in argv:
+        given = word.removeprefix(f"{option}=")
+        if word == option:
+            after_it = True
+        elif given != word and not given.startswith("[") and given != "null":
+            found.append(given)
+        elif after_it and not word.startswith("-"):
+            found.append(word)
+        else:
+            after_it = False
+            rest.append(word)
+    named = option in argv or found
+    # a character beyond YAML's escapes stays as it is
+    return [*rest, f"{option}={json.dumps(found, ensure_ascii=False)}"] if named else argv
+
+
+def run_settings(run: Path) -> dict[str, Any]:
+    """Read how a run was trained, as far as its checkpoints do not say so themselves.
+
+    Raises:
+        InputError: If the run's config.yaml names code, by which a folder from a stranger could
+            run it; given as --config, it may.
+    """
+    config = read_config(str(run / CONFIG))
+    settings = {}
+    for section in ("trainer", "checkpoint", "early_stopping", "tensorboard", "ema"):
+        for name, value in (config.get(section) or {}).items():
+            if name == "default_root_dir":
+                continue  # the run has its folder
+            if not is_data(value):
+                raise InputError(
+                    f"{run / CONFIG} may name code, as {section}.{name}, which is not run for a "
+                    f"checkpoint: add --config {shlex.quote(str(run / CONFIG))} if you trust it"
+                )
+            settings[f"{section}.{name}"] = value
+    return settings
+
+
+def config_is_given(argv: list[str]) -> bool:
+    """Tell whether the command line names a config file.
+
+    >>> config_is_given(["fit", "--config=relu_100.yaml"])
+    True
+    """
+    return any(word.partition("=")[0] in ("-c", "--config") for word in argv)
+
+
+def find_run(subcommand: str, given: dict[str, Any]) -> tuple[str | None, Path | None]:
+    """Find the checkpoint to load, and the folder of the run to resume in.
+
+    Args:
+        subcommand: Only `fit` takes `--run_folder`.
+        given: What `given_options` returned.
+
+    Returns:
+        The checkpoint, None if there is none; the folder, None in a new run and where the
+        checkpoint lies in no run.
+
+    Raises:
+        InputError: If they cannot be used.
+    """
+    ckpt_path: str | None = given.get("ckpt_path")
+    named = given.get("run_folder") if subcommand == "fit" else None
+    if named is None:
+        return ckpt_path, run_folder(ckpt_path) if ckpt_path else None
+    if ckpt_path is not None:
+        raise InputError(
+            "Expected either --run_folder, which resumes from its own last.ckpt, or --ckpt_path, "
+            "but got both"
+        )
+    run = Path(str(named)).expanduser().absolute()
+    if run.exists() and not run.is_dir():
+        raise InputError(f"Expected --run_folder to be a folder, but got {named}: it is a file")
+    if (run / LAST).exists():
+        return str(run / LAST), run
+    if (run / CONFIG).exists() and given.keys() == {"run_folder"}:
+        raise InputError(
+            f"Expected a checkpoint in {named}, but it holds none yet: give the settings again, "
+            f"as --config {shlex.quote(str(Path(str(named)) / CONFIG))}"
+        )
+    return None, run

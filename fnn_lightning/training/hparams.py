@@ -1,0 +1,78 @@
+"""Describes a run to its loggers: all its settings, under the same names in every run."""
+
+import json
+from collections.abc import Mapping
+from typing import Any
+
+from lightning.pytorch import LightningModule, Trainer, callbacks
+from lightning.pytorch.loggers import TensorBoardLogger
+from torch.utils.tensorboard.summary import hparams as hparams_summary
+
+from fnn_lightning.training.ema import EMA
+
+METRICS = ("val/acc", "test/acc", "train/acc", "val/loss", "test/loss", "train/loss")
+NOT_SETTINGS = ("data_dir",)  # of a machine, not of a run
+
+
+class HParams(callbacks.Callback):
+    """Logs the settings of the run, for TensorBoard's HParams tab and the like.
+
+    They are those of the module and the data module, the learning rate, and the decay of the EMA.
+    Nested settings get dotted names. TensorBoard takes its columns from the first run it finds, so
+    every run has the same names, defaults included.
+    """
+
+    def on_fit_start(self, trainer: Trainer, pl_module: LightningModule) -> None:
+        if not trainer.is_global_zero:
+            return
+        settings = run_settings(trainer, pl_module)
+        for logger in trainer.loggers:
+            if not isinstance(logger, TensorBoardLogger):
+                logger.log_hyperparams(settings)
+                continue
+            logger.log_hyperparams(settings, {})  # {} instead of None: no `hp_metric: -1`
+            # The tab shows the newest value of each scalar named here, so a run can be compared
+            # while it trains, and the figures of a later `test` appear too.
+            metrics = dict.fromkeys(METRICS, 0.0)  # the values do not matter
+            for summary in hparams_summary(settings, metrics):  # type: ignore[no-untyped-call]
+                logger.experiment.file_writer.add_summary(summary)
+
+
+def run_settings(trainer: Trainer, module: LightningModule) -> dict[str, Any]:
+    """Collect the settings of a run as numbers and texts, under the same names in every run."""
+    settings = dict(module.hparams)
+    hidden_dims = list(settings.get("hidden_dims", ()))
+    for name in ("optimizer", "lr_scheduler"):
+        config = settings.get(name) or {}
+        settings[name] = str(config.get("class_path", "none")).rpartition(".")[2]
+        # one text, since another class has other arguments
+        settings[f"{name}_args"] = json.dumps(config.get("init_args") or {})
+    datamodule = trainer.datamodule  # type: ignore[attr-defined]
+    data = {} if datamodule is None else dict(datamodule.hparams)
+    averaging = [each for each in trainer.callbacks if isinstance(each, EMA)]  # type: ignore[attr-defined]
+    return {
+        "depth": len(hidden_dims),
+        "width": max(hidden_dims, default=0),
+        "lr": trainer.optimizers[0].defaults.get("lr"),
+        "ema.decay": averaging[0].decay if averaging else 0.0,
+        **flatten(settings),
+        **flatten({name: value for name, value in data.items() if name not in NOT_SETTINGS}),
+    }
+
+
+def flatten(settings: Mapping[str, Any], prefix: str = "") -> dict[str, Any]:
+    """Give nested settings dotted names, and what is neither a number nor a text a text.
+
+    >>> flatten({"a": {"b": 1}, "dims": [3, 4], "c": None})
+    {'a.b': 1, 'dims': '[3, 4]', 'c': 'none'}
+    """
+    flat: dict[str, Any] = {}
+    for name, value in settings.items():
+        if isinstance(value, Mapping):
+            flat |= flatten(value, f"{prefix}{name}.")
+        elif value is None:
+            flat[f"{prefix}{name}"] = "none"
+        else:
+            is_plain = isinstance(value, bool | int | float | str)
+            flat[f"{prefix}{name}"] = value if is_plain else str(list(value))
+    return flat

@@ -1,0 +1,133 @@
+"""Keeps what Lightning's checkpoints leave out, so that a resumed run is exact."""
+
+from typing import Any
+
+import numpy as np
+import torch
+from lightning.pytorch import LightningModule, Trainer, callbacks
+
+from fnn_lightning.errors import InputError
+from fnn_lightning.training.multi_step import (
+    ends_an_epoch,
+    epoch_is_ending,
+    resumed_within_epoch,
+    set_max_steps,
+    step_plateau_schedulers,
+)
+
+
+class Resume(callbacks.Callback):
+    """Keeps, in every checkpoint, what Lightning's own part of it leaves out.
+
+    That is the state of each rank's random numbers, the metric that ReduceLROnPlateau is about to
+    see, and the length of schedules that follow from the length of the run.
+    """
+
+    def __init__(self) -> None:
+        self.began = False
+        """Whether training has begun: everything a checkpoint brings is in its place."""
+        self._loaded: dict[str, Any] | None = None
+        self._max_steps: int | None = None
+
+    def setup(self, trainer: Trainer, pl_module: LightningModule, stage: str) -> None:
+        # Lightning gives `state_dict` no arguments
+        self._trainer, self._module = trainer, pl_module
+
+    def on_load_checkpoint(
+        self, trainer: Trainer, pl_module: LightningModule, checkpoint: dict[str, Any]
+    ) -> None:
+        fitting = trainer.state.fn == "fit"
+        if fitting and ends_an_epoch(checkpoint) and checkpoint["global_step"] < trainer.max_steps:
+            self._max_steps = trainer.max_steps
+
+    def on_fit_start(self, trainer: Trainer, pl_module: LightningModule) -> None:
+        self._check_schedule()
+        if self._max_steps is not None:
+            # Not earlier: schedules take their length from it. See `set_max_steps`.
+            set_max_steps(trainer, -1)
+
+    def _check_schedule(self) -> None:
+        """Refuse to resume with a schedule that would have become longer or shorter."""
+        lengths = self._lengths()
+        before = (self._loaded or {}).get("schedule_lengths", lengths)
+        if lengths != before:
+            raise InputError(
+                "Expected --trainer.max_epochs and --trainer.max_steps to be those with which the "
+                "run began, since the schedule of the learning rate follows from them: "
+                f"{before[0]:,} steps of warm-up and a length of {before[1]:,} then, "
+                f"but got {lengths[0]:,} and {lengths[1]:,} now"
+            )
+
+    def _lengths(self) -> list[int]:
+        return list(getattr(self._module, "schedule_lengths", ()))
+
+    def on_train_start(self, trainer: Trainer, pl_module: LightningModule) -> None:
+        if self._max_steps is not None:
+            set_max_steps(trainer, self._max_steps)
+            self._max_steps = None
+        states = self._restore()
+        rank = trainer.global_rank
+        if rank >= states:  # otherwise its dropout would be that of another rank
+            seed = np.random.SeedSequence((torch.initial_seed(), rank, trainer.global_step))
+            torch.manual_seed(int(seed.generate_state(1, np.uint64)[0]))
+        self.began = True
+
+    def _restore(self) -> int:
+        """Continue from what was loaded, and return of how many ranks that was."""
+        if self._loaded is None:
+            return 1
+        state, self._loaded = self._loaded, None
+        if state["plateau"] is not None:
+            step_plateau_schedulers(self._trainer, float(state["plateau"]))
+        ranks = state["random_states"]
+        own = ranks[self._trainer.global_rank % len(ranks)]
+        torch.set_rng_state(own["cpu"])
+        if self._module.device.type == "cuda" and "cuda" in own:
+            torch.cuda.set_rng_state(own["cuda"], self._module.device)
+        return len(ranks)
+
+    def on_train_epoch_end(self, trainer: Trainer, pl_module: LightningModule) -> None:
+        if resumed_within_epoch(trainer):
+            for config in trainer.lr_scheduler_configs:
+                if config.reduce_on_plateau:
+                    metric = trainer.callback_metrics[str(config.monitor)]
+                    step_plateau_schedulers(trainer, metric)
+
+    def state_dict(self) -> dict[str, Any]:
+        trainer, device = self._trainer, self._module.device
+        if not trainer.training and not trainer.validating:
+            return {}  # training has ended: there is nothing to continue
+        own = {"cpu": torch.get_rng_state()}
+        if device.type == "cuda":
+            own["cuda"] = torch.cuda.get_rng_state(device)
+        return {
+            "random_states": gather_from_ranks(own),
+            "plateau": self._plateau_metric(),
+            "schedule_lengths": self._lengths(),
+        }
+
+    def load_state_dict(self, state_dict: dict[str, Any]) -> None:
+        self._loaded = state_dict  # until the schedules and the device are there
+
+    def _plateau_metric(self) -> float | None:
+        """Return the metric that ReduceLROnPlateau is about to see at the end of an epoch.
+
+        Lightning shows it only after the callbacks have saved.
+        """
+        for config in self._trainer.lr_scheduler_configs:
+            if config.reduce_on_plateau and epoch_is_ending(self._trainer):
+                return float(self._trainer.callback_metrics[str(config.monitor)])
+        return None
+
+
+def gather_from_ranks(value: Any) -> list[Any]:
+    """Collect a value from every rank, on every rank; a collective operation.
+
+    >>> gather_from_ranks("the only rank's")
+    ["the only rank's"]
+    """
+    if not (torch.distributed.is_available() and torch.distributed.is_initialized()):
+        return [value]
+    values: list[Any] = [None] * torch.distributed.get_world_size()
+    torch.distributed.all_gather_object(values, value)
+    return values
