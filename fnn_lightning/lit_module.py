@@ -24,7 +24,7 @@ from torchmetrics.classification import MulticlassAccuracy, MulticlassStatScores
 from fnn_lightning.data.augmentation import LIMITS
 from fnn_lightning.data.dataloader import Batch, InMemoryDataLoader, all_gather_batch
 from fnn_lightning.errors import DivergenceError, InputError
-from fnn_lightning.network import FNN, Activation, Initialization
+from fnn_lightning.network import FNN, NUM_CLASSES, Activation, Initialization
 from fnn_lightning.training.ema import EMA
 from fnn_lightning.training.manual_backward import (
     ManualBackward,
@@ -35,7 +35,7 @@ from fnn_lightning.training.metrics import IGNORE_INDEX, StepOutput, TrainMetric
 from fnn_lightning.training.multi_step import bare_step, count_steps, free_steps, obstacle
 from fnn_lightning.training.optim import length_to_fill, run_length, warm_up, warmup_steps
 
-CLASSES = 10
+CLASSES = NUM_CLASSES
 SGD: dict[str, Any] = {"class_path": "torch.optim.SGD", "init_args": {"lr": 0.1}}
 SHOWN = (
     *("batch_norm", "dropout", "input_dropout", "initialization"),

@@ -9,6 +9,8 @@ from torch import Tensor, nn
 
 from fnn_lightning.errors import InputError
 
+NUM_CLASSES = 10  # the digits 0–9
+
 Activation = Literal[
     "celu",
     "elu",
@@ -88,7 +90,7 @@ class FNN(nn.Module):
         self,
         in_features: int = 784,
         hidden_dims: Sequence[int] = (100,),
-        out_features: int = 10,
+        out_features: int = NUM_CLASSES,
         activation: Activation = "relu",
         pixel_mean: float = 0.0,
         pixel_std: float = 1.0,
