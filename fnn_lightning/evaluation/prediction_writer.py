@@ -62,13 +62,13 @@ class PredictionWriter(callbacks.Callback):
         pictures = {path.resolve() for path in (*(self._pictures or ()), *unread)}
         if self.output and self.output.resolve() in pictures:
             raise InputError(
-                f"Expected --output to be a new file, but got the picture {self.output}: "
+                f"Expected --output not to be one of the pictures, but got {self.output}: "
                 "choose another name"
             )
         if self.save_inputs and self.save_inputs.resolve() in {path.parent for path in pictures}:
             raise InputError(
                 "Expected --save_inputs to be another folder than that of the pictures, "
-                f"but got {self.save_inputs}"
+                f"but got {self.save_inputs}: choose another one"
             )
 
     def on_predict_batch_end(
