@@ -85,8 +85,8 @@ def show_profile(config: Path, data_dir: str) -> None:
         clock.stop("evaluations")
         on_validation_end(self, *args)
 
-    TrainLog.on_validation_start = start_evaluation  # type: ignore[method-assign]
-    TrainLog.on_validation_end = end_evaluation  # type: ignore[method-assign]
+    TrainLog.on_validation_start = start_evaluation  # type: ignore[assignment, method-assign]
+    TrainLog.on_validation_end = end_evaluation  # type: ignore[assignment, method-assign]
 
     command = ["fit", "--config", str(config), "--data.data_dir", data_dir]
     command += ["--trainer.enable_progress_bar", "true", "--trainer.callbacks"]

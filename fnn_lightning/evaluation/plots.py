@@ -1,4 +1,4 @@
-"""The pictures that show what a network learned, as matplotlib figures."""
+"""Figures and image grids that show what a network learned."""
 
 import warnings
 from collections.abc import Mapping, Sequence
@@ -14,22 +14,23 @@ from torchvision.utils import make_grid
 from fnn_lightning.evaluation.predictions import Predictions
 from fnn_lightning.network import NUM_CLASSES
 
-if TYPE_CHECKING:  # takes a while, and few runs of the program draw
+if TYPE_CHECKING:  # matplotlib is slow to import, and few commands draw
     from matplotlib.axes import Axes
     from matplotlib.figure import Figure
 
 Curve = Sequence[tuple[int, float]]
 """Points of a curve: number of optimiser steps, value."""
 
-BINS = 15  # of confidence; as many as Guo et al. 2017 (arXiv:1706.04599) use
+CALIBRATION_BINS = 15  # as in Guo et al. 2017 (arXiv:1706.04599)
+IMAGES_PER_ROW = 10
 
 
 def new_figure(width: float, height: float) -> "tuple[Figure, Axes]":
-    """Make a figure with one pair of axes, outside of pyplot's list of open figures.
+    """Make a figure with one pair of axes that pyplot does not keep open.
 
     Args:
-        width: Of the figure, in inches.
-        height: Likewise.
+        width: Width of the figure in inches.
+        height: Height of the figure in inches.
     """
     from matplotlib.figure import Figure
 
@@ -39,11 +40,11 @@ def new_figure(width: float, height: float) -> "tuple[Figure, Axes]":
 
 
 def confusion_figure(predictions: Predictions) -> "Figure":
-    """Draw how often each digit was taken for which; the diagonal is right."""
+    """Draw the confusion matrix: true digits in rows, predicted digits in columns."""
     figure, axes = new_figure(5.5, 5.5)
     confusion = multiclass_confusion_matrix(predictions.digits, predictions.labels, NUM_CLASSES)
     with warnings.catch_warnings():
-        # torchmetrics 1.9 hands matplotlib a tensor, which NumPy 2 no longer likes
+        # torchmetrics 1.9 passes a tensor to matplotlib, which NumPy 2 deprecates
         warnings.simplefilter("ignore", DeprecationWarning)
         MulticlassConfusionMatrix(NUM_CLASSES).plot(val=confusion, ax=axes, cmap="Blues")
     for number in axes.texts:
@@ -53,71 +54,78 @@ def confusion_figure(predictions: Predictions) -> "Figure":
 
 
 def mistakes_figure(predictions: Predictions, columns: int = 5) -> "Figure":
-    """Draw the surest mistakes, `columns` × `columns` of them, each with its probability."""
+    """Draw the most confident mistakes, up to `columns` × `columns`, each with its confidence."""
     from matplotlib.figure import Figure
 
-    worst = predictions.most_confident_mistakes(columns**2)
-    cell, text = 28 + 4, 10  # pixels: an image with its margin, the line below it
-    sheet = np.zeros((columns * (cell + text), columns * cell))
-    figure = Figure(figsize=(columns * 1.1, columns * 1.1 * (cell + text) / cell), dpi=100)
+    mistakes = predictions.most_confident_mistakes(columns**2)
+    cell, caption_height = 28 + 4, 10  # pixels: an image with its margin, the caption below it
+    sheet = np.zeros((columns * (cell + caption_height), columns * cell))
+    width = columns * 1.1  # inches
+    figure = Figure(figsize=(width, width * (cell + caption_height) / cell), dpi=100)
     axes = figure.add_axes((0, 0, 1, 1))
     axes.set_axis_off()
-    digits, confidence = predictions.digits.tolist(), predictions.confidence.tolist()
-    for place, position in enumerate(worst):
-        top, left = place // columns * (cell + text) + 2, place % columns * cell + 2
+    for number, position in enumerate(mistakes):
+        row, column = divmod(number, columns)
+        top, left = row * (cell + caption_height) + 2, column * cell + 2
         sheet[top : top + 28, left : left + 28] = predictions.image(position).numpy()
-        words = f"{predictions.labels[position]} as {digits[position]}, {confidence[position]:.1%}"
-        axes.text(left + 14, top + 28 + text / 2, words, ha="center", va="center", fontsize=8)
+        label, digit = predictions.labels[position], predictions.digits[position]
+        caption = f"{label} as {digit}, {predictions.confidence[position]:.1%}"
+        caption_top = top + 28 + caption_height / 2
+        axes.text(left + 14, caption_top, caption, ha="center", va="center", fontsize=8)
     axes.imshow(sheet, cmap="gray_r", vmin=0, vmax=255)
-    if not worst:
+    if not mistakes:
         axes.text(0.5, 0.5, "no mistakes", ha="center", transform=axes.transAxes)
     return figure
 
 
-def first_layer_grid(weight: Tensor, most: int = 100) -> Tensor:
-    """Arrange the weights of the first layer's units as pictures of 28 × 28, in a grid.
+def first_layer_grid(weight: Tensor, max_units: int = 100) -> Tensor:
+    """Show the weights of the first layer's units as 28 × 28 images in a grid.
 
     Args:
         weight: Shape `(units, 784)`.
-        most: As many units are shown at most, the first ones.
+        max_units: Maximum number of units shown, counted from the first.
 
     Returns:
-        Grey values from 0 to 1, shape `(3, H, W)`: 0.5 is a weight of 0, and of each unit the
-        weight farthest from 0 is black, if negative, or white.
+        Grey values from 0 to 1, shape `(3, H, W)`. A weight of 0 is 0.5. Each unit has its own
+        scale: its largest weight by absolute value is 0 (black) if negative, else 1 (white).
     """
-    weight = weight.detach()[:most].float().cpu()
-    farthest = weight.abs().amax(dim=1, keepdim=True).clamp(min=torch.finfo(torch.float).tiny)
-    pictures = (weight / farthest / 2 + 0.5).view(-1, 1, 28, 28)
-    pictures = pictures.repeat_interleave(2, dim=2).repeat_interleave(2, dim=3)
-    grid: Tensor = make_grid(pictures, nrow=10, padding=4, pad_value=1.0)
+    weight = weight.detach()[:max_units].float().cpu()
+    largest = weight.abs().amax(dim=1, keepdim=True).clamp(min=torch.finfo(torch.float).tiny)
+    images = (weight / largest / 2 + 0.5).view(-1, 1, 28, 28)
+    images = images.repeat_interleave(2, dim=2).repeat_interleave(2, dim=3)
+    grid: Tensor = make_grid(images, nrow=IMAGES_PER_ROW, padding=4, pad_value=1.0)
     return grid
 
 
-def image_grid(images: Tensor, most: int = 100) -> Tensor:
+def image_grid(images: Tensor, max_images: int = 100) -> Tensor:
     """Arrange images in a grid, dark ink on white.
 
     Args:
-        images: Raw pixels 0–255, shape `(B, 28, 28)`.
-        most: As many are shown at most, the first ones.
+        images: Pixels 0–255, shape `(B, 28, 28)`.
+        max_images: Maximum number of images shown, counted from the first.
 
     Returns:
         Grey values from 0 to 1, shape `(3, H, W)`.
+
+    Example:
+        >>> image_grid(torch.zeros(20, 28, 28)).shape  # two rows of ten, with margins of 2 pixels
+        torch.Size([3, 62, 302])
     """
-    pictures = 1 - images[:most].unsqueeze(1).float().cpu() / 255
-    grid: Tensor = make_grid(pictures, nrow=10, padding=2, pad_value=0.8)
+    inverted = 1 - images[:max_images].unsqueeze(1).float().cpu() / 255
+    grid: Tensor = make_grid(inverted, nrow=IMAGES_PER_ROW, padding=2, pad_value=0.8)
     return grid
 
 
 def loss_figure(losses: Tensor, steps: int) -> "Figure":
-    """Draw the training loss of every batch, which is every step unless gradients accumulate.
+    """Draw the training loss of every batch.
 
     Args:
         losses: Loss of every batch, shape `(batches,)`.
-        steps: Number of optimiser steps that took.
+        steps: Number of optimiser steps, smaller than `batches` if gradients were accumulated.
     """
     figure, axes = new_figure(8, 4)
-    step = np.arange(1, len(losses) + 1) * (steps / max(1, len(losses)))
-    axes.plot(step, losses.numpy(), linewidth=0.6)
+    x = np.arange(1, len(losses) + 1) * (steps / max(1, len(losses)))
+    axes.plot(x, losses.numpy(), linewidth=0.6)
     axes.set(xlabel="step", ylabel="training loss of the batch", xlim=(0, max(1, steps)))
     axes.set_ylim(bottom=0)
     axes.grid(alpha=0.3)
@@ -126,11 +134,11 @@ def loss_figure(losses: Tensor, steps: int) -> "Figure":
 
 
 def curves_figure(curves: Mapping[str, Curve], ylabel: str) -> "Figure":
-    """Draw curves over the number of optimiser steps, each with its name."""
+    """Draw named curves over the number of optimiser steps."""
     figure, axes = new_figure(5, 3.3)
-    for name, points in curves.items():
-        steps, values = zip(*points, strict=True)
-        axes.plot(steps, values, label=name, marker="." if len(points) < 50 else None)
+    for name, curve in curves.items():
+        steps, values = zip(*curve, strict=True)
+        axes.plot(steps, values, label=name, marker="." if len(curve) < 50 else None)
     axes.set(xlabel="step", ylabel=ylabel)
     axes.grid(alpha=0.3)
     axes.legend()
@@ -139,36 +147,38 @@ def curves_figure(curves: Mapping[str, Curve], ylabel: str) -> "Figure":
 
 
 def reliability(predictions: Predictions) -> list[tuple[float, float, int]]:
-    """Compare how sure the network is with how often it is right.
+    """Compare confidence with accuracy, as a reliability diagram does.
 
     Returns:
-        For each of `BINS` equal ranges of confidence from 0 to 1 that holds predictions: their
-        mean confidence, the share of them that is right, and their number.
+        Mean confidence, accuracy and number of predictions in each of `CALIBRATION_BINS` equal
+        bins of confidence from 0 to 1; empty bins are left out.
     """
-    edges = torch.linspace(0, 1, BINS + 1)[1:-1]
-    number = torch.bucketize(predictions.confidence, edges)
-    right = (predictions.digits == predictions.labels).double()
+    edges = torch.linspace(0, 1, CALIBRATION_BINS + 1)[1:-1]
+    bin_of_each = torch.bucketize(predictions.confidence, edges)
+    members = [bin_of_each == k for k in range(CALIBRATION_BINS)]
     return [
         (
-            predictions.confidence[number == k].double().mean().item(),
-            right[number == k].mean().item(),
-            int((number == k).sum()),
+            predictions.confidence[member].double().mean().item(),
+            predictions.is_correct[member].double().mean().item(),
+            int(member.sum()),
         )
-        for k in range(BINS)
-        if (number == k).any()
+        for member in members
+        if member.any()
     ]
 
 
 def reliability_figure(predictions: Predictions) -> "Figure":
-    """Draw the share that is right over the confidence, and how many predictions there are."""
+    """Draw accuracy over confidence, with the number of predictions as bars."""
     figure, axes = new_figure(5, 4)
-    confidence, right, count = zip(*reliability(predictions), strict=True)
-    axes.plot([0, 1], [0, 1], color="grey", linestyle="--", label="as sure as right")
-    axes.plot(confidence, right, marker="o", label="this network")
-    below = axes.twinx()
-    below.bar(confidence, count, width=0.8 / BINS, alpha=0.2, color="tab:blue", log=True)
-    below.set_ylabel("images (bars)")
-    axes.set(xlabel="confidence", ylabel="share that is right", xlim=(0, 1.02), ylim=(0, 1.02))
+    confidence, accuracy, count = zip(*reliability(predictions), strict=True)
+    axes.plot([0, 1], [0, 1], color="grey", linestyle="--", label="perfectly calibrated")
+    axes.plot(confidence, accuracy, marker="o", label="this network")
+    count_axes = axes.twinx()
+    count_axes.bar(
+        confidence, count, width=0.8 / CALIBRATION_BINS, alpha=0.2, color="tab:blue", log=True
+    )
+    count_axes.set_ylabel("images (bars)")
+    axes.set(xlabel="confidence", ylabel="accuracy", xlim=(0, 1.02), ylim=(0, 1.02))
     axes.legend(loc="upper left")
     figure.tight_layout()
     return figure

@@ -1,4 +1,4 @@
-"""What `predict` prints and writes: CSV of the test set, or a table of one's own pictures."""
+"""What `predict` prints and writes: the digit and the probabilities of each image or picture."""
 
 import csv
 import io
@@ -16,21 +16,26 @@ from fnn_lightning.network import NUM_CLASSES
 from fnn_lightning.runs.checkpoint_io import write_atomic
 
 COLUMNS = ("digit", *(f"p{digit}" for digit in range(NUM_CLASSES)))
+MAX_STEM = 100  # characters; file systems limit the length of a name
+
+Record = dict[str, Any]
+"""One prediction: `index` or `file`, `digit`, `probabilities` and, of a picture, `warning`."""
 
 
 class PredictionWriter(callbacks.Callback):
-    """Prints and writes the predictions: index or file, digit, probability of each digit.
+    """Prints and writes predictions: index or file, digit, probability of each digit.
 
-    Of the test set stdout gets CSV, if no file does; of pictures always a table, in which those far
-    from the training data are marked. On several processes each has predicted its share of a
-    batch; the first prints and writes the whole.
+    Predictions of the test set go to `output` or, without it, to stdout as CSV. Predictions of
+    pictures are always printed as a table, with a warning for those unlike the training data; they
+    go to `output` as well. Only rank 0 prints and writes.
 
     Args:
-        output: File to write, `.csv` or `.json`; probabilities are from 0 to 1.
-        save_inputs: Folder for the 28×28 that the net saw of each picture, as PNG.
+        output: File to write, `.csv` or `.json`. Probabilities are from 0 to 1.
+        save_inputs: Folder for the 28 × 28 image that the network gets from each picture, as PNG.
 
     Raises:
-        InputError: If one of them cannot be written, or would replace a picture.
+        InputError: If `output` or `save_inputs` cannot be written; when prediction starts, if it
+            would overwrite a picture.
     """
 
     def __init__(self, output: str | None = None, save_inputs: str | None = None) -> None:
@@ -47,20 +52,24 @@ class PredictionWriter(callbacks.Callback):
         datamodule = trainer.datamodule  # type: ignore[attr-defined]
         self._pictures: list[Path] | None = getattr(datamodule, "pictures", None)
         self._inputs: list[Tensor] = []
-        self._rows: list[tuple[int, list[float]]] = []
-        self._streams = self._pictures is None and self.output is None
-        pictures = (*(self._pictures or ()), *getattr(datamodule, "unread", ()))
-        named = {path.resolve() for path in pictures}
-        folders = {path.parent for path in named}
-        if self.output and self.output.resolve() in named:
-            raise InputError(f"Expected --output to be another file than the picture {self.output}")
-        if self.save_inputs and self.save_inputs.resolve() in folders:
+        self._records: list[Record] = []
+        self._prints_csv = self._pictures is None and self.output is None
+        self._check_overwrites_no_picture(getattr(datamodule, "unread", ()))
+        if self._prints_csv and trainer.is_global_zero:
+            print("index", *COLUMNS, sep=",")
+
+    def _check_overwrites_no_picture(self, unread: Any) -> None:
+        pictures = {path.resolve() for path in (*(self._pictures or ()), *unread)}
+        if self.output and self.output.resolve() in pictures:
+            raise InputError(
+                f"Expected --output not to be one of the pictures, but got {self.output}: "
+                "choose another name"
+            )
+        if self.save_inputs and self.save_inputs.resolve() in {path.parent for path in pictures}:
             raise InputError(
                 "Expected --save_inputs to be another folder than that of the pictures, "
-                f"but got {self.save_inputs}"
+                f"but got {self.save_inputs}: choose another one"
             )
-        if self._streams and trainer.is_global_zero:
-            print("index", *COLUMNS, sep=",")
 
     def on_predict_batch_end(
         self,
@@ -72,80 +81,87 @@ class PredictionWriter(callbacks.Callback):
         dataloader_idx: int = 0,
     ) -> None:
         parts: tuple[Tensor, ...] = (outputs["digit"], outputs["probabilities"], batch[0])
-        source = trainer.predict_dataloaders
-        if isinstance(source, InMemoryDataLoader):
-            parts = tuple(all_gather_batch(share, source, batch_idx) for share in parts)
+        dataloader = trainer.predict_dataloaders
+        if isinstance(dataloader, InMemoryDataLoader):
+            parts = tuple(all_gather_batch(part, dataloader, batch_idx) for part in parts)
         if not trainer.is_global_zero:
             return
         digits, probabilities, inputs = parts
         for digit, row in zip(digits.tolist(), probabilities.tolist(), strict=True):
-            if self._streams:
-                print(len(self._rows), digit, *(f"{p:.6f}" for p in row), sep=",")
-            self._rows.append((digit, row))
+            index = len(self._records)
+            if self._prints_csv:
+                print(index, digit, *(f"{p:.6f}" for p in row), sep=",")
+            name: Record = (
+                {"index": index} if self._pictures is None else {"file": str(self._pictures[index])}
+            )
+            self._records.append({**name, "digit": digit, "probabilities": row})
         if self._pictures is not None:
             self._inputs += inputs.cpu()
 
     def on_predict_end(self, trainer: Trainer, pl_module: LightningModule) -> None:
-        if not trainer.is_global_zero or self._streams:
+        if not trainer.is_global_zero or self._prints_csv:
             return
-        # slow to import, and of use here only
-        from fnn_lightning.data.preprocessing import out_of_distribution
-
-        warnings_ = [
-            out_of_distribution(pixels, max(row))
-            for pixels, (_, row) in zip(self._inputs, self._rows, strict=bool(self._inputs))
-        ]
         if self._pictures is not None:
-            self._pictures = self._pictures[: len(self._rows)]  # limit_predict_batches leaves some
-            print_table(self._pictures, self._rows, warnings_)
+            # slow to import, and only needed here
+            from fnn_lightning.data.preprocessing import out_of_distribution
+
+            for record, pixels in zip(self._records, self._inputs, strict=True):
+                record["warning"] = out_of_distribution(pixels, max(record["probabilities"]))
+            print_table(self._records)
         if self.output:
-            write_atomic(self.output, self._encode(self.output.suffix.lower(), warnings_))
-            print(f"{len(self._rows):,} predictions written to {self.output}")
-        if self.save_inputs:
-            save_pngs(self.save_inputs, self._pictures or [], self._inputs)
-
-    def _encode(self, suffix: str, warnings_: list[str]) -> bytes:
-        names: list[Any] = list(range(len(self._rows)))
-        if self._pictures is not None:
-            names = list(map(str, self._pictures))
-        first = "index" if self._pictures is None else "file"
-        if suffix == ".json":
-            records = [
-                {first: name, "digit": digit, "probabilities": [round(p, 6) for p in row]}
-                for name, (digit, row) in zip(names, self._rows, strict=True)
-            ]
-            for record, warning in zip(records, warnings_, strict=False):
-                record["warning"] = warning
-            return (json.dumps(records, indent=1) + "\n").encode()
-        text = io.StringIO()
-        writer = csv.writer(text, lineterminator="\n")
-        last = ["warning"] if self._pictures is not None else []
-        writer.writerow([first, *COLUMNS, *last])
-        for number, (digit, row) in enumerate(self._rows):
-            figures = [f"{p:.6f}" for p in row]
-            writer.writerow([names[number], digit, *figures, *warnings_[number : number + 1]])
-        return text.getvalue().encode(errors="surrogateescape")  # a file's name can be any bytes
+            is_json = self.output.suffix.lower() == ".json"
+            content = to_json(self._records) if is_json else to_csv(self._records)
+            write_atomic(self.output, content)
+            print(f"{len(self._records):,} predictions written to {self.output}")
+        if self.save_inputs and self._pictures is not None:
+            # limit_predict_batches may leave some pictures out
+            save_pngs(self.save_inputs, self._pictures[: len(self._inputs)], self._inputs)
 
 
-def print_table(
-    pictures: list[Path], rows: list[tuple[int, list[float]]], warnings_: list[str]
-) -> None:
-    """Print a line for each picture, with a `!` where the prediction may be chance."""
-    names = ["".join(filter(str.isprintable, str(path))) for path in pictures]
+def print_table(records: list[Record]) -> None:
+    """Print a line for each picture, with a `!` before a warning."""
+    names = ["".join(filter(str.isprintable, record["file"])) for record in records]
     width = max(map(len, ["file", *names]))
     print(f"{'file':{width}}  digit  probability")
-    for name, (digit, row), warning in zip(names, rows, warnings_, strict=True):
-        mark = f"  ! {warning}" if warning else ""
-        print(f"{name:{width}}  {digit:5}  {max(row):11.4f}{mark}")
+    for name, record in zip(names, records, strict=True):
+        warning = f"  ! {record['warning']}" if record["warning"] else ""
+        probability = max(record["probabilities"])
+        print(f"{name:{width}}  {record['digit']:5}  {probability:11.4f}{warning}")
+
+
+def to_json(records: list[Record]) -> bytes:
+    """Encode predictions as a JSON list, with probabilities of six decimals."""
+    rounded = [
+        {**record, "probabilities": [round(p, 6) for p in record["probabilities"]]}
+        for record in records
+    ]
+    return (json.dumps(rounded, indent=1) + "\n").encode()
+
+
+def to_csv(records: list[Record]) -> bytes:
+    """Encode predictions, one or more, as CSV with a column for each digit's probability."""
+    text = io.StringIO()
+    writer = csv.writer(text, lineterminator="\n")
+    name = "file" if "file" in records[0] else "index"
+    warning = ["warning"] if "warning" in records[0] else []
+    writer.writerow([name, *COLUMNS, *warning])
+    for record in records:
+        probabilities = [f"{p:.6f}" for p in record["probabilities"]]
+        last = [record[key] for key in warning]
+        writer.writerow([record[name], record["digit"], *probabilities, *last])
+    return text.getvalue().encode(errors="surrogateescape")  # a file name can be any bytes
 
 
 def save_pngs(folder: Path, pictures: list[Path], inputs: list[Tensor]) -> None:
-    """Write the 28×28 of each picture under its name, numbered where a name comes again."""
+    """Write the network's 28 × 28 input for each picture as a PNG of the same name.
+
+    Pictures of the same name in different folders get a number: `b.png`, `b_2.png`.
+    """
     from PIL import Image  # slow to import
 
     taken: set[str] = set()
     for path, pixels in zip(pictures, inputs, strict=True):
-        stem = path.stem[:100]  # a longer name, with what is added, may be longer than any can be
+        stem = path.stem[:MAX_STEM]
         name, number = stem, 1
         while name.lower() in taken:
             number += 1

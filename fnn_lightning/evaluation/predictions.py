@@ -1,6 +1,8 @@
-"""The predictions on a split: gathered while the Trainer evaluates it, for pictures and reports."""
+"""The predictions on a split, collected while the Trainer evaluates it."""
 
-from typing import Any, NamedTuple
+from dataclasses import dataclass
+from functools import cached_property
+from typing import Any
 
 import torch
 from lightning.pytorch import LightningModule, Trainer, callbacks
@@ -9,50 +11,65 @@ from torch import Tensor
 from fnn_lightning.data.dataloader import InMemoryDataLoader, all_gather_batch
 
 
-class Predictions(NamedTuple):
-    """What a network makes of the `N` images of a split."""
+@dataclass(frozen=True, eq=False)
+class Predictions:
+    """What a network predicts for the `N` images of a split.
 
-    pool: Tensor
-    """Raw pixels of the data set that they are among, `uint8` of shape `(M, 28, 28)`."""
+    Example:
+        >>> images = torch.zeros(2, 28, 28, dtype=torch.uint8)
+        >>> probabilities = torch.eye(10)[[3, 8]]
+        >>> predictions = Predictions(images, torch.arange(2), torch.tensor([3, 5]), probabilities)
+        >>> predictions.digits
+        tensor([3, 8])
+        >>> predictions.most_confident_mistakes(25)
+        [1]
+    """
+
+    images: Tensor
+    """The whole data set, raw pixels, `uint8` of shape `(M, 28, 28)`."""
     indices: Tensor
-    """Where in it they are, `int64` of shape `(N,)`."""
+    """Which of its images the split holds, `int64` of shape `(N,)`."""
     labels: Tensor
-    """The truth, `int64` of shape `(N,)`."""
+    """True digits, `int64` of shape `(N,)`."""
     probabilities: Tensor
-    """Of each digit, `float32` of shape `(N, 10)`; rows add up to 1."""
+    """Probability of each digit, `float32` of shape `(N, 10)`; every row sums to 1."""
 
-    @property
+    @cached_property
     def digits(self) -> Tensor:
-        """The most probable digits, `int64` of shape `(N,)`."""
+        """Predicted digits, `int64` of shape `(N,)`."""
         return self.probabilities.argmax(dim=1)
 
-    @property
+    @cached_property
     def confidence(self) -> Tensor:
-        """The probabilities of these digits, `float32` of shape `(N,)`."""
+        """Probabilities of the predicted digits, `float32` of shape `(N,)`."""
         return self.probabilities.amax(dim=1)
 
-    def image(self, position: int) -> Tensor:
-        """Return the raw pixels of one image, `uint8` of shape `(28, 28)`."""
-        return self.pool[self.indices[position]]
+    @cached_property
+    def is_correct(self) -> Tensor:
+        """Whether each prediction is correct, `bool` of shape `(N,)`."""
+        return self.digits == self.labels
 
-    def most_confident_mistakes(self, count: int) -> list[int]:
-        """Find the wrong predictions that were held for most probable.
+    def image(self, position: int) -> Tensor:
+        """Return the raw pixels of one image of the split, `uint8` of shape `(28, 28)`."""
+        return self.images[self.indices[position]]
+
+    def most_confident_mistakes(self, max_count: int) -> list[int]:
+        """Find the wrong predictions with the highest confidence.
 
         Returns:
-            Positions in the split, the surest mistake first, `count` of them or as many as there
-            are.
+            Up to `max_count` positions in the split, the most confident mistake first.
         """
-        wrong = (self.digits != self.labels).nonzero().flatten()
-        order = self.confidence[wrong].argsort(descending=True, stable=True)
-        positions: list[int] = wrong[order[:count]].tolist()
+        mistakes = (~self.is_correct).nonzero().flatten()
+        order = self.confidence[mistakes].argsort(descending=True, stable=True)
+        positions: list[int] = mistakes[order[:max_count]].tolist()
         return positions
 
 
 class PredictionCollector(callbacks.Callback):
-    """Gathers the predictions on the validation or test images while the Trainer evaluates them.
+    """Collects the predictions on the validation or test images while the Trainer evaluates them.
 
-    A callback derived from it finds them in `predictions` when validation or testing ends, the
-    same on all processes. None are gathered of batches that another dataloader serves.
+    When validation or testing ends, a subclass gets them from `predictions`, the same on every
+    rank. Only batches of an `InMemoryDataLoader` are collected.
     """
 
     def __init__(self) -> None:
@@ -73,7 +90,7 @@ class PredictionCollector(callbacks.Callback):
         batch_idx: int,
         dataloader_idx: int = 0,
     ) -> None:
-        self._gather(outputs, trainer.val_dataloaders, batch_idx)
+        self._collect(outputs, trainer.val_dataloaders, batch_idx)
 
     def on_test_batch_end(
         self,
@@ -84,28 +101,28 @@ class PredictionCollector(callbacks.Callback):
         batch_idx: int,
         dataloader_idx: int = 0,
     ) -> None:
-        if dataloader_idx == 0:  # the training images can follow
-            self._gather(outputs, test_loader(trainer), batch_idx)
+        if dataloader_idx == 0:  # a second dataloader serves training images
+            self._collect(outputs, first_test_dataloader(trainer), batch_idx)
 
-    def _gather(self, outputs: Any, source: Any, batch_idx: int) -> None:
-        if isinstance(source, InMemoryDataLoader):
-            self._logits.append(all_gather_batch(outputs["logits"], source, batch_idx))
+    def _collect(self, outputs: Any, dataloader: Any, batch_idx: int) -> None:
+        if isinstance(dataloader, InMemoryDataLoader):
+            self._logits.append(all_gather_batch(outputs["logits"], dataloader, batch_idx))
 
-    def predictions(self, source: Any) -> Predictions | None:
-        """Put together what was gathered of a split.
+    def predictions(self, dataloader: Any) -> Predictions | None:
+        """Return the predictions collected so far, or None if there are none.
 
         Args:
-            source: What served the split.
+            dataloader: The one that served the images.
         """
         if not self._logits:
             return None
         logits = torch.cat(self._logits).float().cpu()
-        served = source.indices[: len(logits)]
-        labels = source.labels.index_select(0, served)
-        return Predictions(source.images, served, labels, logits.softmax(dim=1))
+        indices = dataloader.indices[: len(logits)]
+        labels = dataloader.labels.index_select(0, indices)
+        return Predictions(dataloader.images, indices, labels, logits.softmax(dim=1))
 
 
-def test_loader(trainer: Trainer) -> Any:
-    """Return what serves the test images."""
-    sources = trainer.test_dataloaders
-    return sources[0] if isinstance(sources, list) else sources
+def first_test_dataloader(trainer: Trainer) -> Any:
+    """Return the dataloader of the test images; one of training images may follow it."""
+    dataloaders = trainer.test_dataloaders
+    return dataloaders[0] if isinstance(dataloaders, list) else dataloaders

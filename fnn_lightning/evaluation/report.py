@@ -1,4 +1,4 @@
-"""What `test` leaves in a run's folder: `report.html`, `predictions.csv` and `metrics.json`."""
+"""What `test` writes into a run's folder: `report.html`, `predictions.csv`, `metrics.json`."""
 
 import base64
 import csv
@@ -21,31 +21,36 @@ from torchmetrics.functional.classification import (
 
 from fnn_lightning.errors import DivergenceError
 from fnn_lightning.evaluation import plots
-from fnn_lightning.evaluation.predictions import PredictionCollector, Predictions, test_loader
+from fnn_lightning.evaluation.predictions import (
+    PredictionCollector,
+    Predictions,
+    first_test_dataloader,
+)
 from fnn_lightning.evaluation.stats import wilson_interval
 from fnn_lightning.lit_module import FNNLitModule
 from fnn_lightning.network import NUM_CLASSES
-from fnn_lightning.runs.checkpoint_io import write_atomic
+from fnn_lightning.runs.checkpoint_io import read_losses, write_atomic
 from fnn_lightning.runs.run_folder import CONFIG, read_curves, read_metrics, write_metrics
 
 if TYPE_CHECKING:
     from matplotlib.figure import Figure
 
 REPORT, PREDICTIONS = "report.html", "predictions.csv"
-MISTAKES = 50
+MAX_MISTAKES = 50  # shown in the report
 
 
 class Report(PredictionCollector):
-    """Writes what a test found: a page to look at, a table of predictions, figures to compute with.
+    """Writes the report of a test: a page, a table of the predictions, and the results as JSON.
 
     Args:
-        folder: Where to write.
-        run: The folder of the run that the checkpoint lies in, for what is known of its training.
-        ckpt_path: The checkpoint tested.
-        checkpoint: What it holds.
+        folder: Folder to write into.
+        run: Folder of the run that the checkpoint belongs to, whose training the page shows; None
+            if the checkpoint stands alone.
+        ckpt_path: The tested checkpoint.
+        checkpoint: Content of the tested checkpoint.
 
     Raises:
-        DivergenceError: When testing ends, if a prediction is not a finite number.
+        DivergenceError: When testing ends, if a probability is not finite.
     """
 
     def __init__(
@@ -59,18 +64,13 @@ class Report(PredictionCollector):
         self.checkpoint = checkpoint
 
     def on_test_end(self, trainer: Trainer, pl_module: LightningModule) -> None:
-        predictions = self.predictions(test_loader(trainer))
+        predictions = self.predictions(first_test_dataloader(trainer))
         if predictions is None or not trainer.is_global_zero:
             return
         assert isinstance(pl_module, FNNLitModule)
-        lost = int((~predictions.probabilities.isfinite().all(dim=1)).sum())
-        if lost:
-            raise DivergenceError(
-                f"Of {lost:,} of {len(predictions.labels):,} images the network's outputs are not "
-                "finite numbers; no report was written"
-            )
+        check_finite(predictions)
         datamodule = trainer.datamodule  # type: ignore[attr-defined]
-        found = {
+        results = {
             **measure(predictions),
             "dataset": getattr(datamodule, "dataset", None),
             "checkpoint": Path(os.path.relpath(self.ckpt_path, self.folder)).as_posix(),
@@ -78,60 +78,44 @@ class Report(PredictionCollector):
         }
         if "test/train_set_" in pl_module.counts:
             correct, total = pl_module.counts["test/train_set_"]
-            found["train_set"] = {"correct": correct, "total": total}
+            results["train_set"] = {"correct": correct, "total": total}
         write_atomic(self.folder / PREDICTIONS, predictions_csv(predictions).encode())
         in_run = self.run is not None and self.run.samefile(self.folder)
-        write_metrics(self.folder, "test", found, beside=in_run)
-        write_atomic(self.folder / REPORT, self._page(predictions, found).encode())
+        write_metrics(self.folder, "test", results, beside=in_run)
+        write_atomic(self.folder / REPORT, self._page(predictions, results).encode())
         self.written = True
         print(f"report     {os.path.relpath(self.folder / REPORT)}")
 
-    def _page(self, predictions: Predictions, found: dict[str, Any]) -> str:
-        # used here alone, and slow to import
-        from jinja2 import Environment, StrictUndefined
-
-        template = resources.files(__package__).joinpath("report.html").read_text(encoding="utf-8")
-        environment = Environment(autoescape=True, undefined=StrictUndefined, trim_blocks=True)
-        wrong = predictions.digits != predictions.labels
-        return environment.from_string(template).render(
+    def _page(self, predictions: Predictions, results: dict[str, Any]) -> str:
+        return render(
             title="/".join((self.run or self.ckpt_path).absolute().parts[-2:]),
-            test=found,
-            curves=[as_svg(each) for each in self._curves()],
+            test=results,
+            curves=[as_svg(figure) for figure in self._training_figures()],
             confusion=as_svg(plots.confusion_figure(predictions)),
             reliability=as_svg(plots.reliability_figure(predictions)),
-            bins=plots.BINS,
-            mistakes=[
-                {
-                    "index": index,
-                    "label": int(predictions.labels[index]),
-                    "digit": int(predictions.digits[index]),
-                    "probability": float(predictions.confidence[index]),
-                    "png": as_png(predictions.image(index)),
-                }
-                for index in predictions.most_confident_mistakes(MISTAKES)
-            ],
-            wrong=int(wrong.sum()),
+            bins=plots.CALIBRATION_BINS,
+            mistakes=describe_mistakes(predictions),
             fit=read_metrics(self.run).get("fit") if self.run else None,
             made_with=read_metrics(self.folder)["test"]["made_with"],
             config=self._config(),
         )
 
-    def _curves(self) -> "list[Figure]":
-        drawn = []
+    def _training_figures(self) -> "list[Figure]":
+        """Draw the curves in the run's folder, and the losses that the checkpoint keeps."""
+        figures = []
         curves = read_curves(self.run) if self.run else {}
         for name, ylabel in (("loss", "loss"), ("acc", "accuracy")):
-            shown = {f"{split}/{name}": curves.get(f"{split}/{name}") for split in ("train", "val")}
-            given = {tag: points for tag, points in shown.items() if points}
-            if given:
-                drawn.append(plots.curves_figure(given, ylabel))
-        progress = self.checkpoint.get("progress")
-        losses = progress.get("losses") if isinstance(progress, dict) else None
-        if isinstance(losses, torch.Tensor) and losses.dim() == 1 and losses.is_floating_point():
-            drawn.append(plots.loss_figure(losses.float(), self.checkpoint["global_step"]))
-        return drawn
+            tags = [f"{split}/{name}" for split in ("train", "val")]
+            logged = {tag: curves[tag] for tag in tags if curves.get(tag)}
+            if logged:
+                figures.append(plots.curves_figure(logged, ylabel))
+        losses = read_losses(self.checkpoint)
+        if losses is not None:
+            figures.append(plots.loss_figure(losses, self.checkpoint["global_step"]))
+        return figures
 
     def _config(self) -> str:
-        """Return the run's config.yaml, or else the settings that the checkpoint holds."""
+        """Return the run's config.yaml or, without a run, the checkpoint's hyperparameters."""
         if self.run:
             return (self.run / CONFIG).read_text(encoding="utf-8", errors="replace")
         settings = {
@@ -142,33 +126,55 @@ class Report(PredictionCollector):
         return str(yaml.safe_dump(plain, sort_keys=False))
 
 
-def measure(predictions: Predictions) -> dict[str, Any]:
-    """Measure a test: shares from 0 to 1, as plain data for JSON.
+def check_finite(predictions: Predictions) -> None:
+    """Refuse predictions with probabilities that are not finite.
 
-    The precision of a digit that is never predicted is None, and so is the recall of one that no
-    image shows.
+    Raises:
+        DivergenceError: If there are any.
     """
-    digits, labels, probabilities = (
-        predictions.digits,
-        predictions.labels,
-        predictions.probabilities,
+    affected = int((~predictions.probabilities.isfinite().all(dim=1)).sum())
+    if affected:
+        raise DivergenceError(
+            f"Expected finite outputs of the network, but got infinity or NaN for {affected:,} of "
+            f"{len(predictions.labels):,} images: no report was written"
+        )
+
+
+def measure(predictions: Predictions) -> dict[str, Any]:
+    """Compute the results of a test, as plain data for JSON; ratios are from 0 to 1.
+
+    The precision of a digit that is never predicted is None, and so is the recall of a digit
+    without images.
+
+    Example:
+        >>> images = torch.zeros(4, 28, 28, dtype=torch.uint8)
+        >>> probabilities = torch.eye(10)[[7, 2, 1, 0]]
+        >>> labels = torch.tensor([7, 2, 1, 6])
+        >>> results = measure(Predictions(images, torch.arange(4), labels, probabilities))
+        >>> results["accuracy"], results["classes"][0]
+        (0.75, {'digit': 0, 'images': 0, 'precision': 0.0, 'recall': None})
+    """
+    digits, labels = predictions.digits, predictions.labels
+    correct, total = int(predictions.is_correct.sum()), len(labels)
+    precision = multiclass_precision(digits, labels, NUM_CLASSES, average=None).tolist()
+    recall = multiclass_recall(digits, labels, NUM_CLASSES, average=None).tolist()
+    predicted = digits.bincount(minlength=NUM_CLASSES).tolist()
+    images = labels.bincount(minlength=NUM_CLASSES).tolist()
+    calibration_error = multiclass_calibration_error(
+        predictions.probabilities, labels, NUM_CLASSES, plots.CALIBRATION_BINS, norm="l1"
     )
-    correct, total = int((digits == labels).sum()), len(labels)
-    precision = multiclass_precision(digits, labels, NUM_CLASSES, average=None)
-    recall = multiclass_recall(digits, labels, NUM_CLASSES, average=None)
-    error = multiclass_calibration_error(probabilities, labels, NUM_CLASSES, plots.BINS, norm="l1")
     return {
         "accuracy": correct / total,
         "correct": correct,
         "total": total,
         "interval_95": list(wilson_interval(correct, total)),
-        "expected_calibration_error": float(error),
+        "expected_calibration_error": float(calibration_error),
         "classes": [
             {
                 "digit": digit,
-                "images": int((labels == digit).sum()),
-                "precision": float(precision[digit]) if (digits == digit).any() else None,
-                "recall": float(recall[digit]) if (labels == digit).any() else None,
+                "images": images[digit],
+                "precision": precision[digit] if predicted[digit] else None,
+                "recall": recall[digit] if images[digit] else None,
             }
             for digit in range(NUM_CLASSES)
         ],
@@ -176,7 +182,16 @@ def measure(predictions: Predictions) -> dict[str, Any]:
 
 
 def predictions_csv(predictions: Predictions) -> str:
-    """List what was predicted: index in the test set, truth, prediction, its probability."""
+    """List index in the test set, true digit, predicted digit and its probability as CSV.
+
+    Example:
+        >>> images = torch.zeros(1, 28, 28, dtype=torch.uint8)
+        >>> probabilities = torch.eye(10)[[7]]
+        >>> one = Predictions(images, torch.tensor([0]), torch.tensor([2]), probabilities)
+        >>> print(predictions_csv(one), end="")
+        index,truth,prediction,probability
+        0,2,7,1.000000
+    """
     text = io.StringIO()
     writer = csv.writer(text, lineterminator="\n")
     writer.writerow(["index", "truth", "prediction", "probability"])
@@ -186,12 +201,36 @@ def predictions_csv(predictions: Predictions) -> str:
     return text.getvalue()
 
 
+def describe_mistakes(predictions: Predictions) -> list[dict[str, Any]]:
+    """Describe the `MAX_MISTAKES` most confident mistakes for the page, images included."""
+    return [
+        {
+            "index": index,
+            "label": int(predictions.labels[index]),
+            "digit": int(predictions.digits[index]),
+            "probability": float(predictions.confidence[index]),
+            "png": as_png(predictions.image(index)),
+        }
+        for index in predictions.most_confident_mistakes(MAX_MISTAKES)
+    ]
+
+
+def render(**values: Any) -> str:
+    """Fill in the template `report.html`."""
+    # slow to import, and only needed here
+    from jinja2 import Environment, StrictUndefined
+
+    template = resources.files(__package__).joinpath("report.html").read_text(encoding="utf-8")
+    environment = Environment(autoescape=True, undefined=StrictUndefined, trim_blocks=True)
+    return environment.from_string(template).render(values)
+
+
 def as_svg(figure: "Figure") -> str:
-    """Turn a figure into an SVG element for a page."""
+    """Convert a figure to an SVG element for the page."""
     import matplotlib
 
     text = io.StringIO()
-    # text as text, and the same file for the same figure
+    # keep text selectable, and give the same figure the same bytes
     with matplotlib.rc_context({"svg.fonttype": "none", "svg.hashsalt": "fnn_lightning"}):
         figure.savefig(text, format="svg", metadata={"Date": None})
     svg = text.getvalue()
@@ -199,7 +238,11 @@ def as_svg(figure: "Figure") -> str:
 
 
 def as_png(image: torch.Tensor) -> str:
-    """Turn an image of `(28, 28)` bytes into a PNG, dark ink on white, in base64."""
+    """Convert an image to a base64-encoded PNG, dark ink on white.
+
+    Args:
+        image: Pixels 0–255, `uint8` of shape `(28, 28)`.
+    """
     content = io.BytesIO()
     Image.fromarray(255 - image.numpy()).save(content, "png")
     return base64.b64encode(content.getvalue()).decode()

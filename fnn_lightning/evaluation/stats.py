@@ -1,4 +1,4 @@
-"""How sure a figure is: intervals of accuracies and means, tests of differences."""
+"""Confidence intervals of accuracies and means, and tests of differences."""
 
 import math
 import statistics
@@ -6,7 +6,7 @@ from collections.abc import Sequence
 
 
 def wilson_interval(correct: int, total: int) -> tuple[float, float]:
-    """Compute the 95 % interval of an accuracy.
+    """Compute the 95 % confidence interval of an accuracy.
 
     Source: E. B. Wilson, "Probable inference, the law of succession, and statistical inference",
     1927.
@@ -17,6 +17,11 @@ def wilson_interval(correct: int, total: int) -> tuple[float, float]:
 
     Returns:
         Lower and upper bound, from 0 to 1.
+
+    Example:
+        >>> low, high = wilson_interval(9_800, 10_000)
+        >>> print(f"{low:.4f} to {high:.4f}")
+        0.9771 to 0.9826
     """
     from scipy.stats import binomtest
 
@@ -25,17 +30,22 @@ def wilson_interval(correct: int, total: int) -> tuple[float, float]:
 
 
 def mean_interval(values: Sequence[float]) -> tuple[float, float, float]:
-    """Compute the mean of independent figures, such as those of several seeds, and how sure it is.
+    """Compute the mean of independent results, such as those of several seeds, and its precision.
 
     Args:
-        values: Two figures or more.
+        values: Two results or more.
 
     Returns:
-        Mean, sample standard deviation (with n − 1), and half of the width of the mean's 95 %
-        interval by Student's t distribution.
+        Mean, sample standard deviation (with n − 1), and half the width of the mean's 95 %
+        confidence interval by Student's t distribution.
 
     Raises:
         ValueError: If there are fewer than two values.
+
+    Example:
+        >>> mean, deviation, half_width = mean_interval([97.9, 98.1, 98.0])
+        >>> print(f"{mean:.2f} ± {half_width:.2f}")
+        98.00 ± 0.25
     """
     from scipy.stats import t
 
@@ -45,18 +55,22 @@ def mean_interval(values: Sequence[float]) -> tuple[float, float, float]:
 
 
 def mcnemar(only_first: int, only_second: int) -> float:
-    """Compute the p-value of the exact McNemar test, two-sided.
+    """Compute the two-sided p-value of the exact McNemar test.
 
-    It is the probability that two classifiers of the same accuracy differ this much or more in
-    what one of them alone gets right.
+    This is the probability that two equally accurate classifiers differ at least this much in the
+    images that only one of them gets right.
 
     Source: Q. McNemar, "Note on the sampling error of the difference between correlated
-    proportions or percentages", 1947, with the binomial distribution in place of its
+    proportions or percentages", 1947; here with the exact binomial distribution instead of its
     approximation.
 
     Args:
         only_first: Number of images that only the first classifier gets right.
-        only_second: Number of images that only the second one gets right.
+        only_second: Number of images that only the second classifier gets right.
+
+    Example:
+        >>> mcnemar(1, 5)
+        0.21875
     """
     from scipy.stats import binomtest
 
@@ -65,18 +79,22 @@ def mcnemar(only_first: int, only_second: int) -> float:
 
 
 def holm(p_values: Sequence[float]) -> list[float]:
-    """Adjust the p-values of several tests for how many they are.
+    """Adjust the p-values of several tests for their number.
 
-    To call a difference more than chance when its adjusted p-value is below 0.05 is wrong about
-    one or more of the differences with a probability of at most 0.05.
+    Call a difference significant if its adjusted p-value is below 0.05: the probability that any
+    of these calls is wrong is then at most 0.05.
 
     Source: S. Holm, "A simple sequentially rejective multiple test procedure", 1979.
 
     Returns:
-        The adjusted p-values, in the order of the given ones.
+        The adjusted p-values, in the order of `p_values`.
+
+    Example:
+        >>> holm([0.01, 0.5, 0.25])
+        [0.03, 0.5, 0.5]
     """
-    adjusted, greatest = [0.0] * len(p_values), 0.0
+    adjusted, largest = [0.0] * len(p_values), 0.0
     for rank, index in enumerate(sorted(range(len(p_values)), key=p_values.__getitem__)):
-        greatest = max(greatest, min(1.0, (len(p_values) - rank) * p_values[index]))
-        adjusted[index] = greatest
+        largest = max(largest, min(1.0, (len(p_values) - rank) * p_values[index]))
+        adjusted[index] = largest
     return adjusted

@@ -16,7 +16,11 @@ from torch import Tensor, nn
 
 from fnn_lightning.data.dataloader import InMemoryDataLoader
 from fnn_lightning.evaluation import plots
-from fnn_lightning.evaluation.predictions import PredictionCollector, Predictions, test_loader
+from fnn_lightning.evaluation.predictions import (
+    PredictionCollector,
+    Predictions,
+    first_test_dataloader,
+)
 from fnn_lightning.lit_module import FNNLitModule
 from fnn_lightning.network import FNN, NUM_CLASSES
 from fnn_lightning.runs.checkpoint_io import write_atomic
@@ -109,7 +113,7 @@ class TensorBoardPlots(PredictionCollector):
             write_atomic(Path(folder) / "loss.png", picture.getbuffer())
 
     def on_test_end(self, trainer: Trainer, pl_module: LightningModule) -> None:
-        predictions = self.predictions(test_loader(trainer))
+        predictions = self.predictions(first_test_dataloader(trainer))
         if predictions is not None and predictions.probabilities.isfinite().all():
             assert isinstance(pl_module, FNNLitModule)
             log_digits(trainer, predictions, "test", pl_module.step_count)

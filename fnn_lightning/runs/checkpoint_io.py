@@ -193,19 +193,36 @@ def check_weights(checkpoint: dict[str, Any], path: str) -> None:
         )
 
 
+def read_losses(checkpoint: dict[str, Any]) -> Tensor | None:
+    """Return the loss of every batch of training, if a checkpoint holds it.
+
+    Returns:
+        `float32` of shape `(batches,)`.
+    """
+    losses = train_log(checkpoint).get("losses")
+    if isinstance(losses, Tensor) and losses.dim() == 1 and losses.is_floating_point():
+        return losses.float()
+    return None
+
+
+def train_log(checkpoint: dict[str, Any]) -> dict[str, Any]:
+    """Return the state of `TrainLog` in a checkpoint; nothing if there is none."""
+    states = checkpoint.get("callbacks")
+    log = states.get("TrainLog") if isinstance(states, dict) else None
+    return log if isinstance(log, dict) else {}
+
+
 def check_state(checkpoint: dict[str, Any], path: str) -> None:
     """Refuse a state of training that cannot have come from one.
 
     Raises:
-        InputError: If the optimiser's state is missing, or something that is counted is not a
-            whole number from 0 on.
+        InputError: If the optimiser's state is missing, or a count is not a whole number from 0.
     """
     if "optimizer_states" not in checkpoint:
-        raise InputError("Expected a checkpoint with the optimiser's state, to go on from it")
-    progress = checkpoint.get("progress")
-    kept = progress if isinstance(progress, dict) else {}
-    steps = [checkpoint["global_step"], kept.get("logged_step", 0), kept.get("validated_step") or 0]
-    losses = kept.get("losses", torch.empty(0))
+        raise InputError("Expected a checkpoint with the optimiser's state, to resume from it")
+    log = train_log(checkpoint)
+    steps = [checkpoint["global_step"], log.get("logged_step", 0), log.get("validated_step") or 0]
+    losses = log.get("losses", torch.empty(0))
     if not isinstance(losses, Tensor) or losses.dim() != 1 or losses.dtype != torch.float:
         raise InputError(f"Expected the losses of a run in {path}, but got something else")
     if not losses.isfinite().all():

@@ -4,14 +4,18 @@ from functools import partial
 from http.server import SimpleHTTPRequestHandler, ThreadingHTTPServer
 from pathlib import Path
 
+import numpy as np
 import pytest
+import torch
 
-from fnn_lightning.data.mnist_files import FILES, fetch_mnist, raw_dir
+from fnn_lightning.data.mnist_files import FILES, fetch_mnist, raw_dir, read_images, read_labels
 from fnn_lightning.datamodule import MNISTDataModule
 from fnn_lightning.errors import InputError
-from tests.support import tiny_files
+from tests.support import idx_bytes, tiny_files
 
 Damage = Callable[[bytes], bytes]
+IMAGES = np.arange(3 * 28 * 28, dtype=np.uint32).astype(np.uint8).reshape(3, 28, 28)
+INTACT = idx_bytes(IMAGES)
 
 
 class QuietHandler(SimpleHTTPRequestHandler):
@@ -32,23 +36,23 @@ def mirror_url(mirror: Path) -> Iterator[str]:
 
 
 def contents(data_dir: str) -> dict[str, bytes]:
-    """Read all that lies where the data should be, whatever it is."""
+    """Read every file in the folder of the data."""
     return {path.name: path.read_bytes() for path in raw_dir(data_dir).glob("**/*")}
 
 
 @pytest.mark.parametrize("form", ["{}", "{}/", "file://{}"])
-def test_from_a_folder(mirror: Path, form: str) -> None:
+def test_files_are_fetched_from_a_folder(mirror: Path, form: str) -> None:
     fetch_mnist("data", form.format(mirror))
     assert contents("data") == tiny_files()
 
 
 @pytest.mark.parametrize("form", ["{}", "{}/"])
-def test_from_a_server(mirror_url: str, form: str) -> None:
+def test_files_are_fetched_from_a_server(mirror_url: str, form: str) -> None:
     fetch_mnist("data", form.format(mirror_url))
     assert contents("data") == tiny_files()
 
 
-def test_from_archives_in_their_place(mirror: Path) -> None:
+def test_archives_in_the_data_folder_are_extracted(mirror: Path) -> None:
     raw_dir("data").mkdir(parents=True)
     for archive in mirror.iterdir():
         archive.rename(raw_dir("data") / archive.name)
@@ -56,12 +60,12 @@ def test_from_archives_in_their_place(mirror: Path) -> None:
     assert tiny_files().items() <= contents("data").items()
 
 
-def test_what_is_there_is_not_fetched_again(data_dir: str) -> None:
+def test_intact_files_are_not_fetched_again(data_dir: str) -> None:
     raw_dir(data_dir).chmod(0o500)
     fetch_mnist(data_dir, "/there/is/no/mirror")
 
 
-@pytest.mark.parametrize("damage", [lambda good: good[:-100], lambda good: b"x" + good[1:]])
+@pytest.mark.parametrize("damage", [lambda intact: intact[:-100], lambda intact: b"x" + intact[1:]])
 def test_a_damaged_file_is_fetched_again(data_dir: str, mirror: Path, damage: Damage) -> None:
     path = raw_dir(data_dir) / "train-images-idx3-ubyte"
     path.write_bytes(damage(path.read_bytes()))
@@ -71,7 +75,11 @@ def test_a_damaged_file_is_fetched_again(data_dir: str, mirror: Path, damage: Da
 
 @pytest.mark.parametrize(
     "damage",
-    [lambda good: good[:-100], lambda good: good[:50] + b"?" + good[51:], lambda good: b""],
+    [
+        lambda intact: intact[:-100],
+        lambda intact: intact[:50] + b"?" + intact[51:],
+        lambda intact: b"",
+    ],
     ids=["truncated", "corrupted", "empty"],
 )
 @pytest.mark.parametrize("by_http", [True, False])
@@ -82,12 +90,12 @@ def test_a_damaged_archive_leaves_nothing_behind(
     archive.write_bytes(damage(archive.read_bytes()))
     with pytest.raises(InputError, match=r"tried to get t10k-images-idx3-ubyte\.gz from "):
         fetch_mnist("data", mirror_url if by_http else str(mirror))
-    good = tiny_files()
-    del good["t10k-images-idx3-ubyte"], good["t10k-labels-idx1-ubyte"]
-    assert contents("data") == good  # what came before the damaged one, sound
+    intact = tiny_files()
+    del intact["t10k-images-idx3-ubyte"], intact["t10k-labels-idx1-ubyte"]
+    assert contents("data") == intact  # fetched before the damaged one
 
 
-def test_the_error_says_what_is_missing_and_what_to_do() -> None:
+def test_the_error_names_missing_files_and_remedies() -> None:
     with pytest.raises(InputError) as caught:
         fetch_mnist("data", "http://127.0.0.1:1")  # nothing listens there
     message = str(caught.value)
@@ -98,7 +106,7 @@ def test_the_error_says_what_is_missing_and_what_to_do() -> None:
     assert not Path("data").exists()
 
 
-def test_the_argument_wins_over_the_environment(
+def test_the_mirror_argument_overrides_the_environment(
     mirror: Path, monkeypatch: pytest.MonkeyPatch
 ) -> None:
     monkeypatch.setenv("FNN_LIGHTNING_MIRROR", "/there/is/no/mirror")
@@ -106,14 +114,16 @@ def test_the_argument_wins_over_the_environment(
     assert contents("data") == tiny_files()
 
 
-def test_the_environment_names_a_mirror(mirror: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+def test_without_the_argument_the_environment_names_the_mirror(
+    mirror: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
     monkeypatch.setenv("FNN_LIGHTNING_MIRROR", str(mirror))
     MNISTDataModule(val_size=0).prepare_data()
     assert contents("data") == tiny_files()
 
 
 @pytest.mark.parametrize("place", ["data", "data/MNIST", "data/MNIST/raw"])
-def test_a_file_in_the_way(mirror: Path, place: str) -> None:
+def test_a_file_in_place_of_a_folder_is_reported_and_kept(mirror: Path, place: str) -> None:
     Path(place).parent.mkdir(parents=True, exist_ok=True)
     Path(place).write_text("in the way")
     with pytest.raises(InputError, match=r"`data_dir` to be a folder that can be written"):
@@ -121,7 +131,49 @@ def test_a_file_in_the_way(mirror: Path, place: str) -> None:
     assert Path(place).read_text() == "in the way"
 
 
-def test_a_folder_in_place_of_a_file(mirror: Path) -> None:
+def test_a_folder_in_place_of_a_file_is_reported(mirror: Path) -> None:
     (raw_dir("data") / "train-labels-idx1-ubyte").mkdir(parents=True)
     with pytest.raises(InputError, match="train-labels-idx1-ubyte"):
         fetch_mnist("data", str(mirror))
+
+
+def test_idx_files_are_read_as_bytes_and_int64_labels(tmp_path: Path) -> None:
+    (tmp_path / "images").write_bytes(idx_bytes(IMAGES))
+    (tmp_path / "labels").write_bytes(idx_bytes(np.array([9, 0, 5], dtype=np.uint8)))
+    images, labels = read_images(tmp_path / "images"), read_labels(tmp_path / "labels")
+    assert images.dtype == torch.uint8
+    assert np.array_equal(images.numpy(), IMAGES)
+    assert labels.dtype == torch.int64
+    assert labels.tolist() == [9, 0, 5]
+
+
+@pytest.mark.parametrize(
+    ("content", "message"),
+    [
+        (b"", "damaged: it does not start"),
+        (INTACT[:10], "damaged: it does not start"),
+        (b"<html>not found</html>", "damaged: it does not start"),
+        (idx_bytes(IMAGES[0, 0]), "damaged: it does not start"),
+        (INTACT[:-1], "promises 2,368 bytes, but it has 2,367"),
+        (INTACT + b"x", "promises 2,368 bytes, but it has 2,369"),
+        (idx_bytes(IMAGES[:, :27]), r"28 × 28 pixels in .*, but got \[27, 28\]"),
+        (INTACT[:4] + b"\xff" * 12, "damaged: its header promises"),
+    ],
+)
+def test_damaged_image_files_are_rejected(tmp_path: Path, content: bytes, message: str) -> None:
+    (tmp_path / "images").write_bytes(content)
+    with pytest.raises(InputError, match=message):
+        read_images(tmp_path / "images")
+
+
+def test_labels_above_9_are_rejected(tmp_path: Path) -> None:
+    (tmp_path / "labels").write_bytes(idx_bytes(np.array([3, 10], dtype=np.uint8)))
+    with pytest.raises(InputError, match=r"labels 0–9 in .*, but got 10"):
+        read_labels(tmp_path / "labels")
+
+
+def test_missing_files_and_folders_are_rejected(tmp_path: Path) -> None:
+    with pytest.raises(InputError, match="nothing is missing"):
+        read_images(tmp_path / "nothing")
+    with pytest.raises(InputError, match="is not a file"):
+        read_images(tmp_path)

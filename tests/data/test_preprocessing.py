@@ -24,15 +24,15 @@ EXIF_ORIENTATION = 0x0112
 
 
 def letter(scale: int = 5) -> np.ndarray:
-    """Draw an L of 20×12 units, strokes 4 units wide, ink 1 on 0, off the middle of a picture."""
+    """Draw an L of 20×12 units with strokes of 4 units, ink 1 on 0, off the picture's centre."""
     ink = np.zeros((40 * scale, 60 * scale))
     ink[9 * scale : 29 * scale, 30 * scale : 34 * scale] = 1
     ink[25 * scale : 29 * scale, 30 * scale : 42 * scale] = 1
     return ink
 
 
-def framed_letter() -> np.ndarray:
-    """Return where the L's ink belongs.
+def expected_letter() -> np.ndarray:
+    """Return where the ink of the converted L must be.
 
     Its centre of mass is (12.286, 3.714) units from its box's corner: of 80 units of area the
     bar has its centre at (10, 2), of 32 the rest of the foot at (18, 8). In pixels, whose centres
@@ -93,36 +93,36 @@ def test_any_kind_of_picture_is_cropped_scaled_and_centred_by_its_mass(kind: str
     pixels = to_mnist(KINDS[kind])
     assert pixels.dtype == torch.uint8
     assert pixels.shape == (28, 28)
-    assert np.array_equal(inked(pixels), framed_letter())
+    assert np.array_equal(inked(pixels), expected_letter())
     assert pixels.max() == 255
     assert pixels[0, 0] == 0
 
 
-def test_a_ruled_frame_is_left_out() -> None:
+def test_a_ruled_frame_is_excluded() -> None:
     ink = np.pad(letter(), 40)
     ink[5:8, 5:-5] = ink[-8:-5, 5:-5] = 1
     ink[5:-5, 5:8] = ink[5:-5, -8:-5] = 1
-    assert np.array_equal(inked(to_mnist(picture(ink))), framed_letter())
+    assert np.array_equal(inked(to_mnist(picture(ink))), expected_letter())
 
 
 @pytest.mark.parametrize(("desk", "paper", "pen"), [(60, 240, 60), (250, 10, 240), (10, 250, 10)])
-def test_a_sheet_of_which_the_edges_are_seen(desk: int, paper: int, pen: int) -> None:
+def test_a_digit_on_a_sheet_with_visible_edges_is_found(desk: int, paper: int, pen: int) -> None:
     levels = np.pad(paper + (pen - paper) * letter(), 40, constant_values=desk)
     image = Image.fromarray(levels.astype(np.uint8))
-    # the sheet's own edge is cut off, and with it where exactly the middle is
-    assert (inked(to_mnist(image)) != framed_letter()).sum() <= 8
+    # cropping the sheet's blurred edge shifts the centre slightly
+    assert (inked(to_mnist(image)) != expected_letter()).sum() <= 8
 
 
-def test_two_digits_are_marked() -> None:
+def test_two_digits_are_reported() -> None:
     two = np.concatenate([letter(), letter()], axis=1)
     assert "more than one digit" in out_of_distribution(to_mnist(picture(two)), 1.0)
     assert "more than one digit" not in out_of_distribution(to_mnist(picture(letter())), 1.0)
 
 
-def test_levels_of_an_extreme_range(tmp_path: Path) -> None:
+def test_pixels_of_a_tiny_range_are_read_and_of_a_huge_range_rejected(tmp_path: Path) -> None:
     levels = (1e-30 * letter()).astype(np.float32)
     Image.fromarray(levels).save(tmp_path / "small.tiff")
-    assert np.array_equal(inked(read_picture(tmp_path / "small.tiff")), framed_letter())
+    assert np.array_equal(inked(read_picture(tmp_path / "small.tiff")), expected_letter())
     levels[0, 0], levels[9, 9] = 3e38, -3e38
     Image.fromarray(levels).save(tmp_path / "large.tiff")
     with pytest.raises(InputError, match="it is"):
@@ -130,8 +130,8 @@ def test_levels_of_an_extreme_range(tmp_path: Path) -> None:
 
 
 @pytest.mark.parametrize("orientation", range(1, 9))
-def test_the_rotation_flag_of_a_photo(orientation: int, tmp_path: Path) -> None:
-    undo = {  # what makes each orientation from an upright picture
+def test_the_orientation_of_a_photo_is_applied(orientation: int, tmp_path: Path) -> None:
+    undo = {  # makes each orientation from an upright picture
         2: Image.Transpose.FLIP_LEFT_RIGHT,
         3: Image.Transpose.ROTATE_180,
         4: Image.Transpose.FLIP_TOP_BOTTOM,
@@ -145,7 +145,7 @@ def test_the_rotation_flag_of_a_photo(orientation: int, tmp_path: Path) -> None:
     exif = Image.Exif()
     exif[EXIF_ORIENTATION] = orientation
     stored.save(tmp_path / "photo.jpg", exif=exif, quality=95)
-    assert np.array_equal(inked(read_picture(tmp_path / "photo.jpg")), framed_letter())
+    assert np.array_equal(inked(read_picture(tmp_path / "photo.jpg")), expected_letter())
 
 
 STROKES = {
@@ -159,44 +159,44 @@ STROKES = {
 
 @pytest.mark.parametrize("digit", STROKES)
 @pytest.mark.parametrize("width", [2, 3])
-def test_what_is_framed_already_stays_as_it_is(digit: str, width: int) -> None:
+def test_an_image_like_mnists_stays_as_it_is(digit: str, width: int) -> None:
     image = Image.new("L", (200, 240), 255)
     pen = ImageDraw.Draw(image)
     for stroke in STROKES[digit]:
         pen.line([(10 * x + 15, 10 * y + 5) for x, y in stroke], 0, 10 * width, "curve")
-    framed = to_mnist(image)
-    assert framed.max() == 255
-    for again in (framed, 255 - framed):
-        difference = to_mnist(Image.fromarray(again.numpy())).int() - framed
+    once = to_mnist(image)
+    assert once.max() == 255
+    for pixels in (once, 255 - once):
+        difference = to_mnist(Image.fromarray(pixels.numpy())).int() - once
         assert difference.abs().max() <= 1
 
 
 @pytest.mark.parametrize("suffix", ["png", "bmp", "tiff", "gif", "jpg"])
-def test_formats(suffix: str, tmp_path: Path) -> None:
+def test_every_format_is_read(suffix: str, tmp_path: Path) -> None:
     path = tmp_path / f"digit.{suffix}"
     picture(letter()).save(path)
-    assert np.array_equal(inked(read_picture(path)), framed_letter())
+    assert np.array_equal(inked(read_picture(path)), expected_letter())
 
 
 @pytest.mark.parametrize("seed", range(5))
-def test_a_photo_with_uneven_light_noise_and_blur(seed: int, tmp_path: Path) -> None:
+def test_a_digit_is_found_despite_uneven_light_noise_and_blur(seed: int, tmp_path: Path) -> None:
     rng = np.random.default_rng(seed)
     ink = ndimage.gaussian_filter(letter(10), 3)
     y, x = np.mgrid[-1 : 1 : ink.shape[0] * 1j, -1 : 1 : ink.shape[1] * 1j]
     direction = rng.uniform(0, 2 * np.pi)
     light = 150 + 60 * (np.cos(direction) * x + np.sin(direction) * y) - 30 * (x * x + y * y)
     levels = light * (1 - 0.5 * ink) + rng.normal(0, 8, ink.shape)
-    assert levels[ink < 0.01].min() < levels[ink > 0.99].max()  # no one threshold would do
+    assert levels[ink < 0.01].min() < levels[ink > 0.99].max()  # no single threshold works
     Image.fromarray(np.clip(levels, 0, 255).astype(np.uint8)).save(tmp_path / "a.jpg", quality=60)
     pixels = read_picture(tmp_path / "a.jpg")
-    found, expected = inked(pixels), framed_letter()
-    around = np.ones((3, 3))  # the blur's skirt moves every edge by up to a pixel
-    assert not (found & ~ndimage.binary_dilation(expected, around)).any()
-    assert not (expected & ~ndimage.binary_dilation(found, around)).any()
+    actual, expected = inked(pixels), expected_letter()
+    around = np.ones((3, 3))  # blur moves every edge by up to a pixel
+    assert not (actual & ~ndimage.binary_dilation(expected, around)).any()
+    assert not (expected & ~ndimage.binary_dilation(actual, around)).any()
     assert pixels.numpy()[~ndimage.binary_dilation(expected, around, 2)].max() < 20
 
 
-def test_the_strokes_of_a_fine_pen_are_widened() -> None:
+def test_fine_strokes_are_widened() -> None:
     ink = np.zeros((300, 300))
     ink[50:250, 150:152] = 1  # a hundredth as wide as long
     pixels = to_mnist(picture(ink)).numpy()
@@ -205,11 +205,11 @@ def test_the_strokes_of_a_fine_pen_are_widened() -> None:
     assert (pixels[:4] == 0).all()
 
 
-def test_dirt_and_a_finger_at_the_edge_are_left_out() -> None:
+def test_dirt_and_a_finger_at_the_edge_are_excluded() -> None:
     ink = letter()
     ink[3:6, 5:8] = 1
     ink[150:200, 250:300] = 1
-    assert np.array_equal(inked(to_mnist(picture(ink))), framed_letter())
+    assert np.array_equal(inked(to_mnist(picture(ink))), expected_letter())
 
 
 def test_a_digit_that_touches_the_edge_is_kept() -> None:
@@ -217,7 +217,7 @@ def test_a_digit_that_touches_the_edge_is_kept() -> None:
     height, width = ink.shape
     row, column = (int(np.flatnonzero(ink.any(axis))[0]) for axis in (1, 0))
     tight = ink[row:height, column:width]
-    assert np.array_equal(inked(to_mnist(picture(tight))), framed_letter())
+    assert np.array_equal(inked(to_mnist(picture(tight))), expected_letter())
 
 
 def png(width: int, height: int, data: bytes) -> bytes:
@@ -243,14 +243,14 @@ BAD: dict[str, tuple[Any, str]] = {
     "text": (b"hello", "it is not a PNG, JPEG, BMP, TIFF or GIF file"),
     "other": (b"%!PS-Adobe-3.0 EPSF-3.0\n%%BoundingBox: 0 0 9 9\n", "it is not a PNG"),
     "empty": (b"", "it is empty"),
-    "scrambled": (png(100, 100, b"?" * 50), "it is damaged or cut short"),
-    "bomb": (png(50_000, 50_000, zlib.compress(b"")), "it claims more than the 89,478,485 pixels"),
-    "large": (png(10_000, 10_000, zlib.compress(b"")), "it claims more than the 89,478,485 pixels"),
+    "scrambled": (png(100, 100, b"?" * 50), "it is damaged or truncated"),
+    "bomb": (png(50_000, 50_000, zlib.compress(b"")), "it has more than 89,478,485 pixels"),
+    "large": (png(10_000, 10_000, zlib.compress(b"")), "it has more than 89,478,485 pixels"),
 }
 
 
 @pytest.mark.parametrize("kind", BAD)
-def test_what_is_no_picture_of_a_digit(kind: str, tmp_path: Path) -> None:
+def test_a_file_without_a_digit_is_rejected_with_the_reason(kind: str, tmp_path: Path) -> None:
     content, message = BAD[kind]
     path = tmp_path / "bad.png"
     if isinstance(content, bytes):
@@ -262,15 +262,15 @@ def test_what_is_no_picture_of_a_digit(kind: str, tmp_path: Path) -> None:
 
 
 @pytest.mark.parametrize("suffix", ["png", "bmp", "tiff", "gif", "jpg"])
-def test_cut_short(suffix: str, tmp_path: Path) -> None:
+def test_truncated_files_are_rejected(suffix: str, tmp_path: Path) -> None:
     path = tmp_path / f"digit.{suffix}"
     picture(letter()).save(path)
     path.write_bytes(path.read_bytes()[: path.stat().st_size // 2])
-    with pytest.raises(InputError, match=r"it is (damaged or cut short|not a PNG)"):
+    with pytest.raises(InputError, match=r"it is (damaged or truncated|not a PNG)"):
         read_picture(path)
 
 
-def test_files_folders_and_globs(tmp_path: Path) -> None:
+def test_pictures_are_found_by_file_folder_and_glob(tmp_path: Path) -> None:
     for name in ("scans/b.PNG", "scans/a.jpeg", "scans/notes.txt", "scans/deep/c.gif", "d[1].bin"):
         (tmp_path / name).parent.mkdir(parents=True, exist_ok=True)
         (tmp_path / name).touch()
@@ -294,7 +294,7 @@ def test_files_folders_and_globs(tmp_path: Path) -> None:
             find_pictures(wrong)
 
 
-def test_what_is_far_from_the_training_data() -> None:
+def test_images_unlike_the_training_data_are_reported() -> None:
     bar = torch.zeros(28, 28, dtype=torch.uint8)
     bar[4:24, 12:15] = 255  # 60 pixels of ink
     assert out_of_distribution(bar, 0.95) == ""
@@ -323,22 +323,22 @@ def on_white_paper(pixels: np.ndarray) -> Image.Image:
     return paper
 
 
-def test_the_test_set_as_pictures(real_data_dir: str) -> None:
+def test_accuracy_is_the_same_when_test_images_come_as_pictures(real_data_dir: str) -> None:
     main(["fit", "--data.data_dir", real_data_dir, "--trainer.max_epochs", "2"])
     trained = load_trained("lightning_logs/version_0")
     data = trained.data()
     data.setup("test")
-    source = data.test_dataloader()
-    assert not isinstance(source, list)
+    dataloader = data.test_dataloader()
+    assert not isinstance(dataloader, list)
 
     def correct(images: Tensor, labels: Tensor) -> int:
         return int((trained.probabilities(images).argmax(dim=1) == labels).sum())
 
-    images, labels = source.images[::5], source.labels[::5]
+    images, labels = dataloader.images[::5], dataloader.labels[::5]
     pictures = torch.stack([through_a_file(Image.fromarray(each.numpy())) for each in images])
     assert abs(correct(pictures, labels) - correct(images, labels)) <= 4  # 0.2 points
     assert float((pictures.int() - images).abs().float().mean()) < 1
 
-    images, labels = source.images[::20], source.labels[::20]
+    images, labels = dataloader.images[::20], dataloader.labels[::20]
     pictures = torch.stack([through_a_file(on_white_paper(each.numpy())) for each in images])
     assert correct(pictures, labels) >= 0.97 * correct(images, labels)

@@ -30,7 +30,7 @@ def trained(data_dir: str, capsys: Capture) -> TrainedNetwork:
 
 @pytest.fixture
 def scans() -> Path:
-    """Make a folder with two pictures of bars, one blank, and one that is none."""
+    """Make a folder with two pictures of bars, a blank one, and a file that is no picture."""
     folder = Path("scans")
     folder.mkdir()
     for name, (height, width) in {"a.png": (100, 20), "b.jpg": (100, 60)}.items():
@@ -42,14 +42,14 @@ def scans() -> Path:
     return folder
 
 
-def predict(*words: str) -> int:
+def predict(*argv: str) -> int:
     with pytest.raises(SystemExit) as stop:
-        main(["predict", "--ckpt_path", LAST, *words])
+        main(["predict", "--ckpt_path", LAST, *argv])
     assert isinstance(stop.value.code, int)
     return stop.value.code
 
 
-def test_a_table_and_a_line_for_each_that_fails(
+def test_pictures_are_printed_as_a_table_and_failures_as_errors(
     trained: TrainedNetwork, scans: Path, capsys: Capture
 ) -> None:
     assert predict("--data.images", "scans") == 1
@@ -70,7 +70,7 @@ def test_a_table_and_a_line_for_each_that_fails(
 
 
 @pytest.mark.usefixtures("trained")
-def test_no_data_set_is_needed(scans: Path, capsys: Capture) -> None:
+def test_pictures_need_no_data_set(scans: Path, capsys: Capture) -> None:
     main(["predict", "--ckpt_path", LAST, "--data.images", "scans/a.png", "scans/b.jpg",
           "--data.data_dir", "nowhere"])  # fmt: skip
     assert len(capsys.readouterr().out.splitlines()) == 3
@@ -78,7 +78,7 @@ def test_no_data_set_is_needed(scans: Path, capsys: Capture) -> None:
 
 
 @pytest.mark.usefixtures("trained")
-def test_none_can_be_read(scans: Path, capsys: Capture) -> None:
+def test_nothing_is_written_if_no_picture_can_be_read(scans: Path, capsys: Capture) -> None:
     assert predict("--data.images", "scans/c.gif", "--output", "new.csv") == 1
     output = capsys.readouterr()
     assert output.out == ""
@@ -86,12 +86,14 @@ def test_none_can_be_read(scans: Path, capsys: Capture) -> None:
     assert not Path("new.csv").exists()
 
 
-def test_files_of_pictures(trained: TrainedNetwork, scans: Path, capsys: Capture) -> None:
+def test_predictions_and_inputs_of_pictures_are_written(
+    trained: TrainedNetwork, scans: Path, capsys: Capture
+) -> None:
     (scans / "more").mkdir()
     (scans / "a.png").rename(scans / "more" / "b.png")
-    words = ["--data.images", "scans", "scans/more/*", "--save_inputs", "seen/deep"]
-    assert predict(*words, "--output", "new/out.csv") == 1
-    assert predict(*words, "--output", "out.json") == 1
+    argv = ["--data.images", "scans", "scans/more/*", "--save_inputs", "seen/deep"]
+    assert predict(*argv, "--output", "new/out.csv") == 1
+    assert predict(*argv, "--output", "out.json") == 1
     names = ["scans/b.jpg", "scans/more/b.png"]
     pixels = torch.stack([read_picture(Path(name)) for name in names])
     expected = trained.probabilities(pixels)
@@ -111,7 +113,9 @@ def test_files_of_pictures(trained: TrainedNetwork, scans: Path, capsys: Capture
 
 
 @pytest.mark.parametrize("suffix", [".csv", ".json"])
-def test_a_file_of_the_test_set(trained: TrainedNetwork, suffix: str, capsys: Capture) -> None:
+def test_predictions_of_the_test_set_are_written(
+    trained: TrainedNetwork, suffix: str, capsys: Capture
+) -> None:
     main(["predict", "--ckpt_path", LAST, "--output", f"out{suffix}"])
     assert capsys.readouterr().out == f"{TEST_SIZE} predictions written to out{suffix}\n"
     text = Path(f"out{suffix}").read_text()
@@ -121,16 +125,16 @@ def test_a_file_of_the_test_set(trained: TrainedNetwork, suffix: str, capsys: Ca
     else:
         data = trained.data()
         data.setup("test")
-        source = data.test_dataloader()
-        assert not isinstance(source, list)
-        digits = trained.probabilities(source.images).argmax(dim=1).tolist()
+        dataloader = data.test_dataloader()
+        assert not isinstance(dataloader, list)
+        digits = trained.probabilities(dataloader.images).argmax(dim=1).tolist()
         records = json.loads(text)
         assert [record["digit"] for record in records] == digits
         assert [record["index"] for record in records] == list(range(TEST_SIZE))
         assert "warning" not in records[0]
 
 
-BAD = {
+INVALID = {
     "--data.images": "Expected pictures, but got none",
     "--data.images nothing.png": "got nothing.png: there is no such file",
     "--data.images scans nothing.png": "got nothing.png: there is no such file",
@@ -148,22 +152,22 @@ BAD = {
 }
 
 
-@pytest.mark.parametrize("words", BAD)
+@pytest.mark.parametrize("argv", INVALID)
 @pytest.mark.usefixtures("trained", "scans")
-def test_bad_input_is_refused_in_one_line(words: str, capsys: Capture) -> None:
+def test_invalid_options_are_rejected_in_one_line(argv: str, capsys: Capture) -> None:
     Path("folder.csv").mkdir()
     before = set(Path().glob("**/*"))
-    assert predict(*words.split()) == 2
+    assert predict(*argv.split()) == 2
     output = capsys.readouterr()
     assert output.out == ""
     assert output.err.startswith("error: ")
     assert output.err.count("\n") == 1
-    assert BAD[words] in output.err
+    assert INVALID[argv] in output.err
     assert set(Path().glob("**/*")) == before
 
 
 @pytest.mark.usefixtures("trained")
-def test_odd_names(capsys: Capture) -> None:
+def test_any_file_name_is_written_exactly(capsys: Capture) -> None:
     names = ["[1, 2].png", "null.png", "new\nline.png", "1e3.png", "ünï.png", "😀.png"]
     names.append(f"{251 * 'n'}.png")
     levels = np.full((40, 40), 255, np.uint8)
@@ -175,7 +179,7 @@ def test_odd_names(capsys: Capture) -> None:
     with Path("out.csv").open(errors="surrogateescape", newline="") as file:
         assert [row["file"] for row in csv.DictReader(file)] == names
     Path("folder").mkdir()
-    Path(names[0]).rename("folder/byte\udcff.png")  # no text at all
+    Path(names[0]).rename("folder/byte\udcff.png")  # not valid UTF-8
     main(["predict", "--ckpt_path", LAST, "--output", "out.csv", "--data.images", "folder"])
     assert b"\nfolder/byte\xff.png," in Path("out.csv").read_bytes()
 
@@ -186,25 +190,25 @@ def test_no_picture_is_overwritten(scans: Path, capsys: Capture) -> None:
     Path("cut/a.png").write_bytes((scans / "a.png").read_bytes()[:60])
     shutil.copy(scans / "a.png", "a.csv")
     before = {path: path.read_bytes() for path in (Path("cut/a.png"), Path("a.csv"))}
-    for words in ("scans cut --save_inputs cut", "a.csv --output a.csv"):
-        assert predict("--data.images", *words.split()) == 2
+    for argv in ("scans cut --save_inputs cut", "a.csv --output a.csv"):
+        assert predict("--data.images", *argv.split()) == 2
         assert "Expected --" in capsys.readouterr().err
     assert before == {path: path.read_bytes() for path in before}
 
 
 @pytest.mark.usefixtures("trained")
-def test_fewer_pictures_than_named(
+def test_limit_predict_batches_limits_the_table(
     scans: Path, monkeypatch: pytest.MonkeyPatch, capsys: Capture
 ) -> None:
     monkeypatch.setattr("fnn_lightning.datamodule.EVAL_BATCH_SIZE", 1)
-    words = [f"--data.images={scans / 'a.png'}", f"--data.images={scans / 'b.jpg'}"]
-    main(["predict", "--ckpt_path", LAST, *words, "--trainer.limit_predict_batches", "1"])
+    argv = [f"--data.images={scans / 'a.png'}", f"--data.images={scans / 'b.jpg'}"]
+    main(["predict", "--ckpt_path", LAST, *argv, "--trainer.limit_predict_batches", "1"])
     assert [line.split()[0] for line in capsys.readouterr().out.splitlines()] == [
         *("file", f"{scans / 'a.png'}")
     ]
 
 
-def test_from_python(scans: Path) -> None:
+def test_the_data_module_serves_pictures_without_the_command_line(scans: Path) -> None:
     torch.manual_seed(0)
     model = FNNLitModule(hidden_dims=[8])
     data = MNISTOrPictures(images=["scans"])

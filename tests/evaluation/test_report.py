@@ -21,73 +21,72 @@ RUN = Path("lightning_logs/version_0")
 LAST = str(RUN / "checkpoints" / "last.ckpt")
 
 
-def made_by_hand() -> Predictions:
-    """Four images: right at 0.9, wrong at 0.8, right at 0.6, wrong at 0.8 (and later)."""
+def four_predictions(last_confidence: float = 0.8) -> Predictions:
+    """Predict four images: right at 0.9, wrong at 0.8, right at 0.6, wrong at 0.8."""
     probabilities = torch.zeros(4, 10)
-    for row, (digit, p) in enumerate([(3, 0.9), (5, 0.8), (5, 0.6), (1, 0.8)]):
+    for row, (digit, p) in enumerate([(3, 0.9), (5, 0.8), (5, 0.6), (1, last_confidence)]):
         probabilities[row] = (1 - p) / 9
         probabilities[row, digit] = p
     images = torch.arange(4, dtype=torch.uint8).view(4, 1, 1).expand(4, 28, 28)
     return Predictions(images, torch.arange(4), torch.tensor([3, 3, 5, 5]), probabilities)
 
 
-def test_the_surest_mistakes_come_first() -> None:
-    predictions = made_by_hand()
+def test_the_most_confident_mistakes_come_first() -> None:
+    predictions = four_predictions()
     assert predictions.most_confident_mistakes(9) == [1, 3]
     assert predictions.most_confident_mistakes(1) == [1]
-    predictions.probabilities[3] *= 1.1
-    assert predictions.most_confident_mistakes(9) == [3, 1]
+    assert four_predictions(last_confidence=0.88).most_confident_mistakes(9) == [3, 1]
 
 
-def test_figures_worked_out_by_hand() -> None:
-    found = measure(made_by_hand())
-    assert (found["correct"], found["total"], found["accuracy"]) == (2, 4, 0.5)
+def test_results_equal_those_computed_by_hand() -> None:
+    results = measure(four_predictions())
+    assert (results["correct"], results["total"], results["accuracy"]) == (2, 4, 0.5)
     # 0.15003899 and 0.84996101: Wilson's formula with z = 1.959964
-    assert found["interval_95"] == pytest.approx([0.150039, 0.849961], abs=1e-6)
-    three, five, one = (found["classes"][digit] for digit in (3, 5, 1))
+    assert results["interval_95"] == pytest.approx([0.150039, 0.849961], abs=1e-6)
+    three, five, one = (results["classes"][digit] for digit in (3, 5, 1))
     assert three == {"digit": 3, "images": 2, "precision": 1.0, "recall": 0.5}
     assert five == {"digit": 5, "images": 2, "precision": 0.5, "recall": 0.5}
     assert one == {"digit": 1, "images": 0, "precision": 0.0, "recall": None}
-    assert found["classes"][7] == {"digit": 7, "images": 0, "precision": None, "recall": None}
-    # of 15 ranges: 0.6 (right), 0.8 twice (both wrong), 0.9 (right)
-    bins = plots.reliability(made_by_hand())
+    assert results["classes"][7] == {"digit": 7, "images": 0, "precision": None, "recall": None}
+    # of 15 bins: 0.6 (right), 0.8 twice (both wrong), 0.9 (right)
+    bins = plots.reliability(four_predictions())
     assert [count for _, _, count in bins] == [1, 2, 1]
-    assert [right for _, right, _ in bins] == [1.0, 0.0, 1.0]
+    assert [accuracy for _, accuracy, _ in bins] == [1.0, 0.0, 1.0]
     error = (abs(0.6 - 1) + 2 * abs(0.8 - 0) + abs(0.9 - 1)) / 4
-    assert found["expected_calibration_error"] == pytest.approx(error, abs=1e-6)
-    assert predictions_csv(made_by_hand()).splitlines()[1] == "0,3,3,0.900000"
+    assert results["expected_calibration_error"] == pytest.approx(error, abs=1e-6)
+    assert predictions_csv(four_predictions()).splitlines()[1] == "0,3,3,0.900000"
 
 
-def test_the_confusion_matrix_has_the_truth_in_its_rows() -> None:
-    figure = plots.confusion_figure(made_by_hand())
+def test_the_confusion_matrix_has_true_digits_in_its_rows() -> None:
+    figure = plots.confusion_figure(four_predictions())
     numbers = [int(text.get_text()) for text in figure.axes[0].texts]
-    shown = {divmod(place, 10): count for place, count in enumerate(numbers) if count}
-    assert shown == {(3, 3): 1, (3, 5): 1, (5, 5): 1, (5, 1): 1}
+    counts = {divmod(cell, 10): count for cell, count in enumerate(numbers) if count}
+    assert counts == {(3, 3): 1, (3, 5): 1, (5, 5): 1, (5, 1): 1}
     assert figure.axes[0].get_xlabel() == "Predicted class"
 
 
-def test_ranges_of_confidence_add_up_to_the_calibration_error() -> None:
+def test_reliability_bins_add_up_to_the_calibration_error() -> None:
     generator = torch.Generator().manual_seed(0)
     logits = 3 * torch.randn(500, 10, generator=generator)
     labels = torch.randint(0, 10, (500,), generator=generator)
     images = torch.zeros(500, 28, 28, dtype=torch.uint8)
     predictions = Predictions(images, torch.arange(len(labels)), labels, logits.softmax(1))
     bins = plots.reliability(predictions)
-    error = sum(abs(sure - right) * count for sure, right, count in bins) / 500
+    error = sum(abs(confidence - accuracy) * n for confidence, accuracy, n in bins) / 500
     assert measure(predictions)["expected_calibration_error"] == pytest.approx(error, abs=1e-5)
 
 
 @pytest.fixture
 def fit(data_dir: str, capsys: pytest.CaptureFixture[str]) -> Callable[..., None]:
-    def run(*words: str) -> None:
+    def run(*argv: str) -> None:
         main(["fit", "--data.data_dir", data_dir, "--model.hidden_dims", "[8]",
-              "--trainer.max_epochs", "2", *words])  # fmt: skip
+              "--trainer.max_epochs", "2", *argv])  # fmt: skip
         capsys.readouterr()
 
     return run
 
 
-def test_a_test_leaves_a_report(
+def test_the_report_holds_the_predictions_and_results_of_the_test(
     fit: Callable[..., None], capsys: pytest.CaptureFixture[str]
 ) -> None:
     fit()
@@ -96,21 +95,21 @@ def test_a_test_leaves_a_report(
     trained = load_trained(LAST)
     data = trained.data(test_train_set=False)
     data.setup("test")
-    source: Any = data.test_dataloader()
-    probabilities = trained.probabilities(source.images)
+    dataloader: Any = data.test_dataloader()
+    probabilities = trained.probabilities(dataloader.images)
     digits = probabilities.argmax(1)
 
     with (RUN / "predictions.csv").open() as file:
         rows = list(csv.DictReader(file))
     assert [int(row["index"]) for row in rows] == list(range(100))
-    assert [int(row["truth"]) for row in rows] == source.labels.tolist()
+    assert [int(row["truth"]) for row in rows] == dataloader.labels.tolist()
     assert [int(row["prediction"]) for row in rows] == digits.tolist()
     assert [float(row["probability"]) for row in rows] == pytest.approx(
         probabilities.amax(1).tolist(), abs=1e-6
     )
 
     metrics = json.loads((RUN / "metrics.json").read_text())
-    correct = int((digits == source.labels).sum())
+    correct = int((digits == dataloader.labels).sum())
     assert metrics["test"]["correct"] == correct
     assert metrics["test"]["checkpoint"] == "checkpoints/last.ckpt"
     assert metrics["test"]["step"] == metrics["fit"]["step"] == 6
@@ -119,12 +118,12 @@ def test_a_test_leaves_a_report(
 
     page = (RUN / "report.html").read_text()
     assert f"{correct} of 100" in page
-    # nothing is fetched from anywhere: all links lead into the page, or name the format of SVG
+    # the page loads nothing: every link is embedded data or leads into the page
     links = re.findall(r"""(?:src|href|url)\s*=?\s*["'(]([^"')]*)""", page)
     assert links
     assert all(link.startswith(("data:", "#")) for link in links)
     assert "<script" not in page
-    wrong = int((digits != source.labels).sum())
+    wrong = int((digits != dataloader.labels).sum())
     assert page.count("<figcaption>") == min(50, wrong)
     for text in ("train/loss", "val/acc", "training loss of the batch", "hidden_dims:", "Wilson"):
         assert text in page
@@ -132,27 +131,29 @@ def test_a_test_leaves_a_report(
     assert metrics["test"]["dataset"] == "mnist"
     assert "of 100 of mnist" in page
 
-    # the figures of another test take the place of these, those of `fit` stay
+    # another test replaces these results and keeps those of `fit`
     main(["test", "--ckpt_path", LAST, "--trainer.limit_test_batches", "1"])
     again = json.loads((RUN / "metrics.json").read_text())
     assert again["fit"] == metrics["fit"]
     assert "train_set" not in again["test"]
 
 
-def test_the_report_in_a_browser(fit: Callable[..., None], browser: WebDriver) -> None:
+def test_a_browser_shows_all_images_and_loads_nothing(
+    fit: Callable[..., None], browser: WebDriver
+) -> None:
     fit()
     main(["test", "--ckpt_path", LAST])
     browser.get((RUN / "report.html").absolute().as_uri())
     widths = "return [...document.images].map(each => each.naturalWidth)"
     wrong = 100 - json.loads((RUN / "metrics.json").read_text())["test"]["correct"]
     assert browser.execute_script(widths) == [28] * min(50, wrong)
-    drawn = "return [...document.querySelectorAll('svg')].filter(s => s.clientWidth > 200).length"
-    assert browser.execute_script(drawn) == 5
+    figures = "return [...document.querySelectorAll('svg')].filter(s => s.clientWidth > 200).length"
+    assert browser.execute_script(figures) == 5
     fetched = "return performance.getEntriesByType('resource').map(each => each.name)"
     assert all(name.startswith("data:") for name in browser.execute_script(fetched))
 
 
-def test_a_report_on_a_checkpoint_alone(
+def test_a_checkpoint_outside_a_run_is_reported_where_asked(
     fit: Callable[..., None], capsys: pytest.CaptureFixture[str]
 ) -> None:
     fit("--trainer.max_epochs", "1")
@@ -167,7 +168,7 @@ def test_a_report_on_a_checkpoint_alone(
     assert json.loads(Path("a/b/metrics.json").read_text()).keys() == {"test"}
 
 
-def test_what_a_run_folder_holds_is_text_to_the_page(fit: Callable[..., None]) -> None:
+def test_files_of_the_run_are_escaped_in_the_page(fit: Callable[..., None]) -> None:
     fit()
     with (RUN / "config.yaml").open("a") as file:
         file.write("# <script>alert(1)</script>\n")
@@ -179,7 +180,9 @@ def test_what_a_run_folder_holds_is_text_to_the_page(fit: Callable[..., None]) -
     assert "<b>" not in page
 
 
-def test_a_report_elsewhere_is_on_the_run_of_the_checkpoint(fit: Callable[..., None]) -> None:
+def test_a_report_in_another_folder_shows_the_run_of_the_checkpoint(
+    fit: Callable[..., None],
+) -> None:
     fit("--run_folder", "a", "--model.activation", "tanh")
     fit("--run_folder", "b", "--tensorboard.enabled", "false")
     main(["test", "--ckpt_path", "a/checkpoints/last.ckpt", "--report_folder", "b"])
@@ -189,17 +192,17 @@ def test_a_report_elsewhere_is_on_the_run_of_the_checkpoint(fit: Callable[..., N
     assert json.loads(Path("b/metrics.json").read_text()).keys() == {"test"}
 
 
-def test_a_digit_without_images_has_no_accuracy(fit: Callable[..., None]) -> None:
+def test_no_accuracy_is_logged_for_digits_without_images(fit: Callable[..., None]) -> None:
     fit("--data.val_size", "3", "--data.data_dir", "tiny")
     data = load_trained(LAST).data()
     data.setup("fit")
-    source = data.val_dataloader()
-    digits = set(source.labels[source.indices].tolist())
+    dataloader = data.val_dataloader()
+    digits = set(dataloader.labels[dataloader.indices].tolist())
     logged = {tag for tag in read_curves(RUN) if tag.startswith("val_acc_of_digit")}
     assert logged == {f"val_acc_of_digit/{digit}" for digit in digits}
 
 
-def test_outputs_that_are_not_finite(
+def test_outputs_that_are_not_finite_are_an_error_and_leave_no_report(
     fit: Callable[..., None], capsys: pytest.CaptureFixture[str]
 ) -> None:
     fit("--trainer.max_epochs", "1", "--tensorboard.enabled", "false")
@@ -210,7 +213,10 @@ def test_outputs_that_are_not_finite(
     torch.save(checkpoint, LAST)
     with pytest.raises(SystemExit, match="1"):
         main(["test", "--ckpt_path", LAST])
-    assert "the network's outputs are not finite numbers" in capsys.readouterr().err
+    assert (
+        "Expected finite outputs of the network, but got infinity or NaN for "
+        in capsys.readouterr().err
+    )
     assert not (RUN / "report.html").exists()
     assert "test" not in json.loads((RUN / "metrics.json").read_text())
 
@@ -218,14 +224,14 @@ def test_outputs_that_are_not_finite(
 @pytest.mark.parametrize(
     "content", ["", "[]", "[" * 200_000, "{", '{"fit": 3}', '{"fit": {"made_with": 1}}']
 )
-def test_a_damaged_metrics_file(fit: Callable[..., None], content: str) -> None:
+def test_a_damaged_metrics_file_is_replaced(fit: Callable[..., None], content: str) -> None:
     fit("--trainer.max_epochs", "1", "--tensorboard.enabled", "false")
     (RUN / "metrics.json").write_text(content)
     main(["test", "--ckpt_path", LAST])
     assert json.loads((RUN / "metrics.json").read_text())["test"]["total"] == 100
 
 
-def test_no_report_where_none_is_wanted(
+def test_no_report_without_a_logger_or_a_writable_folder(
     fit: Callable[..., None], capsys: pytest.CaptureFixture[str]
 ) -> None:
     fit()

@@ -84,7 +84,7 @@ def test_the_number_of_processes_changes_nothing(
             values = [[value for _, value in each] for each in (curves[tag], points)]
             assert values[0] == pytest.approx(values[1], rel=1e-5), tag
     losses = [
-        torch.load(f"run{processes}/checkpoints/last.ckpt", weights_only=True)["progress"]["losses"]
+        torch.load(f"run{processes}/checkpoints/last.ckpt", weights_only=True)["callbacks"]["TrainLog"]["losses"]
         for processes in (1, 2, 4)
     ]
     assert torch.equal(losses[0], torch.tensor([value for _, value in one["train/loss"]]))
@@ -163,7 +163,7 @@ def test_each_process_draws_its_own_dropout(data_dir: str, start: Start) -> None
     done(start(*FIT, *options, "--trainer.max_steps=1", "--run_folder", "one"))
     done(start(*FIT, *options, *ddp(2), "--trainer.max_steps=2", "--run_folder", "one"))
     for run in ("two", "one"):
-        first, second = end_of(run)["progress"]["processes"]
+        first, second = end_of(run)["callbacks"]["Resume"]["random_states"]
         assert not torch.equal(first["random_state"], second["random_state"])
 
 
