@@ -3,8 +3,8 @@
 #
 #     sbatch --nodes 2 --ntasks-per-node 4 --gpus-per-node 4 docs/slurm.sh --config configs/mnist.yaml
 #
-# A minute before its time is over, SLURM sends every process USR1: the run finishes its step, saves
-# and queues the job again, which then goes on in the same folder, runs/JOB_ID.
+# A minute before the time limit SLURM sends USR1 to every rank. The run finishes its step, saves and
+# queues the job again, which then resumes in the same folder, runs/JOB_ID.
 
 #SBATCH --job-name fnn_lightning
 #SBATCH --ntasks-per-node 1
