@@ -1,4 +1,4 @@
-"""Deforms digits as another hand might have written them: every image anew, a batch at a time."""
+"""Random deformation of training images, a batch at a time."""
 
 import math
 from dataclasses import dataclass
@@ -11,35 +11,39 @@ from torch.nn import functional as F
 
 from fnn_lightning.errors import InputError
 
-SIDE = 28  # of an image, in pixels
-SMOOTHNESS = 5.0  # of the elastic field: the standard deviation of its Gaussian filter, in pixels
-MODES = 7  # of the elastic field, across and down: with them its variance is 0.999 of the whole
+SIDE = 28  # pixels
+SMOOTHNESS = 5.0  # pixels: standard deviation of the Gaussian filter of the elastic field
+MODES = 7  # of the elastic field, per direction: they hold 0.999 of its variance
 LIMITS = {"rotation": 180.0, "scale": 0.9, "shear": 60.0, "shift": 28.0, "elastic": 28.0}
 
 
 @dataclass(frozen=True)
 class Augmentation:
-    """Random affine and elastic deformation of images, all of it in one resampling.
+    """Random affine and elastic deformation of images, in one resampling.
 
-    Both are those by which Simard et al. (2003, "Best practices for convolutional neural networks
-    applied to visual document analysis") and Cireşan et al. (2010, arXiv:1003.0358) multiply their
-    training images. Of every image each value is drawn for itself. An amplitude of 0 leaves out
-    that part.
+    Simard et al. (2003, "Best practices for convolutional neural networks applied to visual
+    document analysis") and Cireşan et al. (2010, arXiv:1003.0358) multiply their training images by
+    both. All values are drawn independently for every image. A limit of 0 leaves its part out.
 
     Args:
-        rotation: Greatest angle of rotation, in degrees, either way.
-        scale: Greatest change of width and of height, each for itself, as a fraction of them.
-        shear: Greatest slant of vertical strokes, in degrees, either way.
-        shift: Greatest shift, across and down each for itself, in pixels.
-        elastic: Standard deviation, in pixels, of the displacements across and down. Each is a
-            normally distributed field, as smooth as noise drawn for every pixel and put through a
-            Gaussian filter with a standard deviation of 5 pixels; the sources took 4 to 6.
-        min_strength: All the amplitudes of an image are multiplied by a number drawn uniformly
-            from this, which is at most 1, to 1: below 1, strongly deformed images are mixed with
-            nearly untouched ones, such as those of the test set.
+        rotation: Maximum rotation in degrees, in either direction.
+        scale: Maximum relative change of width and height, drawn independently.
+        shear: Maximum slant of vertical strokes in degrees, in either direction.
+        shift: Maximum shift in pixels, horizontal and vertical drawn independently.
+        elastic: Standard deviation in pixels of the horizontal and vertical displacements. Each is
+            a normally distributed field, as smooth as white noise after a Gaussian filter with a
+            standard deviation of 5 pixels; the sources used 4 to 6.
+        min_strength: Each image's strength is drawn from U(min_strength, 1) and multiplies all the
+            values above. Below 1, strongly deformed images are mixed with nearly unchanged ones,
+            such as those of the test set.
 
     Raises:
-        InputError: If an amplitude or `min_strength` is out of its range.
+        InputError: If a limit or `min_strength` is out of its range.
+
+    Example:
+        >>> augmentation = Augmentation(rotation=15, elastic=1.2)
+        >>> augmentation.draw(3, seed=(0,)).shape
+        torch.Size([3, 2, 52])
     """
 
     rotation: float = 0.0
@@ -60,19 +64,21 @@ class Augmentation:
             )
 
     def __bool__(self) -> bool:
-        """Tell whether anything is deformed at all."""
+        """Whether anything is deformed at all."""
         return any(getattr(self, name) for name in LIMITS)
 
     def draw(self, count: int, seed: tuple[int, ...]) -> Tensor:
-        """Draw the deformations of as many images, on the CPU, whatever device they are for.
+        """Draw the coefficients of a batch's sampling grids.
+
+        They are drawn on the CPU, so that they do not depend on the device.
 
         Args:
             count: Number of images.
-            seed: What they are a function of, apart from the amplitudes.
+            seed: Together with the limits, it determines the result.
 
         Returns:
-            `float32` of shape `(count, 2, 3)`, or `(count, 2, 52)` with an elastic part: of each
-            image, for `x` and for `y`, the coefficients of the point to take a pixel from.
+            `float32` of shape `(count, 2, 3)`, or `(count, 2, 52)` with an elastic part: for each
+            image the coefficients of `x` and of `y`, for `sampling_grid`.
         """
         state = np.random.SeedSequence(seed).generate_state(1, np.uint64)
         generator = torch.Generator().manual_seed(int(state[0]))
@@ -100,10 +106,10 @@ def affine_coefficients(angle: Tensor, slant: Tensor, scale: Tensor, shift: Tens
     An image is slanted, then scaled, rotated and shifted, about its centre.
 
     Args:
-        angle: Of the rotation, in radians, counterclockwise, shape `(B,)`.
-        slant: Of vertical strokes to the right, in radians, shape `(B,)`.
+        angle: Counterclockwise rotation in radians, shape `(B,)`.
+        slant: Slant of vertical strokes to the right, in radians, shape `(B,)`.
         scale: Factors of width and height, shape `(2, B)`.
-        shift: To the right and down, in pixels, shape `(2, B)`.
+        shift: Pixels to the right and down, shape `(2, B)`.
 
     Returns:
         Shape `(B, 2, 3)`, as `torch.nn.functional.affine_grid` takes them.
@@ -118,14 +124,14 @@ def affine_coefficients(angle: Tensor, slant: Tensor, scale: Tensor, shift: Tens
 
 @lru_cache
 def basis(device: torch.device) -> Tensor:
-    """Return the functions of the pixel that `Augmentation.draw` draws coefficients of.
+    """Return the functions of the pixel whose coefficients `Augmentation.draw` draws.
 
-    They are `x`, `y`, 1 and the modes of the elastic field: its Karhunen–Loève expansion. White
-    noise through a Gaussian filter of standard deviation σ has a correlation of `exp(−d² / 4σ²)`
-    between pixels at a distance `d`, which is a product of one factor across and one down. So the
-    modes are products of eigenvectors of that correlation along a side, each times the root of its
-    eigenvalue, and their coefficients are independent standard normals. The points of all pixels
-    are one product of matrices, with no filter to apply to every image.
+    They are `x`, `y`, 1 and the modes of the elastic field, its Karhunen–Loève expansion. White
+    noise after a Gaussian filter of standard deviation σ has a correlation of `exp(−d² / 4σ²)`
+    between pixels at a distance `d`: a product of a horizontal and a vertical factor. So the modes
+    are products of eigenvectors of the correlation along one side, each times the square root of
+    its eigenvalue, and their coefficients are independent standard normals. All sampling grids are
+    one matrix product; no image needs a filter of its own.
 
     Returns:
         `float32` of shape `(52, 784)`.
@@ -143,29 +149,29 @@ def basis(device: torch.device) -> Tensor:
 
 
 def sampling_grid(coefficients: Tensor) -> Tensor:
-    """Return where each pixel of a deformed image is taken from.
+    """Compute the point that each pixel of an augmented image is taken from.
 
     Args:
         coefficients: What `Augmentation.draw` returned, shape `(B, 2, K)`.
 
     Returns:
         `(x, y)`, shape `(B, 28, 28, 2)`, as `torch.nn.functional.grid_sample` takes them: from −1
-        at the left and upper edge to 1 at the right and lower one.
+        at the left and upper edge to 1 at the right and lower edge.
     """
     count, _, functions = coefficients.shape
-    found = coefficients.flatten(0, 1) @ basis(coefficients.device)[:functions]
-    return found.view(count, 2, SIDE, SIDE).permute(0, 2, 3, 1)
+    grid = coefficients.flatten(0, 1) @ basis(coefficients.device)[:functions]
+    return grid.view(count, 2, SIDE, SIDE).permute(0, 2, 3, 1)
 
 
-def resample(images: Tensor, where: Tensor) -> Tensor:
-    """Take every pixel from its point, interpolated bilinearly; beyond the edge there is no ink.
+def resample(images: Tensor, grid: Tensor) -> Tensor:
+    """Take every pixel from its point, interpolated bilinearly; there is no ink beyond the edge.
 
     Args:
         images: Raw pixels 0–255, of shape `(B, 28, 28)`.
-        where: What `points` returned.
+        grid: What `sampling_grid` returned.
 
     Returns:
         Raw pixels, `float32` of shape `(B, 28, 28)`, with values 0–255.
     """
     pixels = images.to(torch.float32).unsqueeze(1)
-    return F.grid_sample(pixels, where, mode="bilinear", align_corners=False).squeeze(1)
+    return F.grid_sample(pixels, grid, mode="bilinear", align_corners=False).squeeze(1)

@@ -1,4 +1,4 @@
-"""Shows in TensorBoard what the net learned: where it is wrong, and what its first layer sees."""
+"""Shows in TensorBoard what the net has learned, and where it is wrong."""
 
 import io
 import math
@@ -25,8 +25,8 @@ from fnn_lightning.lit_module import FNNLitModule
 from fnn_lightning.network import FNN, NUM_CLASSES
 from fnn_lightning.runs.checkpoint_io import write_atomic
 
-SHARE = 0.02  # of the time since training began, that pictures may take before it ends
-FIRST_SECONDS = 0.5  # what drawing is taken to cost before that is known
+MAX_SHARE = 0.02  # of the time since training began that pictures may take before it ends
+FIRST_SECONDS = 0.5  # assumed for the first drawing
 LAYOUT = {
     "train and validation": {
         name: ["Multiline", [f"{split}/{name}" for split in ("train", "val", "test")]]
@@ -40,18 +40,18 @@ LAYOUT = {
 
 
 class TensorBoardPlots(PredictionCollector):
-    """Shows in TensorBoard where the net is wrong and what it has learned.
+    """Shows in TensorBoard what the net has learned, and where it is wrong.
 
-    After every validation and test: the accuracy of each digit. Then, as pictures: the confusion
-    matrix, the 25 surest mistakes, and the weights of the first layer's first 100 units. Pictures
-    are drawn at the end of training and of `test`, and after validations before that as long as
-    they take no more than a fiftieth of the time. Beside them the network's graph, a layout that
-    puts training and validation into one chart and, if training images are deformed, the first of
-    them. When training ends, `loss.png` in the run's folder shows the loss of every batch.
+    Every validation and test logs the accuracy of each digit. The pictures are the confusion
+    matrix, the 25 most confident mistakes, and the weights of the first layer's first 100 units.
+    They are drawn at the end of training and of `test`, and after other validations as long as
+    they take at most 2 % of the time. The network's graph, a layout with training and validation
+    in one chart and, with augmentation, the first augmented images are logged once. When training
+    ends, `loss.png` in the run's folder shows the loss of every batch.
 
     Args:
-        enabled: Whether any of this is done.
-        histograms: Whether histograms of weights and gradients are added to the pictures.
+        enabled: Whether to do any of this.
+        histograms: Whether to add histograms of weights and gradients.
     """
 
     acts_every_n_steps = 0  # the Trainer itself takes the step before each validation
@@ -77,7 +77,7 @@ class TensorBoardPlots(PredictionCollector):
         source = trainer.train_dataloader
         if isinstance(source, InMemoryDataLoader) and source.augments:
             images, _ = source.peek()
-            board.add_image("train/deformed", plots.image_grid(images), 0)
+            board.add_image("train/augmented", plots.image_grid(images), 0)
 
     def on_train_batch_end(self, trainer: Trainer, pl_module: LightningModule, *_: Any) -> None:
         if self.histograms:  # validation begins with setting them to None
@@ -94,7 +94,7 @@ class TensorBoardPlots(PredictionCollector):
         log_digits(trainer, predictions, "val", pl_module.step_count)
         self._pending = predictions, pl_module.step_count
         elapsed = time.monotonic() - self._began
-        if trainer.state.fn != "fit" or self._spent + self._last <= SHARE * elapsed:
+        if trainer.state.fn != "fit" or self._spent + self._last <= MAX_SHARE * elapsed:
             self._draw_pending(trainer, pl_module)
 
     def on_fit_end(self, trainer: Trainer, pl_module: LightningModule) -> None:
@@ -120,7 +120,7 @@ class TensorBoardPlots(PredictionCollector):
             self._draw(trainer, pl_module, predictions, "test", pl_module.step_count)
 
     def _draw_pending(self, trainer: Trainer, module: FNNLitModule) -> None:
-        """Draw what the last validation found, unless that was done."""
+        """Draw the last validation, unless that was done."""
         if self._pending is None:
             return
         began = time.monotonic()
@@ -131,13 +131,20 @@ class TensorBoardPlots(PredictionCollector):
         self._spent += self._last
 
     def _draw(
-        self, trainer: Trainer, module: FNNLitModule, found: Predictions, split: str, step: int
+        self,
+        trainer: Trainer,
+        module: FNNLitModule,
+        predictions: Predictions,
+        split: str,
+        step: int,
     ) -> None:
         board = tensorboard(trainer)
         if board is None:
             return
-        board.add_figure(f"{split}/confusion", plots.confusion_figure(found), step, close=False)
-        board.add_figure(f"{split}/mistakes", plots.mistakes_figure(found), step, close=False)
+        board.add_figure(
+            f"{split}/confusion", plots.confusion_figure(predictions), step, close=False
+        )
+        board.add_figure(f"{split}/mistakes", plots.mistakes_figure(predictions), step, close=False)
         if split == "val" and module.step_count == step:  # the weights are still the same
             first = next(each for each in module.network.layers if isinstance(each, nn.Linear))
             board.add_image("first_layer", plots.first_layer_grid(first.weight), step)
@@ -151,7 +158,7 @@ class TensorBoardPlots(PredictionCollector):
 
 @rank_zero_only
 def log_digits(trainer: Trainer, predictions: Predictions, split: str, step: int) -> None:
-    """Log which share of the images of each digit was classified correctly, if there are any."""
+    """Log the accuracy of each digit that has images."""
     digits, labels = predictions.digits, predictions.labels
     right = labels[digits == labels].bincount(minlength=NUM_CLASSES)
     recall = (right / labels.bincount(minlength=NUM_CLASSES)).tolist()
@@ -166,16 +173,16 @@ def log_digits(trainer: Trainer, predictions: Predictions, split: str, step: int
 
 
 def tensorboard(trainer: Trainer) -> Any:
-    """Return what writes to TensorBoard, if this is the first process and it is used."""
+    """Return the TensorBoard writer; None on other ranks and with other loggers."""
     loggers = [each for each in trainer.loggers if isinstance(each, TensorBoardLogger)]
     return loggers[0].experiment if loggers and trainer.is_global_zero else None
 
 
 def graph_event(network: FNN) -> Event:
-    """Describe a network for TensorBoard's tab Graphs, one node a layer.
+    """Describe a network for TensorBoard's tab Graphs, one node per layer.
 
-    PyTorch's own `SummaryWriter.add_graph` relies on `torch.jit.trace`, which is deprecated, and
-    not supported by Python 3.14.
+    PyTorch's own `SummaryWriter.add_graph` uses `torch.jit.trace`, which is deprecated and does not
+    support Python 3.14.
     """
     graph = GraphDef()
     graph.versions.producer = 22  # of the format; TensorBoard asks for it

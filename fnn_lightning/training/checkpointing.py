@@ -11,35 +11,35 @@ from lightning.pytorch.callbacks.early_stopping import EarlyStoppingReason
 
 from fnn_lightning.errors import InputError
 from fnn_lightning.runs.signals import Stopped, StopSignals
-from fnn_lightning.training.multi_step import validation_is_due
+from fnn_lightning.training.multi_step import training_is_done, validation_is_due
 
 Metric = Literal["val/acc", "val/loss"]
 Mode = Literal["min", "max"]
 
 
 def default_mode(metric: str) -> Mode:
-    """Tell whether a metric, by its name, is the better the lower (a loss) or the higher it is."""
+    """Return whether the lowest or the highest value of a metric is best, by its name."""
     return "min" if metric.endswith("loss") else "max"
 
 
 class Checkpoint(callbacks.Checkpoint):
     """Keeps `last.ckpt`, always the newest step, and `best.ckpt`, if a metric is monitored.
 
-    Both lie in `checkpoints/` of the run's folder. `last.ckpt` is written after every validation,
+    Both are in `checkpoints/` of the run's folder. `last.ckpt` is written after every validation,
     at the end of every epoch and at the end of training, whatever the monitored metric did;
     Lightning's `ModelCheckpoint` writes it only together with a new best one (its issue 5030).
-    From each, training goes on to the bit as if it had never been interrupted.
+    From either, training resumes bit for bit as if it had never been interrupted.
 
-    A signal to stop (Ctrl-C, SIGTERM) is obeyed after the step, when `last.ckpt` is written. With
-    `writes` set to false it is obeyed likewise, but nothing is written.
+    A signal to stop (Ctrl-C, SIGTERM) is obeyed after the step, once `last.ckpt` is written. With
+    `writes` set to false it is obeyed too, but nothing is written.
 
     Args:
         monitor: Name of a logged metric. The checkpoint with its best value is kept as
             `best.ckpt`.
-        mode: Whether the lowest or the highest value is the best; by default the lowest of a
-            metric whose name ends in `loss` and the highest of any other.
-        every_n_steps: Number of optimiser steps between further writes of `last.ckpt`.
-        every_n_minutes: Minutes after which `last.ckpt` is written again at the latest.
+        mode: Whether the lowest or the highest value is best. By default the lowest of a metric
+            whose name ends in `loss`, and the highest of any other.
+        every_n_steps: Write `last.ckpt` after every so many optimiser steps as well.
+        every_n_minutes: Write `last.ckpt` again after so many minutes at the latest.
 
     Raises:
         Stopped: In training, when a signal was obeyed.
@@ -73,7 +73,7 @@ class Checkpoint(callbacks.Checkpoint):
 
     @property
     def acts_every_n_steps(self) -> int:
-        """Number of optimiser steps between writes, 0 if steps do not matter."""
+        """Number of optimiser steps between two writes; 0 if steps do not matter."""
         return self.every_n_steps or 0
 
     def setup(self, trainer: Trainer, pl_module: LightningModule, stage: str) -> None:
@@ -96,7 +96,7 @@ class Checkpoint(callbacks.Checkpoint):
         late = self._poll_signals(trainer, step)
         due = self.every_n_steps is not None and step % self.every_n_steps == 0
         ends = step == trainer.max_steps or trainer.should_stop
-        # Training goes on exactly from here only if nothing else is to follow in this step;
+        # Training resumes exactly from here only if nothing else follows in this step;
         # otherwise `last.ckpt` is written when that is done.
         if (due or late or self._stop or ends) and not (
             trainer.is_last_batch or validation_is_due(trainer)
@@ -105,8 +105,8 @@ class Checkpoint(callbacks.Checkpoint):
             self._obey()
 
     def on_validation_end(self, trainer: Trainer, pl_module: LightningModule) -> None:
-        # At the end of an epoch `on_train_epoch_end` follows at once and saves a state from which
-        # training goes on with the next epoch.
+        # At the end of an epoch `on_train_epoch_end` follows at once, and saves a state from which
+        # training resumes with the next epoch.
         if trainer.state.fn == "fit" and not trainer.sanity_checking and not trainer.is_last_batch:
             self._save_best(trainer)
             self._save_last(trainer)
@@ -116,7 +116,7 @@ class Checkpoint(callbacks.Checkpoint):
         if trainer.is_last_batch:  # otherwise the run ends within an epoch, and this is saved
             self._save_best(trainer)
             self._save_last(trainer)
-            if not trainer.fit_loop.done:
+            if not training_is_done(trainer):
                 self._obey()
 
     def on_train_end(self, trainer: Trainer, pl_module: LightningModule) -> None:
@@ -159,10 +159,10 @@ class Checkpoint(callbacks.Checkpoint):
             self._saved_at = time.monotonic()
 
     def _poll_signals(self, trainer: Trainer, step: int) -> bool:
-        """Note a signal to stop, and tell whether `every_n_minutes` are over, on any process.
+        """Look for a signal to stop, and tell whether `every_n_minutes` are over, on any rank.
 
-        A word between processes can cost as much as the step of a small net, so they have one
-        about every second, all at the same step.
+        Communication can take as long as the step of a small net, so the ranks communicate about
+        once a second, all at the same step.
         """
         now = time.monotonic()
         late = now - self._saved_at > 60 * (self.every_n_minutes or math.inf)
@@ -188,7 +188,7 @@ class Checkpoint(callbacks.Checkpoint):
         path = self.folder / name
         for logger in trainer.loggers:
             logger.save()  # a checkpoint must not be ahead of the curves
-        trainer.save_checkpoint(path, weights_only=False)  # the whole state, to go on from
+        trainer.save_checkpoint(path, weights_only=False)  # the whole state, to resume from
         return str(path)
 
 
@@ -196,12 +196,12 @@ class EarlyStopping(callbacks.EarlyStopping):
     """Lightning's `EarlyStopping`, off unless it is given a patience.
 
     Args:
-        patience: Number of validations in a row without an improvement after which training
-            stops; never, if not given.
+        patience: Stop after so many validations in a row without an improvement; never by
+            default.
         monitor: Name of a logged metric.
-        mode: Whether lower or higher is better; by default lower for a metric whose name ends in
-            `loss` and higher for any other.
-        min_delta: The least change that counts as an improvement, in the metric's unit.
+        mode: Whether lower or higher is better. By default lower for a metric whose name ends in
+            `loss`, and higher for any other.
+        min_delta: The smallest change that counts as an improvement, in the metric's unit.
     """
 
     def __init__(

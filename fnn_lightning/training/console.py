@@ -13,7 +13,7 @@ from fnn_lightning.training.multi_step import MultiStep
 
 
 class ProgressBar(callbacks.TQDMProgressBar):
-    """Lightning's progress bar, drawn at most ten times a second, without the number of the run."""
+    """Lightning's progress bar, drawn at most ten times a second and without the run's number."""
 
     acts_every_n_steps = 0
 
@@ -33,7 +33,7 @@ class ProgressBar(callbacks.TQDMProgressBar):
 
 
 class Console(callbacks.Callback):
-    """Prints what is trained, a line after every validation, and what other stages find."""
+    """Prints a header, a line after every validation, and the results of the other stages."""
 
     def on_train_start(self, trainer: Trainer, pl_module: LightningModule) -> None:
         assert isinstance(pl_module, FNNLitModule)
@@ -99,7 +99,7 @@ class Console(callbacks.Callback):
 
 
 class TerminateOnSigterm(callbacks.Callback):
-    """Lets SIGTERM end what has nothing to save, which the Trainer would finish first."""
+    """Lets SIGTERM end stages that have nothing to save; the Trainer would finish them first."""
 
     def on_validation_start(self, trainer: Trainer, pl_module: LightningModule) -> None:
         if trainer.state.fn != "fit":

@@ -1,11 +1,11 @@
-"""Back-propagation written out for plain nets: autograd's operations without its bookkeeping.
+"""The gradients of plain nets, written out: autograd's operations without its bookkeeping.
 
 For a net as small as 784–100–10, recording the operations of a step and walking back through the
 record takes a fifth of the step. A chain of linear layers and activations needs no record: its
-gradients are the few lines of `ManualBackward`. They are the very operations that autograd would
-choose, in the same order, so that every bit is the same. Whatever is not in `DERIVATIVES`, and
-whatever hooks into modules or parameters, is left to autograd. Hooks on nodes of autograd's graph
-cannot be seen from outside; with such hooks, give `multi_step=False`.
+gradients are the few lines of `ManualBackward`. They are the operations that autograd would choose,
+in the same order, so that every bit is the same. Activations that are not in `DERIVATIVES`, and
+modules or parameters with hooks, are left to autograd. Hooks on nodes of autograd's graph cannot be
+seen from outside: with such hooks, give `multi_step=False`.
 """
 
 from collections.abc import Callable
@@ -25,16 +25,16 @@ DERIVATIVES: dict[type[nn.Module], Callable[[Tensor, Tensor], Tensor]] = {
     nn.Sigmoid: aten.sigmoid_backward.default,
     nn.Tanh: aten.tanh_backward.default,
 }
-"""Of each activation: the gradient of its input, from that of its output, and the output."""
+"""Computes the gradient of an activation's input from the gradient of its output and the output."""
 
 MEAN = 1  # how PyTorch numbers the reduction of a loss
 
 
 class ManualBackward:
-    """Computes cross-entropy and its gradients in the place of a forward and a backward pass.
+    """Computes cross-entropy and its gradients instead of a forward and a backward pass.
 
     Args:
-        network: One that `supports_manual_backward` says yes to. The values of its parameters may
+        network: One that `supports_manual_backward` accepts. The values of its parameters may
             change, but not the parameters themselves or the layers.
     """
 
@@ -65,7 +65,7 @@ class ManualBackward:
         gradient = aten._log_softmax_backward_data.default(gradient, log_p, 1, log_p.dtype)
         for i in reversed(range(len(inputs))):
             weight, bias = self.linear[i]
-            # given back first, so that the new gradient finds its place still in the cache
+            # freed first, so that the new gradient gets memory that is still in the cache
             weight.grad = bias.grad = None
             weight.grad, bias.grad = gradient.t().mm(inputs[i]), gradient.sum(0)
             if i:
@@ -74,7 +74,13 @@ class ManualBackward:
 
 
 def supports_manual_backward(network: nn.Module) -> bool:
-    """Tell whether `ManualBackward` does all that autograd would do in a step of this network."""
+    """Tell whether `ManualBackward` does everything autograd would do in a step of a network.
+
+    >>> supports_manual_backward(FNN(hidden_dims=[8], activation="tanh"))
+    True
+    >>> supports_manual_backward(FNN(hidden_dims=[8], activation="gelu"))
+    False
+    """
     # exactly these classes: a derived one, such as that of a parametrised layer, may do more
     if type(network) is not FNN or type(network.layers) is not nn.Sequential:
         return False
@@ -95,9 +101,9 @@ def supports_manual_backward(network: nn.Module) -> bool:
 
 
 def has_hooks(module: nn.Module) -> bool:
-    """Tell whether a call of the module does more, or other, than the `forward` of its class.
+    """Tell whether calling a module does anything but the `forward` of its class.
 
-    PyTorch has no public way to ask; a test sets a hook of every kind and waits for it.
+    PyTorch has no public way to ask: a test sets a hook of every kind.
     """
     return bool(
         "forward" in vars(module)
@@ -111,5 +117,5 @@ def has_hooks(module: nn.Module) -> bool:
 
 
 def is_watched(parameter: Tensor) -> bool:
-    """Tell whether someone wants to see the parameter's gradient as it comes."""
+    """Tell whether a parameter has hooks on its gradient."""
     return bool(parameter._backward_hooks or parameter._post_accumulate_grad_hooks)

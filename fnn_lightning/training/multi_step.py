@@ -218,9 +218,11 @@ def free_batches(trainer: Trainer) -> int:
     It is needed for the batch after which something is due: a validation, a callback, the end of
     the epoch or of training. `test_multi_step.py` compares whole runs with those of single steps.
     """
-    epoch_loop = trainer.fit_loop.epoch_loop
-    if trainer.fit_loop.done or validation_is_due(trainer):
+    fit_loop: Any = trainer.fit_loop
+    stops = trainer.should_stop and fit_loop._can_stop_early
+    if stops or validation_is_due(trainer):
         return 0
+    epoch_loop = fit_loop.epoch_loop
     step, batch = trainer.global_step, epoch_loop.batch_progress.current.ready
     all_batches = epoch_loop.batch_progress.total.ready
     counts_epochs = trainer.check_val_every_n_epoch is not None
@@ -234,7 +236,10 @@ def free_batches(trainer: Trainer) -> int:
         *((acts_every_n_steps(each), step) for each in trainer.callbacks),  # type: ignore[attr-defined]
     ]
     due = [-count % every for every, count in recurring if every]
-    due += [end - step for end in (trainer.max_steps, trainer.min_steps) if end and end > step]
+    if trainer.max_steps >= step:  # -1 is no limit
+        due.append(trainer.max_steps - step)
+    if trainer.min_steps and trainer.min_steps > step:
+        due.append(trainer.min_steps - step)
     return max(0, int(min(*due, trainer.num_training_batches - batch)) - 1)
 
 
@@ -281,6 +286,11 @@ def validation_is_due(trainer: Trainer) -> bool:
     """
     fit_loop: Any = trainer.fit_loop
     return bool(fit_loop.epoch_loop._should_check_val_fx(fit_loop._data_fetcher))
+
+
+def training_is_done(trainer: Trainer) -> bool:
+    """Tell whether training ends now: its limits are reached, or something has stopped it."""
+    return trainer.fit_loop.done
 
 
 def run_length(module: LightningModule) -> RunLength:

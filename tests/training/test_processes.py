@@ -84,7 +84,9 @@ def test_the_number_of_processes_changes_nothing(
             values = [[value for _, value in each] for each in (curves[tag], points)]
             assert values[0] == pytest.approx(values[1], rel=1e-5), tag
     losses = [
-        torch.load(f"run{processes}/checkpoints/last.ckpt", weights_only=True)["callbacks"]["TrainLog"]["losses"]
+        torch.load(f"run{processes}/checkpoints/last.ckpt", weights_only=True)["callbacks"][
+            "TrainLog"
+        ]["losses"]
         for processes in (1, 2, 4)
     ]
     assert torch.equal(losses[0], torch.tensor([value for _, value in one["train/loss"]]))
