@@ -1,4 +1,4 @@
-"""Checkpoints that mean harm: one line each, and nothing of theirs runs."""
+"""Hostile files: each is refused in one line, and no code in it runs."""
 
 import os
 import resource
@@ -36,7 +36,7 @@ def dig(checkpoint: Any, *path: Any) -> Any:
 
 
 def put(*path: Any) -> Callable[[Any], None]:
-    """Return a function that puts the last of the arguments where those before it lead."""
+    """Return a function that sets a nested entry: its path of keys, then the new value."""
 
     def change(checkpoint: Any) -> None:
         dig(checkpoint, *path[:-1])[path[-2]] = path[-1]
@@ -44,7 +44,7 @@ def put(*path: Any) -> Callable[[Any], None]:
     return change
 
 
-# as the parser reads it, YAML that names a class
+# the parser reads this as YAML that names a class
 HIDDEN = r'{"class_path": "evilmod\x2eEvil"}'
 
 CHANGES: dict[str, Callable[[Any], None]] = {
@@ -123,7 +123,7 @@ TRAINING: dict[str, Callable[[Any], None]] = {
 
 @pytest.fixture(autouse=True)
 def _evil_module(monkeypatch: pytest.MonkeyPatch, tmp_path: Path) -> Iterator[None]:
-    """Put a module that leaves a mark when it is imported where `python -m` would find it."""
+    """Put a module on the path that leaves a mark when it is imported."""
     monkeypatch.syspath_prepend(tmp_path)
     Path("evilmod.py").write_text("import os; os.mkdir('it-ran')\nclass Evil: pass\n")
     Path("evilcfg").write_text("class_path: evilmod.Evil\n")
@@ -139,7 +139,7 @@ def checkpoint(data_dir: str) -> Any:
 
 
 def refused(command: str, path: str, capsys: Capture) -> str:
-    """Run a command that has to end in one line, having made and changed nothing."""
+    """Run a command that must end in one line and change no file; return that line."""
     capsys.readouterr()
     before = {file: file.read_bytes() for file in Path().rglob("*.*") if file.is_file()}
     with pytest.raises(SystemExit) as stop:
@@ -157,7 +157,7 @@ def refused(command: str, path: str, capsys: Capture) -> str:
 
 
 @pytest.mark.parametrize("kind", CHANGES)
-def test_a_changed_checkpoint(checkpoint: Any, kind: str, capsys: Capture) -> None:
+def test_a_tampered_checkpoint_is_refused(checkpoint: Any, kind: str, capsys: Capture) -> None:
     CHANGES[kind](checkpoint)
     torch.save(checkpoint, "evil.ckpt")
     for command in ("test", "fit"):
@@ -165,14 +165,14 @@ def test_a_changed_checkpoint(checkpoint: Any, kind: str, capsys: Capture) -> No
 
 
 @pytest.mark.parametrize("kind", TRAINING)
-def test_a_changed_state_of_training(checkpoint: Any, kind: str, capsys: Capture) -> None:
+def test_a_tampered_training_state_is_refused(checkpoint: Any, kind: str, capsys: Capture) -> None:
     checkpoint["loops"]["fit_loop"]["epoch_progress"]["current"]["processed"] = 1
     TRAINING[kind](checkpoint)
     torch.save(checkpoint, "evil.ckpt")
     refused("fit", "evil.ckpt", capsys)
 
 
-def test_a_truncated_checkpoint(checkpoint: Any, capsys: Capture) -> None:
+def test_a_truncated_checkpoint_is_refused(checkpoint: Any, capsys: Capture) -> None:
     content = Path(LAST).read_bytes()
     for tenth in range(10):
         Path("evil.ckpt").write_bytes(content[: len(content) * tenth // 10])
@@ -180,7 +180,9 @@ def test_a_truncated_checkpoint(checkpoint: Any, capsys: Capture) -> None:
 
 
 @pytest.mark.parametrize("command", ["test", "fit"])
-def test_a_zip_bomb(checkpoint: Any, capsys: Capture, command: str) -> None:
+def test_a_zip_bomb_is_refused_without_unpacking_it(
+    checkpoint: Any, capsys: Capture, command: str
+) -> None:
     with (
         zipfile.ZipFile(LAST) as good,
         zipfile.ZipFile("evil.ckpt", "w", zipfile.ZIP_DEFLATED) as evil,
@@ -200,7 +202,7 @@ def test_a_zip_bomb(checkpoint: Any, capsys: Capture, command: str) -> None:
     ["{class_path: evilmod.Evil}", "evilmod.Evil", f"'{HIDDEN}'", f"'[{HIDDEN}]'", "[evilcfg]",
      "evilcfg", "ModelCheckpoint"],
 )  # fmt: skip
-def test_a_run_folder_whose_config_names_code(
+def test_code_named_in_a_run_folders_config_is_not_run(
     data_dir: str, capsys: Capture, name: str, value: str
 ) -> None:
     fit(data_dir)
@@ -221,13 +223,15 @@ def test_a_run_folder_whose_config_names_code(
      f"*{'a' if n == 0 else f'b{n - 1}'}]\n" for n in range(40)) + "trainer: *b39"],
     ids=["date", "number", "deep", "circular", "digits", "laughs"],
 )  # fmt: skip
-def test_a_run_folder_whose_config_is_odd(data_dir: str, capsys: Capture, text: str) -> None:
+def test_a_malformed_config_in_a_run_folder_is_refused(
+    data_dir: str, capsys: Capture, text: str
+) -> None:
     fit(data_dir)
     (RUN / "config.yaml").write_text(text)
     refused("fit", LAST, capsys)
 
 
-def test_a_link_in_the_place_of_a_part(data_dir: str) -> None:
+def test_writing_does_not_follow_a_planted_link(data_dir: str) -> None:
     fit(data_dir)
     Path("precious").write_text("mine")
     (RUN / "checkpoints" / ".last.ckpt.part").symlink_to(Path("precious").absolute())
@@ -264,7 +268,7 @@ def edited(content: bytes, edits: list[tuple[int, bytes]], length: int) -> bytes
 
 @FUZZ
 @given(edits=EDITS, length=st.integers(0, 2**20))
-def test_fuzzed_checkpoints(
+def test_fuzzed_checkpoints_are_read_or_refused_in_one_line(
     tmp_path: Path, good_checkpoint: bytes, edits: list[tuple[int, bytes]], length: int
 ) -> None:
     path = tmp_path / "fuzzed.ckpt"
@@ -283,7 +287,7 @@ def test_fuzzed_checkpoints(
     edits=EDITS,
     length=st.integers(0, 2**20),
 )
-def test_fuzzed_idx_files(
+def test_fuzzed_idx_files_are_read_or_refused_in_one_line(
     tmp_path: Path, header: tuple[int, ...], edits: list[tuple[int, bytes]], length: int
 ) -> None:
     path = tmp_path / "fuzzed"
