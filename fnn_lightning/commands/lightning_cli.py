@@ -32,17 +32,8 @@ from fnn_lightning.evaluation.report import Report
 from fnn_lightning.evaluation.tensorboard import TensorBoardPlots
 from fnn_lightning.lit_module import MONITORED, SGD, FNNLitModule
 from fnn_lightning.runs.checkpoint_io import AtomicCheckpointIO, check_state, read_checkpoint
-from fnn_lightning.runs.run_folder import (
-    CONFIG,
-    LAST,
-    RunLogger,
-    SaveConfig,
-    read_curves,
-    read_metrics,
-    resuming_logger,
-    run_folder,
-    write_metrics,
-)
+from fnn_lightning.runs.loggers import RunLogger, SaveConfig, read_curves, resuming_logger
+from fnn_lightning.runs.run_folder import CONFIG, LAST, read_metrics, run_folder, write_metrics
 from fnn_lightning.runs.signals import LOST, Stopped, lost_a_rank, requeue
 from fnn_lightning.training.checkpointing import Checkpoint, EarlyStopping
 from fnn_lightning.training.console import Console, ProgressBar, TerminateOnSigterm

@@ -19,7 +19,7 @@ from fnn_lightning.evaluation import plots
 from fnn_lightning.evaluation.predictions import PredictionCollector, Predictions, test_loader
 from fnn_lightning.lit_module import CLASSES, FNNLitModule
 from fnn_lightning.network import FNN
-from fnn_lightning.runs.checkpoint_io import write_atomic
+from fnn_lightning.runs.files import write_atomic
 
 SHARE = 0.02  # of the time since training began, that pictures may take before it ends
 FIRST_SECONDS = 0.5  # what drawing is taken to cost before that is known

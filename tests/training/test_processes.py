@@ -325,7 +325,7 @@ def test_a_full_disk(data_dir: str, start: Start) -> None:
     assert status == 2
     new = "lightning_logs/version_1/checkpoints/last.ckpt"
     assert err == (
-        f"error: {new} cannot be written: File too large; earlier checkpoints are as they were\n"
+        f"error: {new} cannot be written: File too large; earlier checkpoints are unchanged\n"
     )
     assert list(Path(new).parent.iterdir()) == []
     assert last.read_bytes() == before
