@@ -221,7 +221,7 @@ def test_killed_and_resumed(data_dir: str, start: Start, processes: int) -> None
         os.kill(int(child), signal.SIGKILL)
         status, _, err = ended(run, seconds=60)
         assert status == 1
-        assert "error: another process of the run has ended" in err
+        assert "error: another rank died" in err
         assert f"the last good checkpoint is {again}" in err
         run = start("-m", "fnn_lightning", "fit", "--ckpt_path", again)
     done(run)
