@@ -1,8 +1,8 @@
-"""Stands in for `python -m fnn_lightning fit` and `test`, at once and without training.
+"""Stands in for `python -m fnn_lightning fit` and `test`: results at once, without training.
 
-A run is as good as 0.9 + its seed / 100 + its learning rate / 1000; a negative learning rate
-diverges. While there is a file `hold`, a run waits, unless SIGTERM comes; while there is a file
-`ignore`, it does not heed it.
+A run's accuracy is 0.9 + its seed / 100 + its learning rate / 1000; a negative learning rate
+diverges. While the file `hold` exists, a run waits, until SIGTERM comes. A run that starts while
+the file `ignore` exists ignores SIGTERM.
 """
 
 import json
@@ -14,17 +14,17 @@ from pathlib import Path
 from types import FrameType
 
 
-def main(subcommand: str, *words: str) -> None:
-    given = dict(word.partition("=")[::2] for word in words if "=" in word)
+def main(subcommand: str, *argv: str) -> None:
+    given = dict(argument.partition("=")[::2] for argument in argv if "=" in argument)
     given |= {
-        word: following
-        for word, following in pairwise(words)
-        if word.startswith("--") and "=" not in word
+        option: value
+        for option, value in pairwise(argv)
+        if option.startswith("--") and "=" not in option
     }
-    if "--bad" in words:
+    if "--bad" in argv:
         print("error: Expected nothing bad", file=sys.stderr)
         sys.exit(2)
-    if "--print_config" in words:
+    if "--print_config" in argv:
         print("data:\n  val_size:", given.get("--data.val_size", "null"))
         print("trainer:\n  logger:", given.get("--trainer.logger", "null"))
         print("  enable_checkpointing: null\n  fast_dev_run: false")
@@ -41,14 +41,14 @@ def main(subcommand: str, *words: str) -> None:
         settings = Path(given["--config"]).read_text().split()
         given["--optimizer.lr"] = settings[settings.index("lr:") + 1]
     lr, seed = float(given.get("--optimizer.lr", 0)), int(given.get("--seed_everything", 0))
-    print("fit", *words, flush=True)
+    print("fit", *argv, flush=True)
     if given.get("--data.val_size") == "0" and "--checkpoint.monitor" in given:
         print("error: Nothing is selected by it", file=sys.stderr)
         sys.exit(2)
     if lr > 10:
         print("error: Expected something else", file=sys.stderr)
         sys.exit(2)
-    if "--trainer.fast_dev_run=1" in words:
+    if "--trainer.fast_dev_run=1" in argv:
         return
     run = Path(given["--run_folder"])
     run.mkdir(exist_ok=True)

@@ -1,4 +1,4 @@
-"""Compares trained networks: settings that differ, results, and whether they differ by chance."""
+"""The subcommand `compare`: settings, accuracies and significance of trained networks."""
 
 import inspect
 import textwrap
@@ -15,17 +15,18 @@ from torch import Tensor
 from fnn_lightning.commands.options import make_parser, parse
 from fnn_lightning.errors import InputError
 from fnn_lightning.evaluation.stats import holm, mcnemar, wilson_interval
-from fnn_lightning.runs.load import TrainedNetwork, load_trained, misfit
+from fnn_lightning.runs.checkpoint_io import ema_decay
+from fnn_lightning.runs.load import TrainedNetwork, load_trained, mismatch_error
 from fnn_lightning.runs.run_folder import CONFIG, run_folder
 from fnn_lightning.training.optim import ClassConfig
 
-LIMIT = 0.05  # a p-value below it is taken for more than chance
+SIGNIFICANCE = 0.05  # a difference with a smaller p-value is more than chance
 WIDTH = 100  # characters in a line
-MAX_TEXT = 400  # characters of a setting; what a file holds can be shown
+MAX_CELL = 400  # characters; a checkpoint from elsewhere can hold settings of any length
 DEFAULT, UNKNOWN = "–", "?"
-# what weights do not depend on, or every run has for itself
+# settings that the weights do not depend on, or that are different in every run
 UNCOMPARED = (
-    *("data.data_dir", "data.test_train_set", "trainer.barebones", "trainer.default_root_dir"),
+    *("data.data_dir", "trainer.barebones", "trainer.default_root_dir"),
     *("trainer.enable_autolog_hparams", "trainer.enable_checkpointing"),
     *("trainer.enable_model_summary", "trainer.enable_progress_bar", "trainer.limit_test_batches"),
     *("trainer.limit_predict_batches", "trainer.log_every_n_steps", "trainer.logger"),
@@ -35,121 +36,150 @@ UNCOMPARED = (
 
 
 def main(argv: list[str]) -> None:
-    """Print which settings of trained networks differ, and how their results do.
+    """Print which settings of trained networks differ, their accuracies, and their significance.
 
-    Every network predicts all test images anew. The p-value of a pair is about these networks and
-    these images: it does not tell whether another seed would have turned the result round.
+    Every network predicts the whole test set again. The p-value of a pair is about these networks
+    and these images: it does not tell whether other seeds would reverse the result.
 
     Args:
-        argv: What follows `compare` on the command line.
+        argv: The command line after `compare`.
 
     Raises:
-        InputError: If the networks cannot be compared, or the data are not to be had.
+        InputError: If the networks cannot be compared, or the data set is missing.
     """
     parser = make_parser(
         "compare",
-        "Shows which settings of trained networks differ, their accuracies on the test set, and of "
-        "each pair whether the difference is more than chance (exact McNemar test).",
+        "Compares runs: settings that differ, accuracies on the test set, and for each pair "
+        "whether the difference is more than chance (exact McNemar test).",
     )
     parser.add_argument(
         "runs",
         nargs="*",
         type=str,
         metavar="RUN",
-        help="A run's folder, of which best.ckpt is taken or else last.ckpt, or a checkpoint.",
+        help="Checkpoint, or folder of a run: its best.ckpt or, without one, its last.ckpt.",
     )
     parser.add_argument(
         "--data_dir",
         type=str | None,
         default=None,
-        help="Where the data lives, if it is not where the first checkpoint says.",
+        help="Folder of the data; by default that of the first run.",
     )
     parser.add_argument(
         "--mirror",
         type=str | None,
         default=None,
-        help="Folder or base URL with MNIST's archives, for data that is not there yet.",
+        help="Folder or base URL of MNIST's archives, to fetch missing data from.",
     )
     options = parse(parser, argv)
     runs = load_runs(options.runs)
-    data = runs["A"].data(
-        data_dir=options.data_dir, mirror=options.mirror, val_size=0, test_train_set=False
-    )
-    described = {label: settings(run) for label, run in runs.items()}
+    data = runs["A"].data(data_dir=options.data_dir, mirror=options.mirror, val_size=0)
+    settings = {label: collect_settings(run) for label, run in runs.items()}
     data.prepare_data()
     data.setup("test")
     source = data.predict_dataloader()
-    right = {
+    correct = {
         label: run.probabilities(source.images).argmax(dim=1) == source.labels
         for label, run in runs.items()
     }
 
     lines = [f"{label}  {run.path}" for label, run in runs.items()]
-    lines += ["", *settings_lines(described)]
-    lines += ["", f"{len(source.labels):,} test images of {data.dataset}", *result_lines(right)]
-    lines += ["", *pair_lines(right)]
+    lines += ["", *settings_lines(settings)]
+    lines += ["", f"{len(source.labels):,} test images of {data.dataset}", *accuracy_lines(correct)]
+    lines += ["", *pair_lines(correct)]
     for line in lines:
         print("".join(filter(str.isprintable, line)))
 
 
 def load_runs(paths: list[str]) -> dict[str, TrainedNetwork]:
-    """Load what is to be compared, each under a letter.
+    """Load the networks to compare, and label them A, B, ….
 
     Raises:
-        InputError: If there are fewer than two or more than 26, or one is there twice, or they are
-            not of one data set.
+        InputError: If there are fewer than 2 or more than 26 of them, two of them are the same
+            file, or their data sets differ.
     """
     if not 2 <= len(paths) <= len(ascii_uppercase):
         raise InputError(
-            f"Expected from 2 to {len(ascii_uppercase)} runs, but got {len(paths)}: "
+            f"Expected 2 to {len(ascii_uppercase)} runs, but got {len(paths)}: "
             "python -m fnn_lightning compare RUN_A RUN_B"
         )
     runs = dict(zip(ascii_uppercase, map(load_trained, paths), strict=False))
     for one, other in combinations(runs.values(), 2):
         if one.path.samefile(other.path):
             raise InputError(f"Expected different checkpoints, but got {other.path} twice")
-        sets = one.data().dataset, other.data().dataset
-        if sets[0] != sets[1]:
+        datasets = one.data().dataset, other.data().dataset
+        if datasets[0] != datasets[1]:
             raise InputError(
                 "Expected networks of one data set, but got "
-                f"{one.path} of {sets[0]} and {other.path} of {sets[1]}"
+                f"{one.path} of {datasets[0]} and {other.path} of {datasets[1]}"
             )
     return runs
 
 
-def settings(run: TrainedNetwork) -> dict[str, str]:
-    """Collect how a network was trained, as far as its checkpoint and the run's config.yaml tell.
+def collect_settings(run: TrainedNetwork) -> dict[str, str]:
+    """Collect the settings of a run from its checkpoint and the config.yaml beside it.
 
     Returns:
-        Settings by their names on the command line, as text, and `steps`, the number of optimiser
-        steps done. Of the arguments of optimiser and scheduler only `lr` and those that are not
-        at their defaults.
+        Settings as text, by their names on the command line, and `steps`, the number of optimiser
+        steps done. Arguments of the optimiser and the scheduler that are at their defaults are
+        left out, except `lr`.
 
     Raises:
         InputError: If a setting is not plain data.
     """
-    stored = dict(run.checkpoint["hyper_parameters"])
+    model = dict(run.checkpoint["hyper_parameters"])
     data = dict(run.checkpoint.get("datamodule_hyper_parameters", {}))
-    parts = {
+    classes = {
         "optimizer": (run.module.optim.optimizer, torch.optim),
         "lr_scheduler": (run.module.optim.lr_scheduler, torch.optim.lr_scheduler),
     }
-    values = {f"model.{name}": value for name, value in stored.items() if name not in parts}
-    for name, (config, module) in parts.items():
-        values |= flattened(name, config, module)
-    if "seed" in data:
-        values["seed_everything"] = data.pop("seed")
-    values |= {f"data.{name}": value for name, value in data.items()}
-    values["steps"] = f"{run.checkpoint['global_step']:,}"
-    values |= trainer_settings(run.path)
+    seed = {"seed_everything": data.pop("seed")} if "seed" in data else {}
     try:
-        return {name: text(value) for name, value in values.items() if name not in UNCOMPARED}
+        values = dotted("model", {key: model[key] for key in model if key not in classes})
+        for name, (config, module) in classes.items():
+            values |= class_settings(name, config, module)
+        values |= {"ema.decay": ema_decay(run.checkpoint), **seed, **dotted("data", data)}
+        values["steps"] = f"{run.checkpoint['global_step']:,}"
+        values |= trainer_settings(run.path)
+        return {name: to_text(value) for name, value in values.items() if name not in UNCOMPARED}
     except (RecursionError, ValueError, yaml.YAMLError) as error:
-        raise misfit(run.path, error) from error
+        raise mismatch_error(run.path, error) from error
 
 
-def flattened(name: str, config: ClassConfig | None, module: ModuleType) -> dict[str, Any]:
-    """Name the class of an optimiser or a scheduler, and each argument on its own."""
+def dotted(section: str, values: dict[str, Any]) -> dict[str, Any]:
+    """Name settings as on the command line, with those of a group on their own.
+
+    Groups within groups stay whole: a damaged checkpoint can nest them without end.
+
+    Example:
+        >>> dotted("data", {"batch_size": 100, "augmentation": {"rotation": 15.0}})
+        {'data.batch_size': 100, 'data.augmentation.rotation': 15.0}
+    """
+    named: dict[str, Any] = {}
+    for name, value in values.items():
+        if isinstance(value, dict) and value:
+            named |= {f"{section}.{name}.{key}": part for key, part in value.items()}
+        else:
+            named[f"{section}.{name}"] = value
+    return named
+
+
+def class_settings(name: str, config: ClassConfig | None, module: ModuleType) -> dict[str, Any]:
+    """Name the class of an optimiser or a scheduler, and those of its arguments that matter.
+
+    Args:
+        name: `optimizer` or `lr_scheduler`.
+        config: Its class and arguments; None if there is none.
+        module: The module of torch that defines the class.
+
+    Returns:
+        The class by `name`, and `lr` and all arguments that are not at their defaults.
+
+    Example:
+        >>> config = {"class_path": "torch.optim.SGD", "init_args": {"momentum": 0.9}}
+        >>> class_settings("optimizer", config, torch.optim)
+        {'optimizer': 'SGD', 'optimizer.lr': 0.001, 'optimizer.momentum': 0.9}
+    """
     if config is None:
         return {name: None}
     class_name = config["class_path"].rpartition(".")[2]
@@ -159,23 +189,23 @@ def flattened(name: str, config: ClassConfig | None, module: ModuleType) -> dict
         for key, parameter in parameters.items()
         if parameter.default is not parameter.empty
     }
-    given = {key: defaults[key] for key in ("lr",) if key in defaults}
-    given |= config.get("init_args") or {}
+    arguments = {key: defaults[key] for key in ("lr",) if key in defaults}
+    arguments |= config.get("init_args") or {}
     return {name: class_name} | {
         f"{name}.{key}": value
-        for key, value in given.items()
-        if key == "lr" or key not in defaults or text(value) != text(defaults[key])
+        for key, value in arguments.items()
+        if key == "lr" or key not in defaults or to_text(value) != to_text(defaults[key])
     }
 
 
 def trainer_settings(path: Path) -> dict[str, Any]:
-    """Read what the run's config.yaml, as data, says of trainer, checkpoints and early stopping.
+    """Read the settings of trainer, checkpoints and early stopping from the run's config.yaml.
 
     Args:
         path: The checkpoint.
 
     Returns:
-        Nothing if there is no config.yaml beside it that can be read.
+        Empty if there is no readable config.yaml.
     """
     run = run_folder(str(path))
     if run is None:
@@ -190,14 +220,19 @@ def trainer_settings(path: Path) -> dict[str, Any]:
     }
     return {
         f"{section}.{name}": value
-        for section, given in sections.items()
-        if isinstance(given, dict)
-        for name, value in given.items()
+        for section, values in sections.items()
+        if isinstance(values, dict)
+        for name, value in values.items()
     }
 
 
-def text(value: Any) -> str:
-    """Write a setting as a config file does, in one line; the same numbers as the same text."""
+def to_text(value: Any) -> str:
+    """Write a setting in one line of YAML; equal numbers become the same text.
+
+    Example:
+        >>> to_text(1.0), to_text(1), to_text([100, 50]), to_text(None)
+        ('1', '1', '[100, 50]', '–')
+    """
     if value is None:
         return DEFAULT
     if isinstance(value, str):
@@ -208,50 +243,54 @@ def text(value: Any) -> str:
     return dumped.removesuffix("\n").removesuffix("\n...")
 
 
-def settings_lines(described: dict[str, dict[str, str]]) -> list[str]:
-    """Lay out the settings that differ, a column for each network.
+def settings_lines(settings: dict[str, dict[str, str]]) -> list[str]:
+    """Lay out the settings that differ, with a column for each network.
 
     Args:
-        described: What `settings` returns of each network, by its letter.
+        settings: For each network's label, what `collect_settings` returns.
     """
-    unknown = [
+    without_config = [
         label
-        for label, known in described.items()
+        for label, known in settings.items()
         if not any(name.startswith("trainer.") for name in known)
     ]
     rows = []
-    names = dict.fromkeys(name for known in described.values() for name in known)
+    names = dict.fromkeys(name for known in settings.values() for name in known)
     groups = list(dict.fromkeys(name.partition(".")[0] for name in names))
     for name in sorted(names, key=lambda name: groups.index(name.partition(".")[0])):
-        argument = name.startswith(("optimizer.", "lr_scheduler."))
-        absent = DEFAULT if argument else UNKNOWN
-        row = [known.get(name, absent) for known in described.values()]
+        is_argument = name.startswith(("optimizer.", "lr_scheduler."))
+        missing = DEFAULT if is_argument else UNKNOWN
+        row = [known.get(name, missing) for known in settings.values()]
         if len({*row} - {UNKNOWN}) > 1:
             rows.append([name, *row])
-    lines = ["settings that differ: none that is known"]
+    lines = ["settings that differ: none known"]
     if rows:
-        lines = align_columns([["settings that differ", *described], *rows])
+        lines = align_columns([["settings that differ", *settings], *rows])
         signs = {DEFAULT: "the default, or none", UNKNOWN: "not known"}
         lines += [
             f"{sign}: {meaning}"
             for sign, meaning in signs.items()
             if any(sign in row for row in rows)
         ]
-    if unknown:
-        lines.append(
-            f"{', '.join(unknown)}: no config.yaml that can be read, so trainer.* is not known"
-        )
+    if without_config:
+        labels = ", ".join(without_config)
+        lines.append(f"{labels}: no readable config.yaml, so trainer.* is not known")
     return lines
 
 
 def align_columns(rows: list[list[str]]) -> list[str]:
-    """Lay out rows in aligned columns; a long cell goes on in the next line."""
-    shown = [
-        [cell if len(cell) <= MAX_TEXT else f"{cell[:MAX_TEXT]} …" for cell in row] for row in rows
+    """Lay out rows in aligned columns; long cells are wrapped.
+
+    Example:
+        >>> align_columns([["", "A", "B"], ["optimizer", "SGD", "Adam"]])
+        ['           A    B', 'optimizer  SGD  Adam']
+    """
+    rows = [
+        [cell if len(cell) <= MAX_CELL else f"{cell[:MAX_CELL]} …" for cell in row] for row in rows
     ]
-    first = max(len(row[0]) for row in shown)
-    widest = max((WIDTH - first) // (len(rows[0]) - 1) - 2, 8)
-    wrapped = [[[row[0]], *(textwrap.wrap(cell, widest) for cell in row[1:])] for row in shown]
+    first_width = max(len(row[0]) for row in rows)
+    max_width = max((WIDTH - first_width) // (len(rows[0]) - 1) - 2, 8)
+    wrapped = [[[row[0]], *(textwrap.wrap(cell, max_width) for cell in row[1:])] for row in rows]
     widths = [
         max(len(part) for cell in column for part in cell) for column in zip(*wrapped, strict=True)
     ]
@@ -262,57 +301,63 @@ def align_columns(rows: list[list[str]]) -> list[str]:
     ]
 
 
-def result_lines(right: dict[str, Tensor]) -> list[str]:
+def accuracy_lines(correct: dict[str, Tensor]) -> list[str]:
     """Lay out the accuracy of each network.
 
     Args:
-        right: Which test images each network classifies correctly, `bool` of shape `(N,)`.
+        correct: For each label, which test images the network classifies correctly: `bool` of
+            shape `(N,)`.
     """
     lines = ["   correct  accuracy, %  95 % interval (Wilson)"]
-    for label, hits in right.items():
-        correct, total = int(hits.sum()), len(hits)
-        low, high = wilson_interval(correct, total)
-        accuracy = 100 * correct / total
-        lines.append(f"{label}  {correct:>7,}  {accuracy:>11.2f}  {100 * low:.2f}–{100 * high:.2f}")
+    for label, hits in correct.items():
+        count, total = int(hits.sum()), len(hits)
+        low, high = wilson_interval(count, total)
+        accuracy = 100 * count / total
+        lines.append(f"{label}  {count:>7,}  {accuracy:>11.2f}  {100 * low:.2f}–{100 * high:.2f}")
     return lines
 
 
-def pair_lines(right: dict[str, Tensor]) -> list[str]:
-    """Lay out for each pair of networks whether they differ by more than chance.
+def pair_lines(correct: dict[str, Tensor]) -> list[str]:
+    """Lay out for each pair of networks whether the difference is more than chance.
 
     Args:
-        right: Which test images each network classifies correctly, `bool` of shape `(N,)`.
+        correct: For each label, which test images the network classifies correctly: `bool` of
+            shape `(N,)`.
     """
-    pairs = list(combinations(right, 2))
+    pairs = list(combinations(correct, 2))
     counts = [
-        (int((right[one] & ~right[other]).sum()), int((right[other] & ~right[one]).sum()))
+        (int((correct[one] & ~correct[other]).sum()), int((correct[other] & ~correct[one]).sum()))
         for one, other in pairs
     ]
     p_values = [mcnemar(*count) for count in counts]
-    adjusted = holm(p_values)
     several = len(pairs) > 1
     lines = ["pair  1st alone  2nd alone  difference, points         p" + "  p (Holm)" * several]
-    for (one, other), (first, second), p, judged in zip(
-        pairs, counts, p_values, adjusted, strict=True
+    for (one, other), (first, second), p, adjusted in zip(
+        pairs, counts, p_values, holm(p_values), strict=True
     ):
-        points = 100 * (first - second) / len(right[one])
+        points = 100 * (first - second) / len(correct[one])
         better = one if first > second else other
         lines.append(
-            f"{one}, {other}  {first:>9,}  {second:>9,}  {points:>+18.2f}  {p_text(p):>8}"
-            + f"  {p_text(judged):>8}" * several
-            + f"  {better} is better, more than chance" * (judged < LIMIT)
-            + "  could be chance" * (judged >= LIMIT)
+            f"{one}, {other}  {first:>9,}  {second:>9,}  {points:>+18.2f}  {format_p_value(p):>8}"
+            + f"  {format_p_value(adjusted):>8}" * several
+            + f"  {better} is better, more than chance" * (adjusted < SIGNIFICANCE)
+            + "  could be chance" * (adjusted >= SIGNIFICANCE)
         )
-    adjustment = f", adjusted for {len(pairs)} pairs by Holm," * several
+    p_meaning = f"below {SIGNIFICANCE}" + f", adjusted for {len(pairs)} pairs by Holm," * several
     return [
         *lines,
-        "1st alone: images that only the first of the pair classifies correctly",
-        f"p: exact McNemar test; below {LIMIT}{adjustment} the difference is more than chance",
-        "This is about these networks on these images; whether a setting is better in general,",
-        "only several seeds of each can tell.",
+        "1st alone: images that only the first network of the pair classifies correctly",
+        f"p: exact McNemar test; {p_meaning} the difference is more than chance",
+        "This is about these networks on these images. To tell whether a setting is better in",
+        "general, compare several seeds of each.",
     ]
 
 
-def p_text(p: float) -> str:
-    """Write a p-value in eight characters or fewer."""
+def format_p_value(p: float) -> str:
+    """Write a p-value in at most eight characters.
+
+    Example:
+        >>> format_p_value(0.03125), format_p_value(1e-9)
+        ('0.0312', '< 0.0001')
+    """
     return "< 0.0001" if p < 0.0001 else f"{p:.4f}"

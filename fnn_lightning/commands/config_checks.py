@@ -6,6 +6,7 @@ from typing import Any
 from jsonargparse import Namespace
 
 from fnn_lightning.errors import InputError
+from fnn_lightning.runs.checkpoint_io import ema_decay
 
 PLATEAU = "lightning.pytorch.cli.ReduceLROnPlateau"
 # the texts that settings of the Trainer, the checkpoints and torch.optim's classes can be
@@ -80,14 +81,6 @@ def check_resumes(config: Namespace, checkpoint: dict[str, Any]) -> None:
                 f"Expected `{option}` to be that of the checkpoint, whose state comes with it, "
                 f"{before}, but got {now}"
             )
-
-
-def ema_decay(checkpoint: dict[str, Any]) -> float:
-    """Return the decay of the EMA whose state a checkpoint holds; 0 if it holds none."""
-    try:
-        return float(checkpoint["callbacks"]["EMA"]["decay"])
-    except (KeyError, TypeError, ValueError):
-        return 0.0
 
 
 def check_is_data(config: Any) -> None:

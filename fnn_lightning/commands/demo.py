@@ -1,4 +1,4 @@
-"""The subcommand demo: a page in the browser to draw a digit on, served by this machine alone."""
+"""The subcommand `demo`: a page in the browser to draw digits on, served on this machine only."""
 
 import os
 import socket
@@ -17,10 +17,10 @@ from fnn_lightning.runs.load import TrainedNetwork, load_trained
 from fnn_lightning.runs.signals import StopSignals
 
 CANVAS = 280  # pixels
-BRUSH = 12  # pixels, the radius: on a digit of usual size the strokes are as wide as MNIST's
-LARGEST_UPLOAD = "50mb"
-# the sketchpad wants its brush to be chosen first
-TAKE_THE_BRUSH = """() => {
+BRUSH = 12  # radius in pixels: strokes as wide as MNIST's on a digit of usual size
+MAX_UPLOAD = "50mb"
+# otherwise the user would have to select the sketchpad's brush before drawing
+SELECT_BRUSH = """() => {
     const timer = setInterval(() => {
         const brush = document.querySelector('#sketch button[aria-label="Brush"]');
         if (brush) { brush.click(); clearInterval(timer); }
@@ -32,38 +32,38 @@ def main(argv: list[str]) -> None:
     """Serve the page until Ctrl-C or SIGTERM.
 
     Args:
-        argv: What follows the subcommand.
+        argv: The command line after `demo`.
 
     Raises:
-        InputError: If the argv, the checkpoint or the address cannot be used, or Gradio is not
-            installed.
+        InputError: If an argument or the checkpoint is invalid, the address is not free, or Gradio
+            is not installed.
     """
     parser = make_parser(
         "demo",
-        "Serves a page to draw a digit on, with what the net makes of it. Nothing leaves this "
-        "machine, and no other one is served unless --host says so.",
+        "Serves a page to draw a digit on, with the net's prediction. No data leaves this machine, "
+        "and only this machine can open the page unless --host says otherwise.",
     )
     parser.add_argument(
         "--ckpt_path", type=str, required=True, help="Checkpoint, or the folder of a run."
     )
     parser.add_argument(
-        "--host", type=str, default="127.0.0.1", help="Address to serve; 0.0.0.0 is all of them."
+        "--host", type=str, default="127.0.0.1", help="Address to serve on; 0.0.0.0: all addresses."
     )
-    parser.add_argument("--port", type=int, default=7860, help="Port; 0 is any that is free.")
+    parser.add_argument("--port", type=int, default=7860, help="Port; 0: any free one.")
     options = parse(parser, argv)
     port = free_port(options.host, options.port)
     trained = load_trained(options.ckpt_path)
     signals = StopSignals()
     with tempfile.TemporaryDirectory(prefix="fnn_lightning_") as folder:
-        # Gradio reads them when it is imported: no word to its makers, no upload left behind
+        # Gradio reads these when it is imported: no telemetry, and no upload is left behind
         os.environ["GRADIO_ANALYTICS_ENABLED"] = "False"
         os.environ["HF_HUB_DISABLE_TELEMETRY"] = "1"
         os.environ["GRADIO_TEMP_DIR"] = folder
-        # Gradio asks its own page whether it is there: not by way of a proxy
+        # Gradio checks that its own page answers, which a proxy would break
         for name in ("NO_PROXY", "no_proxy"):
             own = (os.environ.get(name), options.host, "127.0.0.1", "localhost")
             os.environ[name] = ",".join(filter(None, own))
-        page, looks = make_page(trained)
+        page, launch_options = make_page(trained)
         signals.listen()
         try:
             page.launch(
@@ -73,10 +73,10 @@ def main(argv: list[str]) -> None:
                 quiet=True,
                 share=False,
                 ssr_mode=False,
-                max_file_size=LARGEST_UPLOAD,
-                **looks,
+                max_file_size=MAX_UPLOAD,
+                **launch_options,
             )
-            print(f"draw at http://{options.host}:{port}, Ctrl-C ends it", flush=True)
+            print(f"draw at http://{options.host}:{port}, stop with Ctrl-C", flush=True)
             while not signals.received:
                 time.sleep(0.2)
         finally:
@@ -85,10 +85,21 @@ def main(argv: list[str]) -> None:
 
 
 def free_port(host: str, port: int) -> int:
-    """Return the port if it can be served, or any that can for 0.
+    """Check that a port is free.
+
+    Args:
+        host: Address to serve on.
+        port: The port; 0 for any.
+
+    Returns:
+        The port; for 0 one that is free.
 
     Raises:
-        InputError: If it cannot.
+        InputError: If it is not free, or there is no such address or port.
+
+    Example:
+        >>> free_port("127.0.0.1", 0) > 0
+        True
     """
     if not 0 <= port < 2**16:
         raise InputError(f"Expected --port to be from 0 to {2**16 - 1}, but got {port}")
@@ -97,7 +108,7 @@ def free_port(host: str, port: int) -> int:
             return int(server.getsockname()[1])
     except (OSError, UnicodeError) as error:
         raise InputError(
-            f"Expected --host and --port that can be served, but got {host!r} and {port}: {error}"
+            f"Expected a free address, but got --host {host!r} and --port {port}: {error}"
         ) from None
 
 
@@ -105,7 +116,7 @@ def make_page(trained: TrainedNetwork) -> tuple[Any, dict[str, Any]]:
     """Make the page.
 
     Returns:
-        Gradio's `Blocks`, and how they are to be launched.
+        Gradio's `Blocks`, and arguments for its `launch`.
 
     Raises:
         InputError: If Gradio is not installed.
@@ -117,24 +128,26 @@ def make_page(trained: TrainedNetwork) -> tuple[Any, dict[str, Any]]:
             f"Expected Gradio, but {error.name} is not installed: pip install -e '.[demo]'"
         ) from error
 
-    def answer(pixels: Any) -> tuple[dict[str, float], Image.Image, str]:
+    def predict(pixels: Any) -> tuple[dict[str, float], Image.Image, str]:
         row = trained.probabilities(pixels[None])[0]
         probabilities = {str(digit): float(p) for digit, p in enumerate(row)}
         enlarged = Image.fromarray(pixels.numpy()).resize((224, 224), Image.Resampling.NEAREST)
-        strange = out_of_distribution(pixels, float(row.max()))
-        return probabilities, enlarged, f"⚠ {strange}" if strange else ""
+        warning = out_of_distribution(pixels, float(row.max()))
+        return probabilities, enlarged, f"⚠ {warning}" if warning else ""
 
-    def drawn(value: dict[str, Any] | None) -> tuple[Any, Any, str]:
+    def on_drawing(value: dict[str, Any] | None) -> tuple[Any, Any, str]:
         if value is None or not np.asarray(value["composite"])[..., 3].any():
             return None, None, ""
-        return sent(lambda: to_mnist(value["composite"]))
+        return predict_or_warn(lambda: to_mnist(value["composite"]))
 
-    def uploaded(path: str | None) -> tuple[Any, Any, str]:
-        return (None, None, "") if path is None else sent(lambda: read_picture(Path(path)))
+    def on_upload(path: str | None) -> tuple[Any, Any, str]:
+        if path is None:
+            return None, None, ""
+        return predict_or_warn(lambda: read_picture(Path(path)))
 
-    def sent(get: Any) -> tuple[Any, Any, str]:
+    def predict_or_warn(read: Any) -> tuple[Any, Any, str]:
         try:
-            return answer(get())
+            return predict(read())
         except InputError as error:
             return None, None, f"⚠ {one_line(str(error))}"
 
@@ -155,7 +168,10 @@ def make_page(trained: TrainedNetwork) -> tuple[Any, dict[str, Any]]:
                     elem_id="sketch",
                 )
                 file = gr.File(
-                    label="Or give a picture", file_types=list(SUFFIXES), elem_id="file", height=120
+                    label="Or upload a picture",
+                    file_types=list(SUFFIXES),
+                    elem_id="file",
+                    height=120,
                 )
             with gr.Column():
                 label = gr.Label(label="Probabilities", num_top_classes=10, elem_id="label")
@@ -170,14 +186,14 @@ def make_page(trained: TrainedNetwork) -> tuple[Any, dict[str, Any]]:
                 )
                 note = gr.Markdown(elem_id="note")
         outputs = [label, seen, note]
-        shown: dict[str, Any] = {"show_progress": "hidden", "api_visibility": "private"}
-        sketch.change(drawn, sketch, outputs, **shown)
-        file.change(uploaded, file, outputs, **shown)
-    # this theme's fonts come with Gradio
-    return page, {"theme": gr.themes.Base(), "js": TAKE_THE_BRUSH, "footer_links": []}
+        quiet: dict[str, Any] = {"show_progress": "hidden", "api_visibility": "private"}
+        sketch.change(on_drawing, sketch, outputs, **quiet)
+        file.change(on_upload, file, outputs, **quiet)
+    # other themes load their fonts from the web
+    return page, {"theme": gr.themes.Base(), "js": SELECT_BRUSH, "footer_links": []}
 
 
 def description(trained: TrainedNetwork) -> str:
-    """Say in a line what the net is."""
+    """Describe a net in one line: its layers' widths and its file."""
     widths = [784, *trained.module.hparams["hidden_dims"], 10]
     return f"{'–'.join(map(str, widths))}, {trained.path.name}"

@@ -1,4 +1,4 @@
-"""The subcommand export: one file from raw pixels to probabilities, which agrees with its net."""
+"""The subcommand `export`: one file that turns raw pixels into probabilities, checked first."""
 
 import io
 import json
@@ -10,31 +10,37 @@ import torch
 from torch import Tensor, nn
 
 from fnn_lightning import __version__
-from fnn_lightning.commands.options import make_parser, output_file, parse
+from fnn_lightning.commands.options import make_parser, parse
 from fnn_lightning.data.dataloader import InMemoryDataLoader
 from fnn_lightning.data.mnist_files import raw_dir
 from fnn_lightning.datamodule import EVAL_BATCH_SIZE
 from fnn_lightning.errors import InputError
 from fnn_lightning.network import FNN
-from fnn_lightning.runs.checkpoint_io import write_atomic
+from fnn_lightning.runs.files import output_file, write_atomic
 from fnn_lightning.runs.load import TrainedNetwork, load_trained
 
-RANDOM_IMAGES = 1_000  # to compare on, where there is no test set
-ENTRY = "fnn_lightning.json"  # what describes the file within a .pt2
+RANDOM_IMAGES = 1_000  # to compare on without a test set
+METADATA_FILE = "fnn_lightning.json"  # within a .pt2
 
-Run = Callable[[Tensor], Tensor]
-"""Pixels, `uint8` of shape `(N, 28, 28)`, to probabilities, `float32` of shape `(N, 10)`."""
+Predict = Callable[[Tensor], Tensor]
+"""From pixels, `uint8` of shape `(N, 28, 28)`, to probabilities, `float32` of shape `(N, 10)`."""
 
 
 class Probabilities(nn.Module):
-    """What is exported: the network with its scaling of the pixels before and softmax after it."""
+    """The module to export: the network, which scales the pixels itself, and a softmax.
+
+    Example:
+        >>> pixels = torch.zeros(2, 28, 28, dtype=torch.uint8)
+        >>> Probabilities(FNN(hidden_dims=[8]))(pixels).shape
+        torch.Size([2, 10])
+    """
 
     def __init__(self, network: FNN) -> None:
         super().__init__()
         self.network = network
 
     def forward(self, pixels: Tensor) -> Tensor:
-        """Compute probabilities, `float32` of shape `(N, 10)`, from raw pixels `(N, 28, 28)`."""
+        """Turn pixels, `uint8` of shape `(N, 28, 28)`, into probabilities, `float32` `(N, 10)`."""
         probabilities: Tensor = self.network(pixels).float().softmax(dim=1)
         return probabilities
 
@@ -43,16 +49,16 @@ def main(argv: list[str]) -> None:
     """Export a checkpoint to ONNX or to PyTorch's .pt2.
 
     Args:
-        argv: What follows the subcommand.
+        argv: The command line after `export`.
 
     Raises:
-        InputError: If the argv, the checkpoint or the data cannot be used, a package is missing,
-            or what was exported predicts another digit for any image; then no file is left.
+        InputError: If an argument, the checkpoint or the data set is invalid, a package is
+            missing, or the export predicts another digit for any image. No file is written then.
     """
     parser = make_parser(
         "export",
-        "Writes one file that takes raw pixels, uint8 (N, 28, 28), and gives the probabilities of "
-        "the digits, float32 (N, 10), after comparing it with the checkpoint on the test set.",
+        "Writes one file that turns raw pixels, uint8 (N, 28, 28), into the probabilities of the "
+        "digits, float32 (N, 10). First compares it with the checkpoint on the test set.",
     )
     parser.add_argument(
         "--ckpt_path", type=str, required=True, help="Checkpoint, or the folder of a run."
@@ -64,7 +70,7 @@ def main(argv: list[str]) -> None:
         "--data_dir",
         type=str | None,
         default=None,
-        help="Where the test set lives, if it is not where the checkpoint says.",
+        help="Folder of the data; by default that of the run.",
     )
     options = parse(parser, argv)
     path = output_file(options.output, (".onnx", ".pt2"))
@@ -73,22 +79,26 @@ def main(argv: list[str]) -> None:
     trained = load_trained(options.ckpt_path)
     images, labels, name = images_to_compare(trained, options.data_dir)
     with warnings.catch_warnings():
-        warnings.simplefilter("ignore")  # the exporters' own, about their insides
+        warnings.simplefilter("ignore")  # the exporters warn about their own internals
         export = to_onnx if path.suffix.lower() == ".onnx" else to_pt2
-        run, encode = export(Probabilities(trained.module.network).eval())
-        found = agreement(run, trained, images, labels)
-        content = encode(description(trained, name, found))
+        predict, encode = export(Probabilities(trained.module.network).eval())
+        agreement = check_agreement(predict, trained, images, labels)
+        content = encode(metadata(trained, name, agreement))
     write_atomic(path, content)
-    accuracy = f", accuracy {100 * found['accuracy']:.2f} %" if "accuracy" in found else ""
+    accuracy = f", accuracy {100 * agreement['accuracy']:.2f} %" if "accuracy" in agreement else ""
     print(
         f"exported {path}, {len(content):,} bytes: uint8 (N, 28, 28) to float32 (N, 10)\n"
         f"compared with the checkpoint on {name}: the same digits, largest difference "
-        f"{found['largest_difference']:.1e}{accuracy}"
+        f"{agreement['largest_difference']:.1e}{accuracy}"
     )
 
 
 def check_onnx() -> None:
-    """Refuse to begin without the packages that ONNX needs."""
+    """Check that the packages for ONNX are installed.
+
+    Raises:
+        InputError: If one is missing.
+    """
     try:
         import onnx  # noqa: F401
         import onnxruntime  # noqa: F401
@@ -103,15 +113,16 @@ def check_onnx() -> None:
 def images_to_compare(
     trained: TrainedNetwork, data_dir: str | None
 ) -> tuple[Tensor, Tensor | None, str]:
-    """Get the test set if it is at hand, without a download, and random pixels otherwise.
+    """Load the test set or, if that would need a download, make random images.
 
     Returns:
-        Images, `uint8` of shape `(N, 28, 28)`; their labels, if they have any; what they are.
+        Images, `uint8` of shape `(N, 28, 28)`; their labels, None for random images; what they
+        are, in words.
 
     Raises:
-        InputError: If the test set is at hand, but damaged.
+        InputError: If the test set is damaged.
     """
-    data = trained.data(test_train_set=False, data_dir=data_dir)
+    data = trained.data(data_dir=data_dir)
     folder = raw_dir(data.data_dir)
     names = ("t10k-images-idx3-ubyte", "t10k-labels-idx1-ubyte")
     if data.dataset == "digits" or all((folder / name).is_file() for name in names):
@@ -124,11 +135,12 @@ def images_to_compare(
     return pixels.to(torch.uint8), None, f"{RANDOM_IMAGES:,} images of random pixels"
 
 
-def to_onnx(module: nn.Module) -> tuple[Run, Callable[[dict[str, str]], bytes]]:
+def to_onnx(module: nn.Module) -> tuple[Predict, Callable[[dict[str, str]], bytes]]:
     """Export to ONNX.
 
     Returns:
-        What runs the export with onnxruntime, and what encodes it with a description.
+        A function that predicts with the exported model, in onnxruntime, and one that returns the
+        file's content, given its metadata.
     """
     import onnxruntime
 
@@ -144,85 +156,98 @@ def to_onnx(module: nn.Module) -> tuple[Run, Callable[[dict[str, str]], bytes]]:
     assert program is not None
     model = program.model_proto
     for node in model.graph.node:
-        del node.metadata_props[:]  # where in the source it comes from, by this machine's paths
+        del node.metadata_props[:]  # paths of source files on this machine
     session = onnxruntime.InferenceSession(
         model.SerializeToString(), providers=["CPUExecutionProvider"]
     )
 
-    def run(pixels: Tensor) -> Tensor:
+    def predict(pixels: Tensor) -> Tensor:
         return torch.from_numpy(session.run(["probabilities"], {"pixels": pixels.numpy()})[0])
 
-    def encode(description: dict[str, str]) -> bytes:
+    def encode(metadata: dict[str, str]) -> bytes:
         import onnx
 
-        onnx.helper.set_model_props(model, description)
+        onnx.helper.set_model_props(model, metadata)
         onnx.checker.check_model(model, full_check=True)
         content: bytes = model.SerializeToString()
         return content
 
-    return run, encode
+    return predict, encode
 
 
-def to_pt2(module: nn.Module) -> tuple[Run, Callable[[dict[str, str]], bytes]]:
-    """Export by `torch.export`, likewise."""
+def to_pt2(module: nn.Module) -> tuple[Predict, Callable[[dict[str, str]], bytes]]:
+    """Export to PyTorch's .pt2 with `torch.export`; returns the same as `to_onnx`."""
     program = torch.export.export(
         module,
         (torch.zeros(2, 28, 28, dtype=torch.uint8),),
         dynamic_shapes={"pixels": {0: torch.export.Dim("N")}},
     )
     for node in program.graph.nodes:
-        node.meta.pop("stack_trace", None)  # the paths of this machine
+        node.meta.pop("stack_trace", None)  # paths of source files on this machine
 
-    def encode(description: dict[str, str]) -> bytes:
+    def encode(metadata: dict[str, str]) -> bytes:
         content = io.BytesIO()
-        torch.export.save(program, content, extra_files={ENTRY: json.dumps(description)})
+        torch.export.save(program, content, extra_files={METADATA_FILE: json.dumps(metadata)})
         return content.getvalue()
 
     loaded = torch.export.load(io.BytesIO(encode({}))).module()
 
-    def run(pixels: Tensor) -> Tensor:
+    def predict(pixels: Tensor) -> Tensor:
         probabilities: Tensor = loaded(pixels)
         return probabilities
 
-    return run, encode
+    return predict, encode
 
 
 @torch.inference_mode()
-def agreement(
-    run: Run, trained: TrainedNetwork, images: Tensor, labels: Tensor | None
+def check_agreement(
+    predict: Predict, trained: TrainedNetwork, images: Tensor, labels: Tensor | None
 ) -> dict[str, float]:
-    """Compare an export with its checkpoint.
+    """Check that an export predicts what its checkpoint does.
+
+    Args:
+        predict: Predicts with the export.
+        trained: The checkpoint.
+        images: `uint8` of shape `(N, 28, 28)`.
+        labels: Their digits, of shape `(N,)`, if known.
 
     Returns:
-        `largest_difference` between two probabilities and, with labels, the export's `accuracy`.
+        `largest_difference` of any probability and, with labels, the export's `accuracy`.
 
     Raises:
-        InputError: If they predict another digit for any image.
+        InputError: If they predict different digits for any image, or a probability is not
+            finite.
     """
     expected = trained.probabilities(images)
-    probabilities = torch.cat([run(batch) for batch in torch.split(images, EVAL_BATCH_SIZE)])
+    probabilities = torch.cat([predict(batch) for batch in torch.split(images, EVAL_BATCH_SIZE)])
     digits = probabilities.argmax(dim=1)
     differ = int((digits != expected.argmax(dim=1)).sum())
     if not bool(probabilities.isfinite().all()):
         raise InputError(
-            "Expected a network that gives probabilities, but some are not finite numbers; nothing "
-            "was written"
+            "Expected finite probabilities of the export, but got NaN or infinity; nothing was "
+            "written"
         )
     if differ:
         raise InputError(
-            "Expected the export to predict what the checkpoint does, but it differs in "
-            f"{differ:,} of {len(images):,} digits; nothing was written"
+            "Expected the export to predict what the checkpoint does, but got another digit for "
+            f"{differ:,} of {len(images):,} images; nothing was written"
         )
-    found = {"largest_difference": float((probabilities - expected).abs().max())}
+    agreement = {"largest_difference": float((probabilities - expected).abs().max())}
     if labels is not None:
-        found["accuracy"] = float((digits == labels).double().mean())
-    return found
+        agreement["accuracy"] = float((digits == labels).double().mean())
+    return agreement
 
 
-def description(trained: TrainedNetwork, name: str, found: dict[str, float]) -> dict[str, str]:
-    """Say in an export's metadata where it comes from and how it was compared."""
+def metadata(trained: TrainedNetwork, name: str, agreement: dict[str, float]) -> dict[str, str]:
+    """Collect an export's metadata: where it comes from, and how it was compared.
+
+    Args:
+        trained: The checkpoint.
+        name: What it was compared on.
+        agreement: What `check_agreement` returns.
+    """
     data = dict(trained.checkpoint.get("datamodule_hyper_parameters", {}))
-    data.pop("data_dir", None)  # of this machine
+    data.pop("data_dir", None)  # a path on this machine
     config = {"model": trained.checkpoint["hyper_parameters"], "data": data}
     return {
         "fnn_lightning": __version__,
@@ -232,5 +257,5 @@ def description(trained: TrainedNetwork, name: str, found: dict[str, float]) -> 
         "config": json.dumps(config, default=str),
         "compared_on": name,
         "digits_agree": "all",
-        **{key: repr(value) for key, value in found.items()},
+        **{key: repr(value) for key, value in agreement.items()},
     }

@@ -15,7 +15,8 @@ from fnn_lightning.datamodule import MNISTDataModule
 from fnn_lightning.errors import DivergenceError, InputError
 from fnn_lightning.evaluation.tensorboard import TensorBoardPlots
 from fnn_lightning.lit_module import FNNLitModule
-from fnn_lightning.runs.run_folder import read_curves, read_metrics, write_metrics
+from fnn_lightning.runs.loggers import read_curves
+from fnn_lightning.runs.run_folder import read_metrics, write_metrics
 from fnn_lightning.runs.signals import LOST, Stopped, lost_a_rank, requeue
 from fnn_lightning.training.checkpointing import Checkpoint
 from fnn_lightning.training.optim import MONITORED

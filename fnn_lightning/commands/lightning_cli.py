@@ -19,7 +19,6 @@ from fnn_lightning.commands.config_checks import (
     check_ranges,
     check_resumes,
     check_what_is_monitored,
-    ema_decay,
     plain,
 )
 from fnn_lightning.commands.datamodules import MNISTOrPictures, MNISTWithTrainSet
@@ -40,8 +39,13 @@ from fnn_lightning.evaluation.prediction_writer import PredictionWriter
 from fnn_lightning.evaluation.report import Report
 from fnn_lightning.evaluation.tensorboard import TensorBoardPlots
 from fnn_lightning.lit_module import FNNLitModule
-from fnn_lightning.runs.checkpoint_io import AtomicCheckpointIO, check_state, read_checkpoint
-from fnn_lightning.runs.run_folder import RunLogger, SaveConfig, resuming_logger
+from fnn_lightning.runs.checkpoint_io import (
+    AtomicCheckpointIO,
+    check_state,
+    ema_decay,
+    read_checkpoint,
+)
+from fnn_lightning.runs.loggers import RunLogger, SaveConfig, resuming_logger
 from fnn_lightning.training.checkpointing import Checkpoint, EarlyStopping
 from fnn_lightning.training.console import Console, ProgressBar, TerminateOnSigterm
 from fnn_lightning.training.ema import EMA

@@ -1,11 +1,9 @@
-"""The options of a subcommand: parsed by jsonargparse, refused in one line."""
+"""Parsing a subcommand's options with jsonargparse; errors are one line."""
 
 import difflib
-import os
 import re
 from argparse import ArgumentError
 from collections.abc import Iterable
-from pathlib import Path
 
 from jsonargparse import ArgumentParser, Namespace
 
@@ -13,7 +11,7 @@ from fnn_lightning.errors import InputError
 
 
 def make_parser(subcommand: str, description: str) -> ArgumentParser:
-    """Make the parser of a subcommand that does without the Trainer, for `parse`."""
+    """Make the parser of a subcommand that needs no Trainer, for `parse`."""
     return ArgumentParser(
         prog=f"python -m fnn_lightning {subcommand}",
         description=description,
@@ -23,107 +21,113 @@ def make_parser(subcommand: str, description: str) -> ArgumentParser:
 
 
 def parse(parser: ArgumentParser, argv: list[str]) -> Namespace:
-    """Parse what follows the subcommand.
+    """Parse the command line after the subcommand.
 
     Raises:
-        InputError: If it does not fit the parser.
+        InputError: If the parser does not accept it.
+
+    Example:
+        >>> parser = make_parser("seeds", "Trains with several seeds.")
+        >>> _ = parser.add_argument("seeds", type=int)
+        >>> parse(parser, ["3"]).seeds
+        3
     """
     try:
         return parser.parse_args(argv)
     except ArgumentError as error:
-        if stray := re.search(r"unrecognized arguments: (?P<word>[^-\s]\S*)", str(error)):
+        if stray := re.search(r"unrecognized arguments: (?P<value>[^-\s]\S*)", str(error)):
             raise InputError(
-                f"Expected an option, but got {stray['word']}; what is none goes before all options"
+                f"Unexpected argument {stray['value']}: positional arguments come before options"
             ) from None
         raise InputError(explain(str(error), parser.get_defaults().keys())) from None
 
 
-def split(parser: ArgumentParser, argv: list[str]) -> tuple[list[str], list[str]]:
-    """Tell a subcommand's own options from those that it hands on to another.
+def split_argv(parser: ArgumentParser, argv: list[str]) -> tuple[list[str], list[str]]:
+    """Split a command line into a subcommand's own part and the part it passes on to `fit`.
 
     Args:
-        parser: That of the subcommand.
-        argv: What follows the subcommand.
+        parser: The subcommand's parser.
+        argv: The command line after the subcommand.
 
     Returns:
-        The argv for `parse`, which are those before the first option, too, and the others.
+        The subcommand's own arguments, with all that precede the first option; those of `fit`.
+
+    Example:
+        >>> parser = make_parser("seeds", "Trains with several seeds.")
+        >>> _ = parser.add_argument("--folder")
+        >>> split_argv(parser, ["3", "--optimizer.lr", "0.1", "--folder", "a"])
+        (['3', '--folder', 'a'], ['--optimizer.lr', '0.1'])
     """
     known = parser.get_defaults().keys()
-    names = {"-h", "--help", *(f"--{key}" for key in known)}
-    own: list[str] = []
-    others: list[str] = []
-    target = own
-    for word in argv:
-        if word.startswith("--") or word in ("-h", "-c"):
-            target = own if word.partition("=")[0] in names else others
-        target.append(word)
-    return own, others
+    own_options = {"-h", "--help", *(f"--{key}" for key in known)}
+    own_argv: list[str] = []
+    fit_argv: list[str] = []
+    target = own_argv
+    for argument in argv:
+        if argument.startswith("--") or argument in ("-h", "-c"):
+            target = own_argv if argument.partition("=")[0] in own_options else fit_argv
+        target.append(argument)
+    return own_argv, fit_argv
 
 
-def refuse(argv: list[str], subcommand: str, names: Iterable[str]) -> None:
-    """Refuse options that a subcommand gives to `fit` itself.
-
-    Raises:
-        InputError: If the argv hold one of them.
-    """
-    for word in argv:
-        option = word.partition("=")[0]
-        if option in names:
-            raise InputError(f"Expected no {option}, which `{subcommand}` itself gives to `fit`")
-
-
-def output_file(given: str, suffixes: tuple[str, ...]) -> Path:
-    """Check, before any work, that a file can be written.
+def refuse_options(argv: list[str], subcommand: str, reserved: Iterable[str]) -> None:
+    """Refuse the options of `fit` that a subcommand sets itself.
 
     Args:
-        given: What `--output` names.
-        suffixes: Those that it may have.
+        argv: The arguments for `fit`.
+        subcommand: Name of the subcommand.
+        reserved: The options that it sets.
 
     Raises:
-        InputError: If it has another suffix, is a folder, or is to lie in what is not one.
+        InputError: If one of them is given.
     """
-    path = Path(given).expanduser()
-    if path.suffix.lower() not in suffixes:
-        raise InputError(f"Expected --output to end in {' or '.join(suffixes)}, but got {given!r}")
-    if path.is_dir():
-        raise InputError(f"Expected --output to be a file, but got {given}: it is a folder")
-    check_writable(path, "--output")
-    return path
-
-
-def check_writable(path: Path, option: str) -> None:
-    """Check that a file or a folder can be made.
-
-    Raises:
-        InputError: If it cannot.
-    """
-    above = next(each for each in path.resolve().parents if each.exists())
-    if not above.is_dir() or not os.access(above, os.W_OK):
-        raise InputError(f"Expected {option} in a folder that can be written, but got {path}")
+    for argument in argv:
+        option = argument.partition("=")[0]
+        if option in reserved:
+            raise InputError(f"Expected no {option}, which `{subcommand}` sets itself")
 
 
 def explain(message: str, known: Iterable[str]) -> str:
-    """Turn the parser's message into one line, with the nearest option if one is unknown.
+    """Reword jsonargparse's message as one line, which suggests the nearest option to a wrong one.
 
     Args:
-        message: What jsonargparse says.
+        message: The message.
         known: The names of all options.
+
+    Example:
+        >>> explain("unrecognized arguments: --data.batch_sise=3", ["data.batch_size"])
+        'Unknown option data.batch_sise; did you mean data.batch_size?'
     """
     text = " ".join(message.split())
+    return explain_unknown_option(text, known) or explain_wrong_value(text)
+
+
+def explain_unknown_option(text: str, known: Iterable[str]) -> str | None:
+    """Reword a message about an unknown option; None if it is about something else."""
     unknown = (
         re.search(r"unrecognized arguments: (?P<name>[^\s=]+)", text)
         or re.search(r"does not accept option '(?P<name>[^']+)'", text)
         or re.search(r'"(?P<group>\w+)":.*Option \'(?P<name>[^\']+)\' is not accepted', text)
     )
-    if unknown:
-        parts = unknown.groupdict()
-        name = ".".join(filter(None, (parts.get("group"), parts["name"]))).lstrip("-")
-        keys = [key.replace("init_args.", "") for key in known]
-        groups = {key.partition(".")[0] for key in keys}
-        near = difflib.get_close_matches(
-            name, keys if "." in name else [*keys, *groups], n=1, cutoff=0.5
-        )
-        return f"Unknown option {name}" + (f"; did you mean {near[0]}?" if near else "")
+    if not unknown:
+        return None
+    parts = unknown.groupdict()
+    name = ".".join(filter(None, (parts.get("group"), parts["name"]))).lstrip("-")
+    keys = [key.replace("init_args.", "") for key in known]
+    groups = {key.partition(".")[0] for key in keys}
+    near = difflib.get_close_matches(
+        name, keys if "." in name else [*keys, *groups], n=1, cutoff=0.5
+    )
+    return f"Unknown option {name}" + (f"; did you mean {near[0]}?" if near else "")
+
+
+def explain_wrong_value(text: str) -> str:
+    r"""Reword a message about an option's value; one of an unknown form stays as it is.
+
+    Example:
+        >>> explain_wrong_value('Parser key "seeds": Expected a <class \'int\'>. Got value: many')
+        'Expected `seeds` to be int, but got many'
+    """
     text = re.sub(r"typing\.Literal\[(.*?)\]", r"one of \1", text)
     text = re.sub(r"<class '(?:\w+\.)*(\w+)'>", r"\1", text)
     wrong = re.search(r'Parser key "(?P<key>[\w.]+)":', text)
@@ -134,6 +138,7 @@ def explain(message: str, known: Iterable[str]) -> str:
     if required := re.search(r"class_path '([\w.]+)': (the following [^-]+)", text):
         hint = " (0 is the length of the run)" if "T_max" in required[2] else ""
         return f"{required[1]} as {wrong['key']}: {required[2].strip()}{hint}"
+    # a union of types: "Expected a X. Got value: V" for each of them
     expected = [
         choice.removeprefix("a ")
         for choice in re.findall(

@@ -9,11 +9,10 @@ from typing import Any
 from lightning.pytorch import LightningModule, Trainer, callbacks
 from torch import Tensor
 
-from fnn_lightning.commands.options import check_writable, output_file
 from fnn_lightning.data.dataloader import InMemoryDataLoader, all_gather_batch
 from fnn_lightning.errors import InputError
 from fnn_lightning.network import NUM_CLASSES
-from fnn_lightning.runs.checkpoint_io import write_atomic
+from fnn_lightning.runs.files import check_writable, output_file, write_atomic
 
 COLUMNS = ("digit", *(f"p{digit}" for digit in range(NUM_CLASSES)))
 MAX_STEM = 100  # characters; file systems limit the length of a name

@@ -29,8 +29,10 @@ from fnn_lightning.evaluation.predictions import (
 from fnn_lightning.evaluation.stats import wilson_interval
 from fnn_lightning.lit_module import FNNLitModule
 from fnn_lightning.network import NUM_CLASSES
-from fnn_lightning.runs.checkpoint_io import read_losses, write_atomic
-from fnn_lightning.runs.run_folder import CONFIG, read_curves, read_metrics, write_metrics
+from fnn_lightning.runs.checkpoint_io import read_losses
+from fnn_lightning.runs.files import write_atomic
+from fnn_lightning.runs.loggers import read_curves
+from fnn_lightning.runs.run_folder import CONFIG, read_metrics, write_metrics
 
 if TYPE_CHECKING:
     from matplotlib.figure import Figure
@@ -81,7 +83,7 @@ class Report(PredictionCollector):
             results["train_set"] = {"correct": correct, "total": total}
         write_atomic(self.folder / PREDICTIONS, predictions_csv(predictions).encode())
         in_run = self.run is not None and self.run.samefile(self.folder)
-        write_metrics(self.folder, "test", results, beside=in_run)
+        write_metrics(self.folder, "test", results, keep_other_stage=in_run)
         write_atomic(self.folder / REPORT, self._page(predictions, results).encode())
         self.written = True
         print(f"report     {os.path.relpath(self.folder / REPORT)}")

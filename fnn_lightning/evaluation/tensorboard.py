@@ -23,7 +23,7 @@ from fnn_lightning.evaluation.predictions import (
 )
 from fnn_lightning.lit_module import FNNLitModule
 from fnn_lightning.network import FNN, NUM_CLASSES
-from fnn_lightning.runs.checkpoint_io import write_atomic
+from fnn_lightning.runs.files import write_atomic
 
 MAX_SHARE = 0.02  # of the time since training began that pictures may take before it ends
 FIRST_SECONDS = 0.5  # assumed for the first drawing

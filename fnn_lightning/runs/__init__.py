@@ -1,1 +1,1 @@
-"""Runs on disk and as processes: folders, checkpoint files, signals, subprocesses."""
+"""Runs on disk and as processes: folders, files, checkpoints, loggers, signals, subprocesses."""

@@ -1,4 +1,4 @@
-"""Reads checkpoints as data, runs no code that a file names; writes them whole."""
+"""Checkpoint files: read as data, so that no code in them runs, and written atomically."""
 
 import io
 import os
@@ -16,15 +16,16 @@ from lightning.pytorch.plugins import TorchCheckpointIO
 from torch import Tensor
 
 from fnn_lightning.errors import InputError
+from fnn_lightning.runs.files import write_atomic
 
-# what PyTorch writes for tensors and Lightning for its checkpoints, and nothing else
-PARTS = re.compile(
+# the only names that PyTorch and Lightning themselves write into a checkpoint's pickle
+ALLOWED_GLOBALS = re.compile(
     r"collections\.OrderedDict|torch\._utils\._rebuild_(tensor_v2|parameter)|torch\.\w+Storage"
 )
 
 
 class AtomicCheckpointIO(TorchCheckpointIO):
-    """Lets the Trainer write and read its checkpoints by the functions below."""
+    """The Trainer's plugin that writes and reads checkpoints with the functions below."""
 
     def save_checkpoint(
         self, checkpoint: dict[str, Any], path: Any, storage_options: Any = None
@@ -38,14 +39,14 @@ class AtomicCheckpointIO(TorchCheckpointIO):
 
 
 def write_checkpoint(checkpoint: dict[str, Any], path: Path) -> None:
-    """Write a checkpoint under its name only when it is whole and on the disk.
+    """Write a checkpoint atomically.
 
     Args:
         checkpoint: What to save.
-        path: Where; a file that lies there is replaced.
+        path: The file; one that is there is replaced.
 
     Raises:
-        OSError: If it cannot be written; what lay there before still does.
+        OSError: If it cannot be written; a file that was there before is unchanged.
     """
     content = io.BytesIO()
     torch.save(checkpoint, content)
@@ -54,29 +55,8 @@ def write_checkpoint(checkpoint: dict[str, Any], path: Path) -> None:
     except OSError as error:
         raise OSError(
             f"{os.path.relpath(path)} cannot be written: {error.strerror}; "
-            "earlier checkpoints are as they were"
+            "earlier checkpoints are unchanged"
         ) from error
-
-
-def write_atomic(path: Path, content: bytes | memoryview) -> None:
-    """Write a file under another name first, and rename it when it is whole and on the disk."""
-    part = path.with_name(f".{path.name}.part")
-    path.parent.mkdir(parents=True, exist_ok=True)
-    try:
-        part.unlink(missing_ok=True)  # of a run that was killed; or a link, which is not followed
-        with part.open("xb") as file:
-            file.write(content)
-            file.flush()
-            os.fsync(file.fileno())
-        part.replace(path)
-    finally:
-        part.unlink(missing_ok=True)
-    if hasattr(os, "O_DIRECTORY"):  # where a folder can be opened: its new entry, too
-        folder = os.open(path.parent, os.O_DIRECTORY)
-        try:
-            os.fsync(folder)
-        finally:
-            os.close(folder)
 
 
 def read_checkpoint(path: str) -> dict[str, Any]:
@@ -86,9 +66,9 @@ def read_checkpoint(path: str) -> dict[str, Any]:
         path: A file that the Trainer saved.
 
     Returns:
-        The checkpoint as Lightning lays it out. Among its keys are `state_dict`,
-        `hyper_parameters` (the arguments of `FNNLitModule`), `global_step` (number of optimiser
-        steps done) and, if a data module was used, `datamodule_hyper_parameters`.
+        Lightning's dictionary. Among its keys are `state_dict`, `hyper_parameters` (the arguments
+        of `FNNLitModule`), `global_step` (number of optimiser steps done) and, if a data module
+        was used, `datamodule_hyper_parameters`.
 
     Raises:
         InputError: If there is no such file, or it is not a checkpoint of `FNNLitModule`.
@@ -100,17 +80,17 @@ def read_checkpoint(path: str) -> dict[str, Any]:
     try:
         check_archive(file)
         with warnings.catch_warnings():
-            warnings.simplefilter("ignore")  # about unusual files, which then fail
+            warnings.simplefilter("ignore")  # about unusual files, which fail below
             checkpoint = torch.load(file, map_location="cpu", weights_only=True)
-        check_tensors(tensors(checkpoint), file.stat().st_size)
+        check_tensors(iter_tensors(checkpoint), file.stat().st_size)
     except InputError as error:
-        raise InputError(f"Expected a sound checkpoint, but got {path}: {error}") from error
+        raise InputError(f"Expected an undamaged checkpoint, but got {path}: {error}") from error
     except PermissionError as error:
         raise InputError(f"{path} cannot be read: {error.strerror}") from error
-    except Exception as error:  # a damaged or foreign file can make the reader fail in any way
+    except Exception as error:  # a damaged file can make the reader fail in any way
         found = "it is damaged or something else" if file.stat().st_size else "it is empty"
         raise InputError(f"Expected a checkpoint, but got {path}: {found}") from error
-    parts = {
+    required = {
         "state_dict": dict,
         "hyper_parameters": dict,
         "global_step": int,
@@ -118,7 +98,7 @@ def read_checkpoint(path: str) -> dict[str, Any]:
     }
     if (
         not isinstance(checkpoint, dict)
-        or not all(isinstance(checkpoint.get(part), kind) for part, kind in parts.items())
+        or not all(isinstance(checkpoint.get(key), kind) for key, kind in required.items())
         or not isinstance(checkpoint.get("datamodule_hyper_parameters", {}), dict)
         or "hidden_dims" not in checkpoint["hyper_parameters"]
         or checkpoint["global_step"] < 0
@@ -131,8 +111,8 @@ def read_checkpoint(path: str) -> dict[str, Any]:
 
 
 def check_archive(file: Path) -> None:
-    """Refuse an archive that would take more memory than its size on the disk, or names code."""
-    with zipfile.ZipFile(file) as archive:  # the form in which PyTorch saves
+    """Refuse an archive that unpacks to more than its size on the disk, or names code."""
+    with zipfile.ZipFile(file) as archive:  # PyTorch saves in this format
         entries = archive.infolist()
         if any(entry.compress_type != zipfile.ZIP_STORED for entry in entries):
             raise InputError("its contents are compressed, which PyTorch never does")
@@ -143,35 +123,37 @@ def check_archive(file: Path) -> None:
             pickletools.genops(archive.read(entry)) for entry in pickles
         ):
             name = str(argument).replace(" ", ".")
-            if "GLOBAL" in code.name and not (code.name == "GLOBAL" and PARTS.fullmatch(name)):
+            if "GLOBAL" in code.name and not (
+                code.name == "GLOBAL" and ALLOWED_GLOBALS.fullmatch(name)
+            ):
                 raise InputError(f"it names {name if argument else 'code'}, which is not run")
 
 
-def tensors(value: Any) -> Iterator[Tensor]:
-    """Go through all tensors in nested dictionaries, lists and tuples."""
+def iter_tensors(value: Any) -> Iterator[Tensor]:
+    """Yield all tensors in nested dictionaries, lists and tuples."""
     if isinstance(value, Tensor):
         yield value
     elif isinstance(value, Mapping):
         for part in value.values():
-            yield from tensors(part)
+            yield from iter_tensors(part)
     elif isinstance(value, list | tuple):
         for part in value:
-            yield from tensors(part)
+            yield from iter_tensors(part)
 
 
 def check_tensors(found: Iterable[Tensor], size: int) -> None:
-    """Refuse tensors that are not plain numbers, each in the file for itself."""
+    """Refuse tensors that are not dense, or whose numbers are not all stored in the file."""
     claimed = 0
     for tensor in found:
         if tensor.layout is not torch.strided or tensor.device.type != "cpu":
-            raise InputError(f"it holds a tensor of an unusual kind, {tensor.layout}")
+            raise InputError(f"it holds a tensor of an unexpected kind, {tensor.layout}")
         claimed += tensor.numel() * tensor.element_size()
         if claimed > size:
-            raise InputError("it holds tensors with more numbers than there are in the file")
+            raise InputError("its tensors claim more numbers than the file holds")
 
 
 def check_weights(checkpoint: dict[str, Any], path: str) -> None:
-    """Refuse weights that are not finite numbers, or fewer than the network would have."""
+    """Refuse weights that are not finite, or too few for the network's `hidden_dims`."""
     weights = checkpoint["state_dict"]
     for name, weight in weights.items():
         if not isinstance(weight, Tensor):
@@ -185,9 +167,9 @@ def check_weights(checkpoint: dict[str, Any], path: str) -> None:
     hidden_dims = checkpoint["hyper_parameters"]["hidden_dims"]
     if not isinstance(hidden_dims, list | tuple) or not all(type(n) is int for n in hidden_dims):
         raise InputError(f"Expected `hidden_dims` in {path} to be integers")
-    # before a network is made that no memory could hold
-    wanted = sum(width * following for width, following in pairwise((*hidden_dims, 1)))
-    if wanted > sum(weight.numel() for weight in weights.values()):
+    # checked before making a network that no memory could hold
+    least = sum(width * following for width, following in pairwise((*hidden_dims, 1)))
+    if least > sum(weight.numel() for weight in weights.values()):
         raise InputError(
             f"Expected the weights of all hidden layers in {path}, but there are fewer"
         )
@@ -199,44 +181,51 @@ def read_losses(checkpoint: dict[str, Any]) -> Tensor | None:
     Returns:
         `float32` of shape `(batches,)`.
     """
-    losses = train_log(checkpoint).get("losses")
+    losses = callback_state(checkpoint, "TrainLog").get("losses")
     if isinstance(losses, Tensor) and losses.dim() == 1 and losses.is_floating_point():
         return losses.float()
     return None
 
 
-def train_log(checkpoint: dict[str, Any]) -> dict[str, Any]:
-    """Return the state of `TrainLog` in a checkpoint; nothing if there is none."""
+def ema_decay(checkpoint: dict[str, Any]) -> float:
+    """Return the decay of the EMA whose state a checkpoint holds; 0.0 if it holds none."""
+    decay = callback_state(checkpoint, "EMA").get("decay")
+    return decay if isinstance(decay, float) else 0.0
+
+
+def callback_state(checkpoint: dict[str, Any], name: str) -> dict[str, Any]:
+    """Return the state of a callback in a checkpoint; nothing if it is missing or damaged."""
     states = checkpoint.get("callbacks")
-    log = states.get("TrainLog") if isinstance(states, dict) else None
-    return log if isinstance(log, dict) else {}
+    state = states.get(name) if isinstance(states, dict) else None
+    return state if isinstance(state, dict) else {}
 
 
 def check_state(checkpoint: dict[str, Any], path: str) -> None:
-    """Refuse a state of training that cannot have come from one.
+    """Check that a checkpoint holds what `fit` needs to resume.
 
     Raises:
-        InputError: If the optimiser's state is missing, or a count is not a whole number from 0.
+        InputError: If the optimiser's state is missing, or a counter is not an integer from 0 to
+            2^53 − 1.
     """
     if "optimizer_states" not in checkpoint:
         raise InputError("Expected a checkpoint with the optimiser's state, to resume from it")
-    log = train_log(checkpoint)
+    log = callback_state(checkpoint, "TrainLog")
     steps = [checkpoint["global_step"], log.get("logged_step", 0), log.get("validated_step") or 0]
     losses = log.get("losses", torch.empty(0))
     if not isinstance(losses, Tensor) or losses.dim() != 1 or losses.dtype != torch.float:
         raise InputError(f"Expected the losses of a run in {path}, but got something else")
     if not losses.isfinite().all():
         raise InputError(f"Expected finite losses in {path}, but got NaN or infinity")
-    for count in (*steps, *counts(checkpoint.get("loops"))):
+    for count in (*steps, *loop_counts(checkpoint.get("loops"))):
         if type(count) is not int or not 0 <= count < 2**53:
             raise InputError(f"Expected the counts of a run in {path}, but got {count!r:.50}")
 
 
-def counts(loops: Any) -> Iterator[Any]:
-    """Go through what Lightning's loops have counted."""
+def loop_counts(loops: Any) -> Iterator[Any]:
+    """Yield the counters in the state of Lightning's loops."""
     if isinstance(loops, dict):
         for name, value in loops.items():
             if name in ("ready", "started", "processed", "completed", "_batches_that_stepped"):
                 yield value
             else:
-                yield from counts(value)
+                yield from loop_counts(value)

@@ -1,4 +1,4 @@
-"""A trained network from a run's folder or a checkpoint alone, without a Trainer."""
+"""Loading a trained network from a run's folder or a checkpoint, without a Trainer."""
 
 from pathlib import Path
 from typing import Any, NamedTuple
@@ -16,37 +16,48 @@ from fnn_lightning.runs.run_folder import LAST
 
 
 class TrainedNetwork(NamedTuple):
-    """What a checkpoint holds of a trained network."""
+    """A trained network, and the checkpoint it came from.
+
+    Example:
+        >>> import torch
+        >>> from fnn_lightning import FNNLitModule
+        >>> net = TrainedNetwork(Path("last.ckpt"), FNNLitModule(hidden_dims=[8]), {})
+        >>> net.probabilities(torch.zeros(3, 28, 28, dtype=torch.uint8)).shape
+        torch.Size([3, 10])
+    """
 
     path: Path
     """The checkpoint's file."""
     module: FNNLitModule
-    """With the trained weights, on the CPU, in evaluation mode."""
+    """Has the trained weights, on the CPU, in evaluation mode."""
     checkpoint: dict[str, Any]
-    """All that the file holds."""
+    """The file's whole content."""
 
     def data(self, **changed: Any) -> MNISTDataModule:
         """Make the data module that the network was trained with.
 
         Args:
-            changed: Arguments of `MNISTDataModule` that are to be others; None leaves them.
+            changed: Arguments of `MNISTDataModule` to change; those that are None are not.
+
+        Raises:
+            InputError: If the stored arguments do not fit `MNISTDataModule`.
         """
         stored = dict(self.checkpoint.get("datamodule_hyper_parameters", {}))
         stored |= {name: value for name, value in changed.items() if value is not None}
         try:
             return MNISTDataModule(**stored)
         except TypeError as error:
-            raise misfit(self.path, error) from error
+            raise mismatch_error(self.path, error) from error
 
     @torch.inference_mode()
     def probabilities(self, images: Tensor) -> Tensor:
-        """Predict, on the CPU.
+        """Compute the probabilities of the ten digits, on the CPU.
 
         Args:
             images: Raw pixels 0–255, `uint8` of shape `(N, 28, 28)`.
 
         Returns:
-            Probabilities of the digits, `float32` of shape `(N, 10)`, whose rows add up to 1.
+            `float32` of shape `(N, 10)`; each row sums to 1.
         """
         logits = [self.module(batch).float() for batch in torch.split(images, EVAL_BATCH_SIZE)]
         return torch.cat(logits).softmax(dim=1) if logits else torch.empty(0, NUM_CLASSES)
@@ -56,16 +67,16 @@ def load_trained(path: str | Path) -> TrainedNetwork:
     """Load a trained network.
 
     Args:
-        path: A checkpoint, or the folder of a run, of which `best.ckpt` is taken or, if there is
-            none, `last.ckpt`.
+        path: A checkpoint, or the folder of a run, whose `best.ckpt` is loaded or, without one,
+            its `last.ckpt`.
 
     Raises:
-        InputError: If there is no checkpoint, or it does not hold an `FNNLitModule`.
+        InputError: If there is no checkpoint, or it is not of `FNNLitModule`.
     """
     path = Path(path).expanduser()
     if path.is_dir():
-        kept = [path / LAST.with_name("best.ckpt"), path / LAST]
-        found = [each for each in kept if each.is_file()]
+        candidates = [path / LAST.with_name("best.ckpt"), path / LAST]
+        found = [each for each in candidates if each.is_file()]
         if not found:
             raise InputError(
                 f"Expected a checkpoint or the folder of a run, but {path} holds no {LAST}"
@@ -76,10 +87,10 @@ def load_trained(path: str | Path) -> TrainedNetwork:
         module = FNNLitModule(**checkpoint["hyper_parameters"])
         module.load_state_dict(checkpoint["state_dict"])
     except (AttributeError, KeyError, RuntimeError, TypeError) as error:
-        raise misfit(path, error) from error
+        raise mismatch_error(path, error) from error
     return TrainedNetwork(path, module.eval(), checkpoint)
 
 
-def misfit(path: Path, error: Exception) -> InputError:
-    """Return the error that says that a checkpoint is not of this version's making."""
+def mismatch_error(path: Path, error: Exception) -> InputError:
+    """Return the error to raise for a checkpoint that another version has written."""
     return InputError(f"What is stored in {path} does not fit fnn_lightning {__version__}: {error}")

@@ -1,4 +1,4 @@
-"""How a run ends early: asked to by a signal, when its step is saved, or left by a process."""
+"""How a run ends early: stopped by a signal, or because another rank died."""
 
 import os
 import signal
@@ -7,15 +7,15 @@ import threading
 from types import FrameType
 from typing import Any
 
-LOST = "another process of the run has ended or is out of reach; see what it said"
+LOST = "another rank died or is unreachable; see its output"
 
 
 class Stopped(BaseException):
-    """The run was asked to stop.
+    """A signal has stopped the run.
 
     Args:
         signum: The signal.
-        path: The checkpoint to go on from, "" if there is none.
+        path: The checkpoint to resume from, "" if there is none.
     """
 
     def __init__(self, signum: int, path: str) -> None:
@@ -25,62 +25,65 @@ class Stopped(BaseException):
 
 
 class StopSignals:
-    """Notes SIGINT (Ctrl-C), SIGTERM and, in a job of SLURM, SIGUSR1, its usual warning.
+    """Remembers that SIGINT (Ctrl-C), SIGTERM or, in a SLURM job, SIGUSR1 came.
 
-    A second Ctrl-C does not wait: it raises `KeyboardInterrupt`.
+    SIGUSR1 is how SLURM usually warns a job before its time is up. A second Ctrl-C raises
+    `KeyboardInterrupt` at once.
     """
 
     def __init__(self) -> None:
         self.received = 0
-        """The signal that came, 0 if none did."""
-        self._before: dict[int, Any] = {}
+        """The first signal that came, 0 if none did."""
+        self._earlier_handlers: dict[int, Any] = {}
 
     def listen(self) -> None:
         """Handle the signals from now on."""
         if threading.current_thread() is not threading.main_thread():
-            return  # only there Python lets signals be handled
-        wanted = [signal.SIGINT, signal.SIGTERM]
+            return  # Python handles signals in the main thread only
+        signums = [signal.SIGINT, signal.SIGTERM]
         if hasattr(signal, "SIGUSR1") and "SLURM_JOB_ID" in os.environ:
-            wanted.append(signal.SIGUSR1)
+            signums.append(signal.SIGUSR1)
         self.received = 0
-        self._before = {signum: signal.signal(signum, self._note) for signum in wanted}
+        self._earlier_handlers = {
+            signum: signal.signal(signum, self._remember) for signum in signums
+        }
 
     def release(self) -> None:
-        """Leave the signals to whoever handled them before."""
-        for signum, handler in self._before.items():
+        """Restore the earlier handlers."""
+        for signum, handler in self._earlier_handlers.items():
             signal.signal(signum, handler)
-        self._before = {}
+        self._earlier_handlers = {}
 
-    def _note(self, signum: int, frame: FrameType | None) -> None:
+    def _remember(self, signum: int, frame: FrameType | None) -> None:
         if signum == signal.SIGINT == self.received:
             raise KeyboardInterrupt
         self.received = self.received or signum
 
 
 def terminate_on_sigterm() -> None:
-    """Let SIGTERM end this process, as it does where nobody handles it."""
+    """Restore SIGTERM's default: it ends this process."""
     if threading.current_thread() is threading.main_thread():
         signal.signal(signal.SIGTERM, signal.SIG_DFL)
 
 
 def requeue(stop: Stopped) -> None:
-    """Let SLURM start the job again if its warning, SIGUSR1, was what stopped the run."""
+    """Ask SLURM to start the job again if its warning, SIGUSR1, stopped the run."""
     job = os.environ.get("SLURM_JOB_ID")
     if job is None or stop.signum != getattr(signal, "SIGUSR1", None):
         return
-    import subprocess  # slow to import, and this file is read even by `--version`
+    import subprocess  # slow to import, and even `--version` imports this file
 
     array, task = os.environ.get("SLURM_ARRAY_JOB_ID"), os.environ.get("SLURM_ARRAY_TASK_ID")
     try:
         subprocess.run(["scontrol", "requeue", f"{array}_{task}" if array else job], check=True)
     except (OSError, subprocess.CalledProcessError) as error:
-        print(f"the job could not be queued again: {error}", file=sys.stderr)
+        print(f"the job could not be requeued: {error}", file=sys.stderr)
 
 
 def destroy_process_group() -> None:
-    """Close the connections to the other processes of a run that has ended, if there are any.
+    """Close the connections to the other ranks of a finished run, if there are any.
 
-    Lightning does so for NCCL alone; gloo's, left open, can abort the process while it exits.
+    Lightning does so for NCCL only. Gloo's, when left open, can abort the process as it exits.
     """
     from torch import distributed
 
@@ -89,7 +92,7 @@ def destroy_process_group() -> None:
 
 
 def lost_a_rank(error: Exception) -> bool:
-    """Tell whether a word between the processes of a run found nobody to answer."""
+    """Tell whether an error means that another rank could not be reached."""
     from torch import distributed
 
     backends = ("gloo", "NCCL", "Connection closed", "Connection reset", "Broken pipe")

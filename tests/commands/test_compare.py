@@ -6,10 +6,16 @@ from typing import Any
 import pytest
 import torch
 
-from fnn_lightning.commands.compare import pair_lines, settings_lines
+from fnn_lightning.commands.compare import (
+    collect_settings,
+    pair_lines,
+    settings_lines,
+)
 from fnn_lightning.commands.main import main
 from fnn_lightning.datamodule import MNISTDataModule
 from fnn_lightning.lit_module import FNNLitModule
+from fnn_lightning.runs.checkpoint_io import ema_decay
+from fnn_lightning.runs.load import load_trained
 from tests.support import TEST_SIZE
 
 Capture = pytest.CaptureFixture[str]
@@ -19,9 +25,9 @@ CHANCE, MORE = "could be chance", "more than chance"
 
 @pytest.fixture
 def save(tmp_path: Path, data_dir: str) -> Save:
-    """Return a function that writes a checkpoint of a network that sees the bright row.
+    """Return a function that writes a checkpoint of a network that reads the bright row.
 
-    It is right on every test image but those of the digits that it is blind to.
+    It classifies all test images correctly but those of the digits that it is blind to.
     """
 
     def write(name: str, blind: tuple[int, ...] = (), **data: Any) -> str:
@@ -47,11 +53,13 @@ def save(tmp_path: Path, data_dir: str) -> Save:
     return write
 
 
-def compare(*words: str) -> None:
-    main(["compare", *words])
+def compare(*argv: str) -> None:
+    main(["compare", *argv])
 
 
-def test_a_pair(save: Save, data_dir: str, capsys: Capture) -> None:
+def test_accuracies_and_p_value_of_a_pair_are_exact(
+    save: Save, data_dir: str, capsys: Capture
+) -> None:
     data = MNISTDataModule(data_dir=data_dir)
     data.setup("test")
     zeros, ones, twos = (int((data.predict_dataloader().labels == n).sum()) for n in range(3))
@@ -102,14 +110,16 @@ def test_several_pairs_are_judged_by_the_adjusted_values() -> None:
     assert any("adjusted for 3 pairs by Holm" in line for line in three)
 
 
-def test_settings_of_runs(data_dir: str, capsys: Capture) -> None:
+def test_settings_that_differ_are_shown_and_defaults_are_not(
+    data_dir: str, capsys: Capture
+) -> None:
     small = ["fit", "--data.data_dir", data_dir, "--trainer.max_epochs", "2"]
     main([*small, "--model.hidden_dims", "[8]", "--run_folder", "a"])
     main([*small, "--model.hidden_dims", "[8, 8]", "--run_folder", "b", "--optimizer", "Adam",
           "--optimizer.betas", "[0.8, 0.999]", "--lr_scheduler", "StepLR",
           "--lr_scheduler.step_size", "1", "--seed_everything", "3", "--data.batch_size", "50",
           "--early_stopping.patience", "9", "--trainer.log_every_n_steps", "2"])  # fmt: skip
-    # the same once more, from Python: other spellings of the defaults
+    # the first run again, as trained from Python: the defaults, written differently
     checkpoint = torch.load("a/checkpoints/last.ckpt", weights_only=True)
     checkpoint["hyper_parameters"]["optimizer"] = None
     checkpoint["hyper_parameters"]["pixel_mean"] = 0
@@ -138,6 +148,26 @@ def test_settings_of_runs(data_dir: str, capsys: Capture) -> None:
     ]
 
 
+def test_nested_settings_are_compared_one_by_one(save: Save) -> None:
+    paths = [save("a.ckpt"), save("b.ckpt")]
+    for path, rotation, decay in zip(paths, (0.0, 15.0), (None, 0.99), strict=True):
+        trained = load_trained(path)
+        augmentation = {"rotation": rotation, "scale": 0.1}
+        trained.checkpoint["datamodule_hyper_parameters"]["augmentation"] = augmentation
+        if decay is not None:
+            trained.checkpoint["callbacks"] = {"EMA": {"decay": decay}}
+        settings = collect_settings(trained)
+        assert settings["data.augmentation.rotation"] == f"{rotation:g}"
+        assert settings["data.augmentation.scale"] == "0.1"
+        assert settings["ema.decay"] == f"{decay or 0:g}"
+        assert "data.augmentation" not in settings
+
+
+@pytest.mark.parametrize("callbacks", [None, [], {}, {"EMA": None}, {"EMA": {}}])
+def test_without_an_ema_its_decay_is_zero(callbacks: Any) -> None:
+    assert ema_decay({"callbacks": callbacks}) == ema_decay({}) == 0.0
+
+
 @pytest.mark.parametrize(
     "config",
     [
@@ -149,23 +179,25 @@ def test_settings_of_runs(data_dir: str, capsys: Capture) -> None:
         "trainer: !!python/name:os.system\n",
     ],
 )
-def test_a_config_that_cannot_be_read(save: Save, capsys: Capture, config: str | None) -> None:
-    told, untold = (save(f"{name}/checkpoints/last.ckpt") for name in ("told", "untold"))
-    Path("told/config.yaml").write_text("trainer:\n  max_epochs: 3\n")
+def test_an_unreadable_config_leaves_the_trainer_unknown(
+    save: Save, capsys: Capture, config: str | None
+) -> None:
+    readable, unreadable = (save(f"{name}/checkpoints/last.ckpt") for name in ("good", "bad"))
+    Path("good/config.yaml").write_text("trainer:\n  max_epochs: 3\n")
     if config is not None:
-        Path("untold/config.yaml").write_text(config)
-    compare(told, untold)
+        Path("bad/config.yaml").write_text(config)
+    compare(readable, unreadable)
     output = capsys.readouterr().out
-    assert "settings that differ: none that is known" in output
-    assert "\nB: no config.yaml that can be read, so trainer.* is not known\n" in output
+    assert "settings that differ: none known" in output
+    assert "\nB: no readable config.yaml, so trainer.* is not known\n" in output
 
 
-def test_what_is_not_known_is_said() -> None:
+def test_unknown_settings_are_marked() -> None:
     known = {"A": {"trainer.max_epochs": "3"}, "B": {}, "C": {"trainer.max_epochs": "4"}}
     lines = settings_lines(known)
     assert lines[1].split() == ["trainer.max_epochs", "3", "?", "4"]
     assert lines[2] == "?: not known"
-    assert lines[3].startswith("B: no config.yaml")
+    assert lines[3].startswith("B: no readable config.yaml")
 
 
 def test_long_settings_stay_within_a_line() -> None:
@@ -183,7 +215,9 @@ def test_long_settings_stay_within_a_line() -> None:
     assert {f"1024]{label}" for label in "ABCDE"} <= set(" ".join(lines).split())
 
 
-def test_data_elsewhere(save: Save, data_dir: str, tmp_path: Path, capsys: Capture) -> None:
+def test_data_dir_replaces_that_of_the_checkpoints(
+    save: Save, data_dir: str, tmp_path: Path, capsys: Capture
+) -> None:
     gone = str(tmp_path / "gone")
     paths = [save(name, data_dir=gone) for name in ("a.ckpt", "b.ckpt")]
     compare(*paths, "--data_dir", data_dir)
@@ -194,11 +228,11 @@ def test_data_elsewhere(save: Save, data_dir: str, tmp_path: Path, capsys: Captu
 
 
 @pytest.mark.parametrize(
-    ("words", "message"),
+    ("argv", "message"),
     [
-        ([], "Expected from 2 to 26 runs, but got 0: python -m fnn_lightning compare"),
-        (["a.ckpt"], "Expected from 2 to 26 runs, but got 1"),
-        (["a.ckpt"] * 27, "Expected from 2 to 26 runs, but got 27"),
+        ([], "Expected 2 to 26 runs, but got 0: python -m fnn_lightning compare"),
+        (["a.ckpt"], "Expected 2 to 26 runs, but got 1"),
+        (["a.ckpt"] * 27, "Expected 2 to 26 runs, but got 27"),
         (["a.ckpt", "b.ckpt", "./a.ckpt"], "Expected different checkpoints, but got a.ckpt twice"),
         (["a.ckpt", "link.ckpt"], "Expected different checkpoints, but got link.ckpt twice"),
         (["a.ckpt", "digits.ckpt"], "a.ckpt of mnist and digits.ckpt of digits"),
@@ -207,18 +241,21 @@ def test_data_elsewhere(save: Save, data_dir: str, tmp_path: Path, capsys: Captu
         (["a.ckpt", "~no such user/run"], "Could not determine home directory"),
         (["a.ckpt", "tensor.ckpt"], "What is stored in tensor.ckpt does not fit"),
         (["a.ckpt", "--data_dri", "x"], "Unknown option data_dri; did you mean data_dir?"),
-        (["a.ckpt", "--data_dir", "x", "b.ckpt"], "Expected an option, but got b.ckpt"),
+        (["a.ckpt", "--data_dir", "x", "b.ckpt"],
+         "Unexpected argument b.ckpt: positional arguments come before options"),
         (["a.ckpt", "b.ckpt", "--data_dir", "none"], "MNIST is incomplete"),
     ],
 )  # fmt: skip
-def test_bad_input(save: Save, capsys: Capture, words: list[str], message: str) -> None:
+def test_bad_arguments_end_in_one_line(
+    save: Save, capsys: Capture, argv: list[str], message: str
+) -> None:
     for name in ("a.ckpt", "b.ckpt"):
         save(name)
     save("digits.ckpt", dataset="digits")
     save("tensor.ckpt", seed=torch.zeros(2))
     Path("link.ckpt").symlink_to("a.ckpt")
     with pytest.raises(SystemExit) as stop:
-        compare(*words)
+        compare(*argv)
     output = capsys.readouterr()
     assert stop.value.code == 2
     assert output.out == ""

@@ -38,12 +38,12 @@ def run(data_dir: str, capsys: Capture) -> str:
 @pytest.fixture
 def demo(run: str) -> Iterator[tuple[subprocess.Popen[str], str]]:
     pytest.importorskip("gradio", reason="needs the extra [demo]")
-    words = [sys.executable, "-m", "fnn_lightning", "demo", "--ckpt_path", run, "--port", "0"]
-    process = subprocess.Popen(words, stdout=subprocess.PIPE, stderr=subprocess.PIPE, text=True)
+    command = [sys.executable, "-m", "fnn_lightning", "demo", "--ckpt_path", run, "--port", "0"]
+    process = subprocess.Popen(command, stdout=subprocess.PIPE, stderr=subprocess.PIPE, text=True)
     try:
         assert process.stdout is not None
         line = process.stdout.readline()
-        address = re.fullmatch(r"draw at (http://127\.0\.0\.1:\d+), Ctrl-C ends it\n", line)
+        address = re.fullmatch(r"draw at (http://127\.0\.0\.1:\d+), stop with Ctrl-C\n", line)
         assert address, line
         yield process, address[1]
     finally:
@@ -52,7 +52,7 @@ def demo(run: str) -> Iterator[tuple[subprocess.Popen[str], str]]:
 
 
 def shown(browser: WebDriver) -> torch.Tensor:
-    """Read the 28×28 that the page shows, once it is there."""
+    """Wait for the 28×28 pixels that the page shows, and read them."""
     wait = WebDriverWait(browser, SECONDS)
     image = wait.until(lambda page: page.find_element(By.CSS_SELECTOR, "#seen img"))
     with urllib.request.urlopen(str(image.get_attribute("src"))) as answer:
@@ -62,12 +62,14 @@ def shown(browser: WebDriver) -> torch.Tensor:
 
 
 def bars(browser: WebDriver) -> dict[int, int]:
-    """Read the percentages beside the digits."""
+    """Read the probability of each digit, in percent."""
     text = browser.find_element(By.ID, "label").text
     return {int(digit): int(share) for digit, share in re.findall(r"(\d)\s+(\d+)\s*%", text)}
 
 
-def test_draw_upload_and_end(demo: tuple[subprocess.Popen[str], str], browser: WebDriver) -> None:
+def test_the_page_predicts_drawings_and_uploads_offline(
+    demo: tuple[subprocess.Popen[str], str], browser: WebDriver
+) -> None:
     process, address = demo
     trained = load_trained(RUN)
     wait = WebDriverWait(browser, SECONDS)
@@ -131,24 +133,24 @@ BAD = {
     "--ckpt_path nothing.ckpt --port 0": "there is no such file",
     f"--ckpt_path {RUN} --port 99999": "Expected --port to be from 0 to 65535, but got 99999",
     f"--ckpt_path {RUN} --port many": "`port` to be int, but got many",
-    f"--ckpt_path {RUN} --host 192.0.2.1": "that can be served, but got '192.0.2.1' and 7860",
+    f"--ckpt_path {RUN} --host 192.0.2.1": "got --host '192.0.2.1' and --port 7860",
     f"--ckpt_path {RUN} --prot 0": "did you mean port?",
 }
 
 
-@pytest.mark.parametrize("words", BAD)
-def test_bad_input_is_refused_in_one_line(words: str, run: str, capsys: Capture) -> None:
+@pytest.mark.parametrize("argv", BAD)
+def test_bad_arguments_end_in_one_line(argv: str, run: str, capsys: Capture) -> None:
     with pytest.raises(SystemExit) as stop:
-        main(["demo", *words.split()])
+        main(["demo", *argv.split()])
     output = capsys.readouterr()
     assert stop.value.code == 2
     assert output.out == ""
     assert output.err.startswith("error: ")
     assert output.err.count("\n") == 1
-    assert BAD[words] in output.err
+    assert BAD[argv] in output.err
 
 
-def test_a_port_in_use(run: str, capsys: Capture) -> None:
+def test_a_port_in_use_is_refused(run: str, capsys: Capture) -> None:
     with socket.create_server(("127.0.0.1", 0)) as server:
         port = server.getsockname()[1]
         with pytest.raises(SystemExit):
@@ -157,7 +159,9 @@ def test_a_port_in_use(run: str, capsys: Capture) -> None:
     assert free_port("127.0.0.1", 0) > 0
 
 
-def test_without_the_extra(run: str, monkeypatch: pytest.MonkeyPatch, capsys: Capture) -> None:
+def test_without_gradio_the_message_says_how_to_install_it(
+    run: str, monkeypatch: pytest.MonkeyPatch, capsys: Capture
+) -> None:
     monkeypatch.setitem(sys.modules, "gradio", None)
     with pytest.raises(SystemExit):
         main(["demo", "--ckpt_path", run, "--port", "0"])

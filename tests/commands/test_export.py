@@ -37,8 +37,8 @@ def run(data_dir: str, capsys: Capture) -> str:
     return RUN
 
 
-def load(path: Path) -> tuple[export.Run, dict[str, str]]:
-    """Read an exported file as its user would, without this project."""
+def load(path: Path) -> tuple[export.Predict, dict[str, str]]:
+    """Load an exported file as a user would, without this project."""
     if path.suffix == ".onnx":
         session = onnxruntime.InferenceSession(path)
         assert [each.name for each in session.get_inputs()] == ["pixels"]
@@ -54,7 +54,7 @@ def load(path: Path) -> tuple[export.Run, dict[str, str]]:
 
 
 @pytest.mark.parametrize("suffix", [".onnx", ".pt2"])
-def test_the_file_agrees_and_says_so(run: str, suffix: str, capsys: Capture) -> None:
+def test_an_export_agrees_and_its_metadata_says_so(run: str, suffix: str, capsys: Capture) -> None:
     path = Path(f"new/model{suffix}")
     main(["export", "--ckpt_path", run, "--output", str(path)])
     printed = capsys.readouterr().out
@@ -86,7 +86,7 @@ def test_the_file_agrees_and_says_so(run: str, suffix: str, capsys: Capture) -> 
     assert list(Path("new").iterdir()) == [path]
 
 
-def test_without_data_on_random_pixels(run: str, data_dir: str, capsys: Capture) -> None:
+def test_without_data_random_images_are_compared(run: str, data_dir: str, capsys: Capture) -> None:
     Path(data_dir).rename("elsewhere")
     main(["export", "--ckpt_path", run, "--output", "model.pt2"])
     assert "on 1,000 images of random pixels" in capsys.readouterr().out
@@ -96,7 +96,7 @@ def test_without_data_on_random_pixels(run: str, data_dir: str, capsys: Capture)
 
 
 class Together(nn.Module):
-    """Several networks in one export, which would take seconds for each of them."""
+    """Several networks in one export, since each export takes seconds."""
 
     def __init__(self, networks: list[FNN]) -> None:
         super().__init__()
@@ -107,7 +107,7 @@ class Together(nn.Module):
 
 
 @pytest.mark.parametrize("to", [export.to_onnx, export.to_pt2])
-def test_every_activation_and_none(to: Any) -> None:
+def test_every_activation_and_a_net_without_one_export(to: Any) -> None:
     torch.manual_seed(0)
     settings: Any = [([6, 5], activation) for activation in get_args(Activation)]
     networks = [
@@ -125,7 +125,7 @@ def test_every_activation_and_none(to: Any) -> None:
         assert (expected[0] != expected[1]).any()
 
 
-def test_a_file_that_disagrees_is_not_written(
+def test_an_export_that_disagrees_is_not_written(
     run: str, monkeypatch: pytest.MonkeyPatch, capsys: Capture
 ) -> None:
     original = export.Probabilities.forward
@@ -144,7 +144,9 @@ def test_a_file_that_disagrees_is_not_written(
     assert Path("model.pt2").read_text() == "of yesterday"
 
 
-def test_without_the_extra(run: str, monkeypatch: pytest.MonkeyPatch, capsys: Capture) -> None:
+def test_without_onnxruntime_the_message_says_how_to_install_it(
+    run: str, monkeypatch: pytest.MonkeyPatch, capsys: Capture
+) -> None:
     monkeypatch.setitem(sys.modules, "onnxruntime", None)
     with pytest.raises(SystemExit):
         main(["export", "--ckpt_path", run, "--output", "model.onnx"])
@@ -165,23 +167,23 @@ BAD = {
 }
 
 
-@pytest.mark.parametrize("words", BAD)
+@pytest.mark.parametrize("argv", BAD)
 @pytest.mark.usefixtures("run")
-def test_bad_input_is_refused_in_one_line(words: str, capsys: Capture) -> None:
+def test_bad_arguments_end_in_one_line(argv: str, capsys: Capture) -> None:
     Path("folder.pt2").mkdir()
     before = set(Path().glob("**/*"))
     with pytest.raises(SystemExit) as stop:
-        main(["export", *words.split()])
+        main(["export", *argv.split()])
     output = capsys.readouterr()
     assert stop.value.code == 2
     assert output.out == ""
     assert output.err.startswith("error: ")
     assert output.err.count("\n") == 1
-    assert BAD[words] in output.err
+    assert BAD[argv] in output.err
     assert set(Path().glob("**/*")) == before
 
 
-def test_damaged_data_is_not_passed_over(run: str, data_dir: str, capsys: Capture) -> None:
+def test_damaged_data_is_an_error(run: str, data_dir: str, capsys: Capture) -> None:
     images = Path(data_dir, "MNIST", "raw", "t10k-images-idx3-ubyte")
     images.write_bytes(images.read_bytes()[:-9])
     with pytest.raises(SystemExit):
@@ -190,7 +192,7 @@ def test_damaged_data_is_not_passed_over(run: str, data_dir: str, capsys: Captur
     assert not Path("model.pt2").exists()
 
 
-def test_numpy_alone_suffices_for_the_user(run: str) -> None:
+def test_onnxruntime_needs_only_numpy_arrays(run: str) -> None:
     main(["export", "--ckpt_path", run, "--output", "model.onnx"])
     probabilities = onnxruntime.InferenceSession("model.onnx").run(
         None, {"pixels": np.zeros((3, 28, 28), np.uint8)}

@@ -11,18 +11,20 @@ from tests.support import PARENT, STAND_IN, Start, ended, until
 
 
 def rows(text: str) -> list[str]:
-    """Return lines with single blanks."""
+    """Split a table into lines, with single spaces."""
     return [" ".join(line.split()) for line in text.splitlines()]
 
 
-def test_table_of_seeds_that_failed() -> None:
+def test_the_table_marks_seeds_that_failed() -> None:
     text = results_table({"val/acc, %": {0: 95.0, 2: 96.0}, "val/loss": {0: 0.5}}, range(3))
     assert rows(text) == ["seed val/acc, % val/loss", "0 95.00 0.5000", "1 failed failed",
                           "2 96.00 failed"]  # fmt: skip
     assert results_table({}, range(1)).split() == ["seed", "0"]
 
 
-def test_table_of_all_seeds(stand_in: None, capfd: pytest.CaptureFixture[str]) -> None:
+def test_the_table_gives_mean_deviation_and_interval(
+    stand_in: None, capfd: pytest.CaptureFixture[str]
+) -> None:
     main(["seeds", "3", "--optimizer.lr", "2", "--test", "true"])
     out, err = capfd.readouterr()
     assert err == ""
@@ -49,7 +51,9 @@ def test_table_of_all_seeds(stand_in: None, capfd: pytest.CaptureFixture[str]) -
     assert again[-4].split() == ["3", "93.20"]
 
 
-def test_going_on_with_other_settings(stand_in: None, capfd: pytest.CaptureFixture[str]) -> None:
+def test_other_settings_need_another_folder(
+    stand_in: None, capfd: pytest.CaptureFixture[str]
+) -> None:
     main(["seeds", "1", "--folder", "new", "--data.val_size", "0"])
     assert "validation is the test set" in capfd.readouterr().out
     with pytest.raises(SystemExit) as exit_info:
@@ -62,7 +66,9 @@ def test_going_on_with_other_settings(stand_in: None, capfd: pytest.CaptureFixtu
     assert not Path("new/seed_1").exists()
 
 
-def test_a_seed_that_fails(stand_in: None, capfd: pytest.CaptureFixture[str]) -> None:
+def test_a_failed_seed_does_not_stop_the_others(
+    stand_in: None, capfd: pytest.CaptureFixture[str]
+) -> None:
     main(["seeds", "1"])
     Path("seeds/version_0/seed_2").mkdir()
     Path("seeds/version_0/seed_2/diverge").touch()
@@ -73,7 +79,7 @@ def test_a_seed_that_fails(stand_in: None, capfd: pytest.CaptureFixture[str]) ->
     out, err = capfd.readouterr()
     assert err.splitlines() == [
         "error: The loss is no longer finite",
-        "error: seed 2 failed; see what it said",
+        "error: seed 2 failed; see its output",
     ]
     # of 90, 91 and 93
     expected = {"2 failed", "3 93.00", "mean ± standard deviation of 3 of 4 91.33 ± 1.53"}
@@ -81,37 +87,40 @@ def test_a_seed_that_fails(stand_in: None, capfd: pytest.CaptureFixture[str]) ->
 
 
 @pytest.mark.parametrize(
-    ("words", "said"),
+    ("argv", "message"),
     [
         (["0"], "Expected `seeds` to be 1 or more, but got 0"),
         ([], "seeds"),
-        (["2", "--seed_everything=3"], "Expected no --seed_everything, which `seeds` itself"),
+        (["2", "--seed_everything=3"], "Expected no --seed_everything, which `seeds` sets itself"),
         (["2", "--run_folder", "x"], "Expected no --run_folder"),
         (["2", "--folder", "file"], "Expected --folder to be a folder, but got file: it is a file"),
         (["2", "--folder", "other"], "Expected --folder to be new, empty or one of earlier seeds"),
         (["2", "--trainer.logger=false"], "leave results, but got --trainer.logger false"),
-        (["2", "--bad"], "error: Expected nothing bad\n"),  # already for the parser
-        (["2", "--optimizer.lr", "20"], "error: Expected something else\n"),  # only for the run
+        (["2", "--bad"], "error: Expected nothing bad\n"),  # the parser refuses it
+        (
+            ["2", "--optimizer.lr", "20"],
+            "error: Expected something else\n",
+        ),  # only the run refuses it
         (["2", "--test", "maybe"], "Expected `test` to be bool"),
     ],
 )
-def test_bad_input(
-    stand_in: None, capfd: pytest.CaptureFixture[str], words: list[str], said: str
+def test_bad_arguments_end_in_one_line(
+    stand_in: None, capfd: pytest.CaptureFixture[str], argv: list[str], message: str
 ) -> None:
     Path("file").touch()
     Path("other").mkdir()
     Path("other/notes").touch()
     with pytest.raises(SystemExit) as exit_info:
-        main(["seeds", *words])
+        main(["seeds", *argv])
     assert exit_info.value.code == 2
     err = capfd.readouterr().err
-    assert said in err
+    assert message in err
     assert err.count("\n") == 1
     assert not list(Path().rglob("seeds.yaml"))
     assert not list(Path().rglob("version_*"))
 
 
-def test_stopped_and_gone_on_with(start: Start) -> None:
+def test_a_stopped_command_can_be_resumed(start: Start) -> None:
     Path("hold").touch()
     run = start("-c", PARENT, STAND_IN, "seeds", "2")
     until(Path("seeds/version_0/seed_0/began"))
@@ -126,7 +135,7 @@ def test_stopped_and_gone_on_with(start: Start) -> None:
     assert status == 128 + signal.SIGTERM
     assert err.splitlines() == [
         "stopped by SIGTERM, saved",
-        "stopped by SIGTERM; go on with: python -m fnn_lightning seeds 2 --folder seeds/version_0",
+        "stopped by SIGTERM; resume with: python -m fnn_lightning seeds 2 --folder seeds/version_0",
     ]
     Path("hold").unlink()
     status, out, err = ended(
@@ -136,7 +145,7 @@ def test_stopped_and_gone_on_with(start: Start) -> None:
     assert "90.50 ± 0.71" in out
 
 
-def test_a_second_interrupt_does_not_wait(start: Start) -> None:
+def test_a_second_interrupt_ends_at_once(start: Start) -> None:
     Path("hold").touch()
     Path("ignore").touch()
     run = start("-c", PARENT, STAND_IN, "seeds", "1")
@@ -150,11 +159,11 @@ def test_a_second_interrupt_does_not_wait(start: Start) -> None:
 
 
 @pytest.mark.soak
-def test_real_runs(data_dir: str, capfd: pytest.CaptureFixture[str]) -> None:
-    words = ["--data.data_dir", data_dir, "--trainer.max_epochs", "2", "--model.hidden_dims=[8]"]
-    main(["seeds", "2", "--test", "true", *words, "--checkpoint.monitor", "val/acc"])
+def test_a_real_seed_equals_a_single_fit(data_dir: str, capfd: pytest.CaptureFixture[str]) -> None:
+    fit_argv = ["--data.data_dir", data_dir, "--trainer.max_epochs", "2", "--model.hidden_dims=[8]"]
+    main(["seeds", "2", "--test", "true", *fit_argv, "--checkpoint.monitor", "val/acc"])
     last = rows(capfd.readouterr().out)[-6:]
-    main(["fit", *words, "--seed_everything", "1", "--run_folder", "alone",
+    main(["fit", *fit_argv, "--seed_everything", "1", "--run_folder", "alone",
           "--checkpoint.monitor", "val/acc"])  # fmt: skip
     main(["test", "--ckpt_path", "alone/checkpoints/best.ckpt"])
     alone = json.loads(Path("alone/metrics.json").read_text())

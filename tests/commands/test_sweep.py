@@ -8,7 +8,7 @@ import pytest
 from optuna.distributions import CategoricalDistribution, FloatDistribution, IntDistribution
 
 from fnn_lightning.commands.main import main
-from fnn_lightning.commands.sweep import example, options, read_space
+from fnn_lightning.commands.sweep_space import first_value, fit_options, read_space
 from fnn_lightning.errors import InputError
 from tests.support import CONFIGS, PARENT, STAND_IN, Start, ask, ended, until
 
@@ -31,7 +31,7 @@ def read(text: str) -> Any:
     return read_space(Path("space.yaml"))
 
 
-def test_space() -> None:
+def test_a_space_becomes_distributions_and_options() -> None:
     space = read(
         "depth: {choices: [2, 0]}\n"
         "width: {low: 8, high: 64, log: true}\n"
@@ -50,7 +50,7 @@ def test_space() -> None:
         "model.lr_interval": CategoricalDistribution(["epoch", "step"]),
         "model.multi_step": CategoricalDistribution(["true", "false"]),
     }
-    assert options({name: example(entry) for name, entry in space.items()}) == [
+    assert fit_options({name: first_value(values) for name, values in space.items()}) == [
         "--data.batch_size=50",
         "--optimizer.lr=0.0001",
         "--optimizer.momentum=0.0",
@@ -58,18 +58,18 @@ def test_space() -> None:
         "--model.multi_step=true",
         "--model.hidden_dims=[8, 8]",
     ]
-    assert options({"depth": "0", "width": 9}) == ["--model.hidden_dims=[]"]
+    assert fit_options({"depth": "0", "width": 9}) == ["--model.hidden_dims=[]"]
 
 
-def test_choices_that_are_lists() -> None:
+def test_choices_may_be_lists_or_null() -> None:
     space = read("model.hidden_dims: {choices: [[], [100, 50]]}\nlr_scheduler: {choices: [null]}")
     assert space["model.hidden_dims"] == CategoricalDistribution(["[]", "[100, 50]"])
-    assert options({"model.hidden_dims": "[100, 50]"}) == ["--model.hidden_dims=[100, 50]"]
+    assert fit_options({"model.hidden_dims": "[100, 50]"}) == ["--model.hidden_dims=[100, 50]"]
     assert space["lr_scheduler"].choices == ("null",)
 
 
 @pytest.mark.parametrize(
-    ("text", "said"),
+    ("text", "message"),
     [
         ("", "to map options to values, but got None"),
         ("- a", "to map options to values"),
@@ -94,25 +94,27 @@ def test_choices_that_are_lists() -> None:
         ("run_folder: {choices: [x]}", "Expected no `run_folder`"),
         ("checkpoint.monitor: {choices: [val/loss]}", "Expected no `checkpoint.monitor`"),
         ("depth: {low: 1, high: 2}", "Expected `depth` and `width` together"),
-        ("depth: {low: 0.5, high: 2}\nwidth: {low: 1, high: 2}", "`depth` .* whole numbers from 0"),
-        ("depth: {low: 1, high: 2}\nwidth: {choices: [0]}", "`width` .* whole numbers from 1"),
+        ("depth: {low: 0.5, high: 2}\nwidth: {low: 1, high: 2}", "`depth` .* integers from 0"),
+        ("depth: {low: 1, high: 2}\nwidth: {choices: [0]}", "`width` .* integers from 1"),
         ("depth: {low: 1, high: 2}\nwidth: {low: 1, high: 2}\nmodel.hidden_dims: {choices: [[]]}",
          "or `model.hidden_dims` instead"),
     ],
 )  # fmt: skip
-def test_bad_space(text: str, said: str) -> None:
-    with pytest.raises(InputError, match=said):
+def test_a_bad_space_is_refused(text: str, message: str) -> None:
+    with pytest.raises(InputError, match=message):
         read(text)
 
 
-def test_no_space() -> None:
+def test_a_missing_space_is_refused() -> None:
     with pytest.raises(InputError, match="Expected --space to be a YAML file, but got 'missing'"):
         read_space(Path("missing"))
 
 
-def test_trials_and_going_on(stand_in: None, capfd: pytest.CaptureFixture[str]) -> None:
-    words = ["sweep", "--space", "space.yaml", "--model.pixel_mean", "0.1"]
-    main([*words, "--trials", "3"])
+def test_a_resumed_sweep_draws_the_same_trials(
+    stand_in: None, capfd: pytest.CaptureFixture[str]
+) -> None:
+    argv = ["sweep", "--space", "space.yaml", "--model.pixel_mean", "0.1"]
+    main([*argv, "--trials", "3"])
     out, err = capfd.readouterr()
     assert err == ""
     found = trials("sweeps/version_0")
@@ -133,18 +135,20 @@ def test_trials_and_going_on(stand_in: None, capfd: pytest.CaptureFixture[str]) 
     ) in out
     assert "look at all    tensorboard --logdir sweeps/version_0\n" in out
 
-    main([*words, "--trials", "5", "--folder", "sweeps/version_0"])
+    main([*argv, "--trials", "5", "--folder", "sweeps/version_0"])
     found = trials("sweeps/version_0")
     assert len(found) == 5
-    # what is drawn at the beginning is drawn at random, after an interruption, too
+    # resumed: the first draws are still random, and different
     assert len({trial.params["optimizer.lr"] for trial in found}) == 5
 
     # the same trials as without an interruption
-    main([*words, "--trials", "5"])
+    main([*argv, "--trials", "5"])
     assert [t.params for t in trials("sweeps/version_1")] == [t.params for t in found]
 
 
-def test_trials_that_fail(stand_in: None, capfd: pytest.CaptureFixture[str]) -> None:
+def test_failed_trials_are_recorded_with_their_reason(
+    stand_in: None, capfd: pytest.CaptureFixture[str]
+) -> None:
     Path("space.yaml").write_text("optimizer.lr: {choices: [0.5, -1, 20]}")
     main(["sweep", "--space", "space.yaml", "--trials", "12", "--workers", "2"])
     out = capfd.readouterr().out
@@ -164,7 +168,7 @@ def test_trials_that_fail(stand_in: None, capfd: pytest.CaptureFixture[str]) -> 
     assert out.count("   failed: ") == failed
 
 
-def test_all_trials_fail(stand_in: None, capfd: pytest.CaptureFixture[str]) -> None:
+def test_a_sweep_fails_if_all_trials_do(stand_in: None, capfd: pytest.CaptureFixture[str]) -> None:
     Path("space.yaml").write_text("optimizer.lr: {choices: [-1]}")
     with pytest.raises(SystemExit) as exit_info:
         main(["sweep", "--space", "space.yaml", "--trials", "2"])
@@ -175,7 +179,7 @@ def test_all_trials_fail(stand_in: None, capfd: pytest.CaptureFixture[str]) -> N
 
 
 @pytest.mark.parametrize(
-    ("words", "said"),
+    ("argv", "message"),
     [
         (["--space", "missing.yaml"], "Expected --space to be a YAML file"),
         ([], "space"),
@@ -183,30 +187,31 @@ def test_all_trials_fail(stand_in: None, capfd: pytest.CaptureFixture[str]) -> N
         (["--space", "space.yaml", "--workers", "-1"], "Expected `workers` to be 1 or more"),
         (["--space", "space.yaml", "--trails", "3", "--bad"], "error: Expected nothing bad\n"),
         (["--space", "space.yaml", "--data.val_size=0"], "error: Nothing is selected by it\n"),
-        (["--space", "space.yaml", "--run_folder=x"], "Expected no --run_folder, which `sweep`"),
+        (["--space", "space.yaml", "--run_folder=x"],
+         "Expected no --run_folder, which `sweep` sets itself"),
         (["--space", "space.yaml", "--checkpoint.monitor", "val/loss"], "Expected no --checkpoint"),
         (["--space", "space.yaml", "--storage", "sqlite:///x.db"], "Expected --folder beside"),
         (["--space", "space.yaml", "--folder", "x", "--storage", "nonsense"],
-         "Expected --storage to be a database that can be used, but: "),
+         "Expected --storage to be a database that can be used, but got: "),
         (["--space", "space.yaml", "--folder", "x", "--storage", "sqlite:////no/such/x.db"],
          "unable to open database file"),
         (["--space", "space.yaml", "--folder", "x", "--storage", "oracle://a@b/c"],
-         "Expected --storage to be a database that can be used, but: "),
+         "Expected --storage to be a database that can be used, but got: "),
     ],
 )  # fmt: skip
-def test_bad_input(
-    stand_in: None, capfd: pytest.CaptureFixture[str], words: list[str], said: str
+def test_bad_arguments_end_in_one_line(
+    stand_in: None, capfd: pytest.CaptureFixture[str], argv: list[str], message: str
 ) -> None:
     with pytest.raises(SystemExit) as exit_info:
-        main(["sweep", *words])
+        main(["sweep", *argv])
     assert exit_info.value.code == 2
     err = capfd.readouterr().err
-    assert said in err
+    assert message in err
     assert err.count("\n") == 1
     assert {path.name for path in Path().iterdir()} == {"space.yaml"}
 
 
-def test_without_optuna(
+def test_without_optuna_the_message_says_how_to_install_it(
     stand_in: None, monkeypatch: pytest.MonkeyPatch, capfd: pytest.CaptureFixture[str]
 ) -> None:
     monkeypatch.setitem(sys.modules, "optuna", None)
@@ -215,37 +220,41 @@ def test_without_optuna(
     assert capfd.readouterr().err.endswith("pip install -e '.[sweep]'\n")
 
 
-def test_another_space_or_storage(stand_in: None, capfd: pytest.CaptureFixture[str]) -> None:
-    words = ["sweep", "--space", "space.yaml", "--folder", "new", "--trials"]
-    main([*words, "1"])
+def test_another_space_or_storage_is_refused(
+    stand_in: None, capfd: pytest.CaptureFixture[str]
+) -> None:
+    argv = ["sweep", "--space", "space.yaml", "--folder", "new", "--trials"]
+    main([*argv, "1"])
     Path("space.yaml").write_text(SPACE.replace("tanh", "gelu"))
     with pytest.raises(SystemExit, match="2"):
-        main([*words, "2"])
+        main([*argv, "2"])
     assert "Expected the settings of new/space.yaml" in capfd.readouterr().err
     Path("space.yaml").write_text(SPACE)
     with pytest.raises(SystemExit, match="2"):
-        main([*words, "2", "--storage", "sqlite:///other.db"])
-    assert "but it holds trial_0000, of which the storage knows" in capfd.readouterr().err
+        main([*argv, "2", "--storage", "sqlite:///other.db"])
+    assert (
+        "but the folder holds trial_0000, which the storage does not know" in capfd.readouterr().err
+    )
     with pytest.raises(SystemExit, match="2"):
-        main([*words, "2", "--folder", "elsewhere/new", "--storage", "sqlite:///new/sweep.db"])
-    assert "the storage has one named new already" in capfd.readouterr().err
+        main([*argv, "2", "--folder", "elsewhere/new", "--storage", "sqlite:///new/sweep.db"])
+    assert "the storage already has one named new" in capfd.readouterr().err
     assert not Path("elsewhere/new").exists()
     assert len(trials("new")) == 1
 
 
-def test_stopped_or_killed_and_gone_on_with(start: Start) -> None:
+def test_a_sweep_stopped_or_killed_can_be_resumed(start: Start) -> None:
     Path("space.yaml").write_text(SPACE)
     Path("hold").touch()
-    words = ["-c", PARENT, STAND_IN, "sweep", "--space", "space.yaml", "--trials", "3"]
-    words += ["--workers", "2", "--folder", "a sweep"]
+    argv = ["-c", PARENT, STAND_IN, "sweep", "--space", "space.yaml", "--trials", "3"]
+    argv += ["--workers", "2", "--folder", "a sweep"]
 
-    run = start(*words)
+    run = start(*argv)
     until(Path("a sweep/trial_0001/began"))
     run.send_signal(signal.SIGTERM)
     status, out, err = ended(run)
     assert (status, out) == (143, "")
     assert err == (
-        "stopped by SIGTERM; go on with: python -m fnn_lightning sweep --space space.yaml "
+        "stopped by SIGTERM; resume with: python -m fnn_lightning sweep --space space.yaml "
         "--trials 3 --workers 2 --folder 'a sweep'\n"
     )
     assert [trial.state.name for trial in trials("a sweep")] == ["RUNNING", "RUNNING"]
@@ -253,12 +262,12 @@ def test_stopped_or_killed_and_gone_on_with(start: Start) -> None:
     for number in (0, 1):
         Path(f"a sweep/trial_000{number}/began").unlink()
 
-    run = start(*words)
+    run = start(*argv)
     until(Path("a sweep/trial_0001/began"))
     run.kill()
     run.wait()
-    # what it has started runs on, and is left alone
-    joined = start(*words)
+    # the trials that it has started run on, and nobody else takes them
+    joined = start(*argv)
     until(Path("a sweep/trial_0002/began"))
     Path("hold").unlink()
     status, out, err = ended(joined)
@@ -272,25 +281,25 @@ def test_stopped_or_killed_and_gone_on_with(start: Start) -> None:
         assert output.count("fit ") == starts
 
 
-def test_two_who_join_share_the_trials(start: Start) -> None:
+def test_two_processes_share_the_trials(start: Start) -> None:
     Path("space.yaml").write_text(SPACE)
-    words = ["-c", PARENT, STAND_IN, "sweep", "--space", "space.yaml", "--trials", "7"]
-    words += ["--folder", "joint", "--storage", "sqlite:///joint.db"]
-    results = [ended(run) for run in [start(*words) for _ in range(2)]]
+    argv = ["-c", PARENT, STAND_IN, "sweep", "--space", "space.yaml", "--trials", "7"]
+    argv += ["--folder", "joint", "--storage", "sqlite:///joint.db"]
+    results = [ended(run) for run in [start(*argv) for _ in range(2)]]
     assert [(status, err) for status, _, err in results] == [(0, "")] * 2
     assert all("the best of 7 trials, 0 of which failed" in out for _, out, _ in results)
     own = [sum(line.startswith("trial  ") for line in out.splitlines()) for _, out, _ in results]
     assert len(list(Path("joint").glob("trial_*"))) == 7
-    assert sum(own) == 7 + 2  # and the head of each table
+    assert sum(own) == 7 + 2  # and the header of each table
 
 
 @pytest.mark.parametrize("space", SPACES, ids=lambda space: space.stem)
-def test_every_space_in_configs(space: Path, data_dir: str) -> None:
-    first = {name: example(entry) for name, entry in read_space(space).items()}
-    main(["fit", "--data.data_dir", data_dir, "--trainer.max_steps", "3", *options(first)])
+def test_every_space_in_configs_trains(space: Path, data_dir: str) -> None:
+    first = {name: first_value(values) for name, values in read_space(space).items()}
+    main(["fit", "--data.data_dir", data_dir, "--trainer.max_steps", "3", *fit_options(first)])
     lines = space.read_text().splitlines()
-    words = f"# python -m fnn_lightning sweep --space configs/sweep/{space.name} "
-    assert lines[0].startswith(words)
+    command = f"# python -m fnn_lightning sweep --space configs/sweep/{space.name} "
+    assert lines[0].startswith(command)
     assert any(line.startswith("# Expect: ") for line in lines)
 
 
@@ -308,7 +317,7 @@ def swept(data_dir: str) -> list[optuna.trial.FrozenTrial]:
 
 
 @pytest.mark.soak
-def test_real_trials_in_tensorboard(
+def test_tensorboard_shows_the_trials_and_their_parameters(
     swept: list[optuna.trial.FrozenTrial], tensorboard: str, capfd: pytest.CaptureFixture[str]
 ) -> None:
     columns = {"colParams": [{"metric": {"tag": "val/acc"}}], "sliceSize": 10}

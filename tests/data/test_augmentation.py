@@ -23,7 +23,7 @@ from fnn_lightning.data.augmentation import (
 from fnn_lightning.data.dataloader import InMemoryDataLoader
 from fnn_lightning.data.sklearn_digits import read_digits
 from fnn_lightning.errors import InputError
-from fnn_lightning.runs.run_folder import read_curves
+from fnn_lightning.runs.loggers import read_curves
 from tests.support import CONFIGS
 
 MakeData = Callable[..., MNISTDataModule]

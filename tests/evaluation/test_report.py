@@ -15,7 +15,7 @@ from fnn_lightning.evaluation import plots
 from fnn_lightning.evaluation.predictions import Predictions
 from fnn_lightning.evaluation.report import measure, predictions_csv
 from fnn_lightning.runs.load import load_trained
-from fnn_lightning.runs.run_folder import read_curves
+from fnn_lightning.runs.loggers import read_curves
 
 RUN = Path("lightning_logs/version_0")
 LAST = str(RUN / "checkpoints" / "last.ckpt")

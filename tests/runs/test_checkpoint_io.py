@@ -59,13 +59,15 @@ def write(path: Path, kind: str) -> None:
         ("pickled command", "it is damaged or something else"),
     ],
 )
-def test_what_is_not_a_checkpoint(tmp_path: Path, kind: str, message: str) -> None:
+def test_anything_but_a_checkpoint_is_refused_and_runs_nothing(
+    tmp_path: Path, kind: str, message: str
+) -> None:
     write(tmp_path / "some.ckpt", kind)
     with pytest.raises(InputError, match=f"some.ckpt'?: {message}"):
         read_checkpoint(str(tmp_path / "some.ckpt"))
     assert not Path("it-ran").exists()
 
 
-def test_a_good_one(tmp_path: Path) -> None:
+def test_a_checkpoint_is_read(tmp_path: Path) -> None:
     write(tmp_path / "some.ckpt", "good")
     assert read_checkpoint(str(tmp_path / "some.ckpt"))["global_step"] == 5

@@ -1,4 +1,4 @@
-"""Checkpoints that mean harm: one line each, and nothing of theirs runs."""
+"""Hostile files: each is refused in one line, and no code in it runs."""
 
 import os
 import resource
@@ -36,7 +36,7 @@ def dig(checkpoint: Any, *path: Any) -> Any:
 
 
 def put(*path: Any) -> Callable[[Any], None]:
-    """Return a function that puts the last of the arguments where those before it lead."""
+    """Return a function that sets a nested entry: its path of keys, then the new value."""
 
     def change(checkpoint: Any) -> None:
         dig(checkpoint, *path[:-1])[path[-2]] = path[-1]
@@ -44,7 +44,7 @@ def put(*path: Any) -> Callable[[Any], None]:
     return change
 
 
-# as the parser reads it, YAML that names a class
+# the parser reads this as YAML that names a class
 HIDDEN = r'{"class_path": "evilmod\x2eEvil"}'
 
 CHANGES: dict[str, Callable[[Any], None]] = {
@@ -67,7 +67,7 @@ CHANGES: dict[str, Callable[[Any], None]] = {
     ),
     "file": put("hyper_parameters", "optimizer", "init_args", "weight_decay", "evilcfg"),
     "bytes": put("extra", bytearray(10)),
-    "words for widths": put("hyper_parameters", "hidden_dims", ["8"]),
+    "strings for widths": put("hyper_parameters", "hidden_dims", ["8"]),
     "same numbers nine times": put("extra", [torch.ones(10**6)] * 9),
     "negative steps": put("global_step", -5),
     "other argument": put("hyper_parameters", "widths", [3]),
@@ -82,7 +82,7 @@ CHANGES: dict[str, Callable[[Any], None]] = {
     "wide": put("hyper_parameters", "hidden_dims", [10**6, 10**6]),
     "endless": put("hyper_parameters", "hidden_dims", [10**18]),
     "negative": put("hyper_parameters", "hidden_dims", [-8]),
-    "words": put("hyper_parameters", "hidden_dims", "eight"),
+    "text for widths": put("hyper_parameters", "hidden_dims", "eight"),
     "steps": put("global_step", "many"),
     "version": put("pytorch-lightning_version", None),
     "seed": put("datamodule_hyper_parameters", "seed", -5),
@@ -103,27 +103,28 @@ TRAINING: dict[str, Callable[[Any], None]] = {
         "current",
         {"ready": -5, "started": -5, "processed": -5, "completed": -7},
     ),
-    "logged": put("progress", "logged_step", "x"),
+    "logged": put("callbacks", "TrainLog", "logged_step", "x"),
     "sum": put(
-        "progress",
-        "processes",
+        *("callbacks", "TrainLog", "ranks"),
         0,
         "since_validation",
         {"mean_value": torch.ones(3, 3), "weight": 1},
     ),
     "position": put("loops", "fit_loop", "state_dict", "combined_loader", [{"position": 10**9}]),
     "callbacks": put("callbacks", {"Checkpoint": {"monitor": None, "best_score": "x"}}),
-    "progress": put("progress", 7),
-    "processes": put("progress", "processes", []),
-    "random state": put("progress", "processes", 0, "random_state", torch.zeros(3)),
-    "sums": put("progress", "processes", 0, "metrics", {}),
-    "plateau": put("progress", "plateau", "x"),
+    "log": put("callbacks", "TrainLog", 7),
+    "resume": put("callbacks", "Resume", 7),
+    "ranks": put("callbacks", "TrainLog", "ranks", []),
+    "random state": put("callbacks", "Resume", "random_states", 0, "cpu", torch.zeros(3)),
+    "random states": put("callbacks", "Resume", "random_states", []),
+    "sums": put("callbacks", "TrainLog", "ranks", 0, "split", {}),
+    "plateau": put("callbacks", "Resume", "plateau", "x"),
 }
 
 
 @pytest.fixture(autouse=True)
 def _evil_module(monkeypatch: pytest.MonkeyPatch, tmp_path: Path) -> Iterator[None]:
-    """Put a module that leaves a mark when it is imported where `python -m` would find it."""
+    """Put a module on the path that leaves a mark when it is imported."""
     monkeypatch.syspath_prepend(tmp_path)
     Path("evilmod.py").write_text("import os; os.mkdir('it-ran')\nclass Evil: pass\n")
     Path("evilcfg").write_text("class_path: evilmod.Evil\n")
@@ -139,7 +140,7 @@ def checkpoint(data_dir: str) -> Any:
 
 
 def refused(command: str, path: str, capsys: Capture) -> str:
-    """Run a command that has to end in one line, having made and changed nothing."""
+    """Run a command that must end in one line and change no file; return that line."""
     capsys.readouterr()
     before = {file: file.read_bytes() for file in Path().rglob("*.*") if file.is_file()}
     with pytest.raises(SystemExit) as stop:
@@ -157,7 +158,7 @@ def refused(command: str, path: str, capsys: Capture) -> str:
 
 
 @pytest.mark.parametrize("kind", CHANGES)
-def test_a_changed_checkpoint(checkpoint: Any, kind: str, capsys: Capture) -> None:
+def test_a_tampered_checkpoint_is_refused(checkpoint: Any, kind: str, capsys: Capture) -> None:
     CHANGES[kind](checkpoint)
     torch.save(checkpoint, "evil.ckpt")
     for command in ("test", "fit"):
@@ -165,14 +166,14 @@ def test_a_changed_checkpoint(checkpoint: Any, kind: str, capsys: Capture) -> No
 
 
 @pytest.mark.parametrize("kind", TRAINING)
-def test_a_changed_state_of_training(checkpoint: Any, kind: str, capsys: Capture) -> None:
+def test_a_tampered_training_state_is_refused(checkpoint: Any, kind: str, capsys: Capture) -> None:
     checkpoint["loops"]["fit_loop"]["epoch_progress"]["current"]["processed"] = 1
     TRAINING[kind](checkpoint)
     torch.save(checkpoint, "evil.ckpt")
     refused("fit", "evil.ckpt", capsys)
 
 
-def test_a_truncated_checkpoint(checkpoint: Any, capsys: Capture) -> None:
+def test_a_truncated_checkpoint_is_refused(checkpoint: Any, capsys: Capture) -> None:
     content = Path(LAST).read_bytes()
     for tenth in range(10):
         Path("evil.ckpt").write_bytes(content[: len(content) * tenth // 10])
@@ -180,7 +181,9 @@ def test_a_truncated_checkpoint(checkpoint: Any, capsys: Capture) -> None:
 
 
 @pytest.mark.parametrize("command", ["test", "fit"])
-def test_a_zip_bomb(checkpoint: Any, capsys: Capture, command: str) -> None:
+def test_a_zip_bomb_is_refused_without_unpacking_it(
+    checkpoint: Any, capsys: Capture, command: str
+) -> None:
     with (
         zipfile.ZipFile(LAST) as good,
         zipfile.ZipFile("evil.ckpt", "w", zipfile.ZIP_DEFLATED) as evil,
@@ -200,7 +203,7 @@ def test_a_zip_bomb(checkpoint: Any, capsys: Capture, command: str) -> None:
     ["{class_path: evilmod.Evil}", "evilmod.Evil", f"'{HIDDEN}'", f"'[{HIDDEN}]'", "[evilcfg]",
      "evilcfg", "ModelCheckpoint"],
 )  # fmt: skip
-def test_a_run_folder_whose_config_names_code(
+def test_code_named_in_a_run_folders_config_is_not_run(
     data_dir: str, capsys: Capture, name: str, value: str
 ) -> None:
     fit(data_dir)
@@ -221,13 +224,15 @@ def test_a_run_folder_whose_config_names_code(
      f"*{'a' if n == 0 else f'b{n - 1}'}]\n" for n in range(40)) + "trainer: *b39"],
     ids=["date", "number", "deep", "circular", "digits", "laughs"],
 )  # fmt: skip
-def test_a_run_folder_whose_config_is_odd(data_dir: str, capsys: Capture, text: str) -> None:
+def test_a_malformed_config_in_a_run_folder_is_refused(
+    data_dir: str, capsys: Capture, text: str
+) -> None:
     fit(data_dir)
     (RUN / "config.yaml").write_text(text)
     refused("fit", LAST, capsys)
 
 
-def test_a_link_in_the_place_of_a_part(data_dir: str) -> None:
+def test_writing_does_not_follow_a_planted_link(data_dir: str) -> None:
     fit(data_dir)
     Path("precious").write_text("mine")
     (RUN / "checkpoints" / ".last.ckpt.part").symlink_to(Path("precious").absolute())
@@ -264,7 +269,7 @@ def edited(content: bytes, edits: list[tuple[int, bytes]], length: int) -> bytes
 
 @FUZZ
 @given(edits=EDITS, length=st.integers(0, 2**20))
-def test_fuzzed_checkpoints(
+def test_fuzzed_checkpoints_are_read_or_refused_in_one_line(
     tmp_path: Path, good_checkpoint: bytes, edits: list[tuple[int, bytes]], length: int
 ) -> None:
     path = tmp_path / "fuzzed.ckpt"
@@ -283,7 +288,7 @@ def test_fuzzed_checkpoints(
     edits=EDITS,
     length=st.integers(0, 2**20),
 )
-def test_fuzzed_idx_files(
+def test_fuzzed_idx_files_are_read_or_refused_in_one_line(
     tmp_path: Path, header: tuple[int, ...], edits: list[tuple[int, bytes]], length: int
 ) -> None:
     path = tmp_path / "fuzzed"

@@ -17,7 +17,9 @@ def run(data_dir: str) -> Path:
     return RUN
 
 
-def test_probabilities_are_those_of_predict(run: Path, capsys: pytest.CaptureFixture[str]) -> None:
+def test_probabilities_equal_those_of_predict(
+    run: Path, capsys: pytest.CaptureFixture[str]
+) -> None:
     capsys.readouterr()
     main(["predict", "--ckpt_path", str(run / "checkpoints" / "last.ckpt")])
     rows = [line.split(",")[2:] for line in capsys.readouterr().out.splitlines()[1:]]
@@ -34,7 +36,7 @@ def test_probabilities_are_those_of_predict(run: Path, capsys: pytest.CaptureFix
     assert trained.probabilities(source.images[:0]).shape == (0, 10)
 
 
-def test_the_best_checkpoint_of_a_run_is_taken(run: Path) -> None:
+def test_a_run_loads_its_best_checkpoint_or_else_its_last(run: Path) -> None:
     assert load_trained(run).path.name == "last.ckpt"
     last = run / "checkpoints" / "last.ckpt"
     last.with_name("best.ckpt").write_bytes(last.read_bytes())
@@ -42,14 +44,14 @@ def test_the_best_checkpoint_of_a_run_is_taken(run: Path) -> None:
     assert load_trained(last).path == last
 
 
-def test_no_checkpoint(tmp_path: Path) -> None:
+def test_a_path_without_a_checkpoint_is_refused(tmp_path: Path) -> None:
     with pytest.raises(InputError, match=r"but .* holds no checkpoints/last\.ckpt"):
         load_trained(tmp_path)
     with pytest.raises(InputError, match="no such file"):
         load_trained(tmp_path / "missing")
 
 
-def test_settings_of_another_version(run: Path) -> None:
+def test_settings_of_another_version_are_refused(run: Path) -> None:
     path = run / "checkpoints" / "last.ckpt"
     checkpoint = torch.load(path, weights_only=True)
     checkpoint["hyper_parameters"]["dropout_of_tomorrow"] = 0.5

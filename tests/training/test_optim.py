@@ -13,7 +13,7 @@ from lightning.pytorch import Callback, LightningModule, Trainer
 from fnn_lightning import FNNLitModule, MNISTDataModule
 from fnn_lightning.commands.main import main
 from fnn_lightning.errors import InputError
-from fnn_lightning.runs.run_folder import read_curves
+from fnn_lightning.runs.loggers import read_curves
 from fnn_lightning.training.checkpointing import Checkpoint
 from tests.support import scalars, trainer
 

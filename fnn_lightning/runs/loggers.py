@@ -1,0 +1,85 @@
+"""What a run logs into its folder with Lightning and TensorBoard, and reading it back."""
+
+import logging
+from pathlib import Path
+from typing import Any
+
+from lightning.pytorch import LightningModule, Trainer
+from lightning.pytorch.cli import SaveConfigCallback
+from lightning.pytorch.loggers import TensorBoardLogger
+from lightning.pytorch.utilities import rank_zero_only
+
+from fnn_lightning.runs.files import write_atomic
+from fnn_lightning.runs.run_folder import CONFIG, claim_version
+
+
+class RunLogger(TensorBoardLogger):
+    """Logs to a new folder `lightning_logs/version_N`, which no other run has.
+
+    Lightning's logger picks N first and makes the folder later, so two runs that start at the same
+    moment may share it. Here the folder is claimed when there is something to log.
+
+    Args:
+        save_dir: The folder above `lightning_logs`.
+    """
+
+    def __init__(self, save_dir: str | Path) -> None:
+        super().__init__(save_dir, "lightning_logs", default_hp_metric=False)
+        self._own_version: int | None = None
+
+    @property
+    def version(self) -> int | str:
+        return super().version if self._own_version is None else self._own_version
+
+    @property
+    def experiment(self) -> Any:
+        self._claim_folder()
+        return super().experiment
+
+    @rank_zero_only
+    def _claim_folder(self) -> None:  # the Trainer tells the other ranks
+        if self._own_version is None:
+            folder = claim_version(Path(self.root_dir))
+            self._own_version = int(folder.name.removeprefix("version_"))
+
+
+class SaveConfig(SaveConfigCallback):
+    """Writes `config.yaml` into the run's folder, atomically: resuming relies on it."""
+
+    def setup(self, trainer: Trainer, pl_module: LightningModule, stage: str) -> None:
+        folder = trainer.log_dir  # broadcasts: every rank has to ask
+        if stage == "fit" and folder and trainer.is_global_zero:
+            text = self.parser.dump(self.config, skip_none=False)
+            write_atomic(Path(folder) / CONFIG, text.encode())
+
+
+def resuming_logger(run: Path, step: int | None) -> TensorBoardLogger:
+    """Return a logger that continues in the folder of a run.
+
+    Args:
+        run: The folder.
+        step: Number of optimiser steps done at which the run resumes; TensorBoard drops what was
+            logged after it. With None nothing is dropped.
+    """
+    kwargs: dict[str, Any] = {}
+    if step is not None and any(run.glob("events*")):
+        kwargs["purge_step"] = step + 1 if step else 0
+    return TensorBoardLogger(run.parent, "", run.name, default_hp_metric=False, **kwargs)
+
+
+def read_curves(run: Path) -> dict[str, list[tuple[int, float]]]:
+    """Read the scalars logged in a run's folder.
+
+    Returns:
+        For each tag its points: number of optimiser steps, value.
+    """
+    # TensorBoard warns when a killed run logged steps twice; it drops those that were lost
+    logging.getLogger("tensorboard").setLevel(logging.ERROR)
+    # rarely needed, and slow to import
+    from tensorboard.backend.event_processing.event_accumulator import EventAccumulator
+
+    events = EventAccumulator(str(run), size_guidance={"scalars": 0}).Reload()
+    return {
+        tag: [(event.step, event.value) for event in events.Scalars(tag)]
+        for tag in events.Tags()["scalars"]
+    }

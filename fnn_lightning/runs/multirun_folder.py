@@ -1,0 +1,93 @@
+"""A folder of several runs that share their settings: choosing, locking and cleaning it up."""
+
+# Not the package filelock: it keeps its file descriptor private, so that children cannot inherit
+# the lock, and a run whose parent was killed would lose it.
+import fcntl
+from pathlib import Path
+from typing import IO
+
+from fnn_lightning.errors import InputError
+from fnn_lightning.runs.files import write_atomic
+from fnn_lightning.runs.run_folder import claim_version
+
+LOCK = ".lock"
+
+
+def choose_folder(given: str | None, parent: str, settings_file: str) -> Path:
+    """Choose the folder of several runs, and make it if it is not there.
+
+    Args:
+        given: The value of `--folder`. With None a new `parent/version_N` is made.
+        parent: `seeds` or `sweeps`.
+        settings_file: Name of the file that marks a folder of earlier runs.
+
+    Raises:
+        InputError: If the given folder holds something else.
+    """
+    if given is None:
+        return claim_version(Path(parent))
+    folder = Path(given).expanduser()
+    if folder.exists() and not folder.is_dir():
+        raise InputError(f"Expected --folder to be a folder, but got {given}: it is a file")
+    names = [path.name for path in folder.iterdir()] if folder.exists() else []
+    if settings_file not in names and any(name != LOCK for name in names):
+        raise InputError(
+            f"Expected --folder to be new, empty or one of earlier {parent}, but {given} holds "
+            "something else"
+        )
+    folder.mkdir(parents=True, exist_ok=True)
+    return folder
+
+
+def lock_file(path: Path, wait: bool = False) -> IO[bytes] | None:
+    """Open a file to append to, and lock it.
+
+    Children that inherit the file share the lock. It is released when all of them and this process
+    have closed the file, so a run whose parent was killed keeps it until it ends.
+
+    Args:
+        path: The file; made if it is not there.
+        wait: Whether to wait for the lock.
+
+    Returns:
+        The open file, or None if another process holds the lock.
+    """
+    file = path.open("ab")
+    try:
+        fcntl.flock(file, fcntl.LOCK_EX | (0 if wait else fcntl.LOCK_NB))
+    except BlockingIOError:
+        file.close()
+        return None
+    return file
+
+
+def write_or_compare(file: Path, settings: str) -> None:
+    """Write the settings that all runs of a folder share, or check that they are still the same.
+
+    Raises:
+        InputError: If the file holds others.
+    """
+    if not file.exists():
+        write_atomic(file, settings.encode())
+        return
+    stored = file.read_text(encoding="utf-8").splitlines()
+    lines = settings.splitlines()
+    if stored != lines:
+        new = [line.strip() for line in lines if line not in stored]
+        raise InputError(
+            f"Expected the settings of {file}, with which the runs in that folder began, but got "
+            f"{', '.join(new) or 'fewer'}: name another --folder"
+        )
+
+
+def remove_if_unused(folder: Path, *names: str) -> None:
+    """Remove a folder in which no run has started.
+
+    Args:
+        folder: The folder.
+        names: The files written before the first run; with any other file the folder stays.
+    """
+    if {path.name for path in folder.iterdir()} <= set(names):
+        for name in names:
+            (folder / name).unlink(missing_ok=True)
+        folder.rmdir()
