@@ -1,14 +1,22 @@
 """Checks of the settings of a run, before anything is made or written."""
 
 import re
+from types import ModuleType
 from typing import Any
 
+import torch
 from jsonargparse import Namespace
+from torch.optim import Optimizer
+from torch.optim.lr_scheduler import LRScheduler
 
 from fnn_lightning.errors import InputError
 from fnn_lightning.runs.checkpoint_io import ema_decay
+from fnn_lightning.training.optim import torch_class
 
-PLATEAU = "lightning.pytorch.cli.ReduceLROnPlateau"
+TORCH_CLASSES: dict[str, tuple[ModuleType, type]] = {
+    "optimizer": (torch.optim, Optimizer),
+    "lr_scheduler": (torch.optim.lr_scheduler, LRScheduler),
+}
 # the texts that settings of the Trainer, the checkpoints and torch.optim's classes can be
 WORDS = (
     *("auto", "cpu", "gpu", "cuda", "mps", "tpu", "ddp", "fsdp"),
@@ -65,7 +73,7 @@ def check_resumes(config: Namespace, checkpoint: dict[str, Any]) -> None:
     for name in ("optimizer", "lr_scheduler"):
         stored, now = checkpoint["hyper_parameters"].get(name), plain(config[name])
         if stored:
-            check_is_data(stored)
+            check_stored_class(name, stored)
         if stored != now:
             raise InputError(
                 f"Expected `{name}` to be that of the checkpoint, whose state comes with it, "
@@ -83,18 +91,23 @@ def check_resumes(config: Namespace, checkpoint: dict[str, Any]) -> None:
             )
 
 
-def check_is_data(config: Any) -> None:
-    """Refuse a stored class or argument by which the parser would import code."""
-    path = str(config.get("class_path")) if isinstance(config, dict) else ""
-    name = path.rpartition(".")[2]
-    known = (f"torch.optim.{name}", f"torch.optim.lr_scheduler.{name}", PLATEAU)
-    arguments = (config.get("init_args") or {}) if isinstance(config, dict) else None
-    if (
-        path not in known
-        or not set(config) <= {"class_path", "init_args"}
-        or not isinstance(arguments, dict)
-        or not all(map(is_data, arguments.values()))
-    ):
+def check_stored_class(name: str, config: Any) -> None:
+    """Refuse a stored class or argument by which the parser would import code.
+
+    Args:
+        name: `optimizer` or `lr_scheduler`.
+        config: As a checkpoint stores it.
+
+    Raises:
+        InputError: If it is anything but a class of torch.optim and plain arguments.
+    """
+    try:
+        torch_class(config, *TORCH_CLASSES[name])
+        sound = set(config) <= {"class_path", "init_args"} and "." in config["class_path"]
+        sound = sound and all(map(is_data, (config.get("init_args") or {}).values()))
+    except (AttributeError, InputError):  # arguments that are no mapping
+        sound = False
+    if not sound:
         raise InputError(f"The checkpoint names code, which is not run: {config!r:.200}")
 
 

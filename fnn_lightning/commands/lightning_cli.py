@@ -4,20 +4,16 @@ import logging
 import sys
 import warnings
 from argparse import ArgumentError
-from pathlib import Path
-from typing import Any, Literal
+from typing import Any
 
-from jsonargparse import Namespace
-from lightning.pytorch import Callback, Trainer
+from lightning.pytorch import Trainer
 from lightning.pytorch.cli import ArgsType, LightningArgumentParser, LightningCLI
-from lightning.pytorch.loggers import TensorBoardLogger
-from lightning.pytorch.plugins import CheckpointIO
 
 from fnn_lightning import __version__
 from fnn_lightning.commands.config_checks import (
-    check_is_data,
     check_ranges,
     check_resumes,
+    check_stored_class,
     check_what_is_monitored,
     plain,
 )
@@ -33,27 +29,36 @@ from fnn_lightning.commands.given import (
 )
 from fnn_lightning.commands.main import COMMAND
 from fnn_lightning.commands.options import explain
+from fnn_lightning.commands.trainer_setup import setup_trainer
 from fnn_lightning.datamodule import MNISTDataModule
 from fnn_lightning.errors import InputError, one_line
-from fnn_lightning.evaluation.prediction_writer import PredictionWriter
 from fnn_lightning.evaluation.report import Report
 from fnn_lightning.evaluation.tensorboard import TensorBoardPlots
 from fnn_lightning.lit_module import FNNLitModule
 from fnn_lightning.runs.checkpoint_io import (
-    AtomicCheckpointIO,
     check_state,
     ema_decay,
     read_checkpoint,
 )
-from fnn_lightning.runs.loggers import RunLogger, SaveConfig, resuming_logger
+from fnn_lightning.runs.load import load_weights
+from fnn_lightning.runs.loggers import SaveConfig
 from fnn_lightning.training.checkpointing import Checkpoint, EarlyStopping
-from fnn_lightning.training.console import Console, ProgressBar, TerminateOnSigterm
 from fnn_lightning.training.ema import EMA
 from fnn_lightning.training.optim import SGD
 
 DATA_MODULES = {"test": MNISTWithTrainSet, "predict": MNISTOrPictures}
+OWN_OPTIONS = {
+    "fit": {"run_folder": "Folder of the run. If it holds a checkpoint, the run resumes from it."},
+    "test": {
+        "report_folder": "Folder for report.html, predictions.csv and metrics.json. By default the "
+        "folder of the run that the checkpoint is in.",
+    },
+    "predict": {
+        "output": "File for the predictions, .csv or .json.",
+        "save_inputs": "Folder for the 28×28 pixels that the net sees of each of --data.images.",
+    },
+}
 TRAINER_DEFAULTS = {"num_sanity_val_steps": 0, "enable_model_summary": False}
-MAX_EPOCHS = 5  # unless something else ends the run
 
 
 class FNNCLI(LightningCLI):
@@ -92,10 +97,10 @@ class FNNCLI(LightningCLI):
         )
 
     def subcommands(self) -> dict[str, set[str]]:  # type: ignore[override]
-        # the Trainer's arguments that the methods below set
+        # arguments of the Trainer's methods that the methods below set
         fixed = {"model", "datamodule", "weights_only", "verbose", "return_predictions"}
         loaders = {"train_dataloaders", "val_dataloaders", "dataloaders"}
-        # to collect the options of one takes a tenth of a second: the others' are left alone
+        # Only the subcommand's own: collecting the options of each takes a tenth of a second.
         return {self.argv[0]: fixed | loaders}
 
     def fit(self, **kwargs: Any) -> None:
@@ -127,39 +132,13 @@ class FNNCLI(LightningCLI):
             "--seed_everything",
             type=int,
             default=0,
-            help="Seed of everything random: first weights, order of the batches.",
+            help="Seed of everything random: initial weights, order of the batches, augmentation.",
         )
 
     def add_arguments_to_parser(self, parser: LightningArgumentParser) -> None:
         self.options = parser
-        if self.argv[0] == "fit":
-            parser.add_argument(
-                "--run_folder",
-                type=str | None,
-                default=None,
-                help="Folder of the run. If it holds a checkpoint, the run goes on from it.",
-            )
-        if self.argv[0] == "predict":
-            parser.add_argument(
-                "--output",
-                type=str | None,
-                default=None,
-                help="File for the predictions, .csv or .json.",
-            )
-            parser.add_argument(
-                "--save_inputs",
-                type=str | None,
-                default=None,
-                help="Folder for the 28×28 pixels that the net sees of each of --data.images.",
-            )
-        if self.argv[0] == "test":
-            parser.add_argument(
-                "--report_folder",
-                type=str | None,
-                default=None,
-                help="Folder for report.html, predictions.csv and metrics.json; that of the run, "
-                "if the checkpoint lies in one.",
-            )
+        for name, text in OWN_OPTIONS.get(self.argv[0], {}).items():
+            parser.add_argument(f"--{name}", type=str | None, default=None, help=text)
         parser.add_optimizer_args()
         parser.add_lr_scheduler_args()
         parser.add_class_arguments(Checkpoint, "checkpoint")
@@ -184,7 +163,7 @@ class FNNCLI(LightningCLI):
         for name in ("optimizer", "lr_scheduler"):
             config = model.pop(name, None)
             if config and not names_a_class(self.given.get(name)):
-                check_is_data(config)
+                check_stored_class(name, config)
                 defaults[name] = config
         defaults |= {f"model.{name}": value for name, value in model.items()}
         defaults |= {f"data.{name}": value for name, value in data.items()}
@@ -212,8 +191,8 @@ class FNNCLI(LightningCLI):
                 f"Expected `seed_everything` to be from 0 to {2**32 - 1}, "
                 f"but got {section.seed_everything}"
             )
-        # Out of the sight of LightningCLI, which would let what the checkpoint stores win over what
-        # the user says, and not in the run's config.yaml, which is to run again from the start.
+        # Hidden from LightningCLI, which would let the checkpoint win over the user's options, and
+        # from the run's config.yaml, which starts a new run.
         section.ckpt_path = None
         if "run_folder" in section:
             section.run_folder = None
@@ -232,10 +211,10 @@ class FNNCLI(LightningCLI):
             )
         if section.get("save_inputs") is not None and section.data.images is None:
             raise InputError(
-                "--save_inputs keeps what the net sees of pictures: name --data.images"
+                "Expected --data.images with --save_inputs, which saves what the net sees of them"
             )
         if self.subcommand != "fit":
-            # The state of what watched the training is of no use here.
+            # The states of the callbacks that watched the training are of no use here.
             warnings.filterwarnings("ignore", message="Be aware that when using `ckpt_path`")
         # Only `fit` makes a run's folder; without a logger there is none.
         if self.subcommand != "fit" or section.trainer.logger is False:
@@ -252,77 +231,17 @@ class FNNCLI(LightningCLI):
         if self.subcommand == "fit":
             self.model.configure_optimizers()  # fails now, before anything is written
         if self.checkpoint is not None:
-            try:
-                self.model.load_state_dict(self.checkpoint["state_dict"])
-            except (AttributeError, RuntimeError, TypeError) as error:
-                raise InputError(
-                    f"The weights in {self._ckpt_path} do not fit the network: {error}"
-                ) from error
+            load_weights(self.model, self.checkpoint, str(self._ckpt_path))
 
     def instantiate_trainer(self, **kwargs: Any) -> Trainer:
-        section = self.config_init[self.subcommand]
-        config = section.trainer
-        callbacks: list[Callback] = [TerminateOnSigterm(), Console()]
-        fitting = self.subcommand == "fit"
-        if config.enable_progress_bar is None:
-            # in a file, and between the lines of CSV, a progress bar is noise
-            terminal = sys.stdout is not None and sys.stdout.isatty()
-            config.enable_progress_bar = terminal and self.subcommand != "predict"
-        if config.enable_progress_bar:
-            callbacks.append(ProgressBar())
-        if self.subcommand == "predict":
-            callbacks.append(PredictionWriter(section.output, section.save_inputs))
-        if self.subcommand == "test" and (report := self._report(section)):
-            callbacks.append(report)
-        if config.max_epochs is None and config.max_steps == -1 and config.max_time is None:
-            config.max_epochs = MAX_EPOCHS
-        if config.logger in (None, True):
-            config.logger = self._logger(config.default_root_dir)
-        # unless the user has a way of his own to write checkpoints
-        plugins = config.plugins or []
-        given_plugins = plugins if isinstance(plugins, list) else [plugins]
-        if not any(isinstance(each, CheckpointIO) for each in given_plugins):
-            config.plugins = [AtomicCheckpointIO(), *given_plugins]
-        if section.tensorboard.enabled:
-            callbacks.append(section.tensorboard)
-        if fitting and section.ema.decay:
-            callbacks.append(section.ema)
-        if fitting and section.early_stopping.enabled:
-            callbacks.append(section.early_stopping)
-        if fitting:
-            # it also obeys signals to stop, whether it writes or not
-            section.checkpoint.writes = bool(
-                config.enable_checkpointing is not False and config.logger
-            )
-            callbacks.append(section.checkpoint)
-        config.enable_checkpointing = fitting
-        given = config.callbacks or []
-        config.callbacks = [*(given if isinstance(given, list) else [given]), *callbacks]
+        setup_trainer(
+            str(self.subcommand),
+            self.config_init[self.subcommand],
+            self._ckpt_path,
+            self.checkpoint,
+            self._run,
+        )
         return super().instantiate_trainer(**kwargs)
-
-    def _logger(self, root_dir: str | None) -> TensorBoardLogger | Literal[False]:
-        """Log to a new folder in a new `fit`, to the run's own otherwise; `predict` does not."""
-        if self.subcommand == "fit":
-            step = self.checkpoint["global_step"] if self.checkpoint else 0
-            return resuming_logger(self._run, step) if self._run else RunLogger(root_dir or ".")
-        if self._run is None or self.subcommand == "predict":
-            return False
-        return resuming_logger(self._run, None)
-
-    def _report(self, section: Namespace) -> Report | None:
-        """Report into the folder named, or that of the run, unless the run is not to be touched."""
-        folder = section.report_folder
-        if folder is None and self._run and section.trainer.logger is not False:
-            folder = self._run
-        if folder is None or section.trainer.fast_dev_run:
-            return None
-        path = Path(folder).expanduser()
-        if path.exists() and not path.is_dir():
-            raise InputError(
-                f"Expected --report_folder to be a folder, but got {folder}: it is a file"
-            )
-        assert self.checkpoint is not None
-        return Report(path, self._run, Path(str(self._ckpt_path)), self.checkpoint)
 
 
 def quiet_lightning() -> None:

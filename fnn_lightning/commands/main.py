@@ -12,17 +12,17 @@ from fnn_lightning.errors import DivergenceError, InputError, one_line
 from fnn_lightning.runs.signals import LOST, Stopped, destroy_process_group, lost_a_rank
 
 WITH_TRAINER = {
-    "fit": "train a network, or go on with a run",
+    "fit": "train a network, or resume a run",
     "validate": "measure a checkpoint on the validation images",
     "test": "measure a checkpoint on the test images, and write a report",
-    "predict": "read the digits of the test set, or of your own pictures",
+    "predict": "predict the digits of the test set or of your own pictures",
 }
 WITHOUT_TRAINER = {  # each run by `main` of the module of that name
-    "compare": "tell settings that differ from differences by chance",
-    "seeds": "train with several seeds, and say how far they differ",
-    "sweep": "search for the settings that validate best",
-    "export": "write one file that takes raw pixels, and prove that it agrees",
-    "demo": "open a page to draw digits on",
+    "compare": "compare runs: settings, accuracies, significance",
+    "seeds": "train with several seeds: mean, standard deviation, interval",
+    "sweep": "search for the settings with the best validation accuracy",
+    "export": "write an ONNX or .pt2 file, and compare it with its checkpoint",
+    "demo": "draw digits in the browser",
 }
 SUBCOMMANDS = WITH_TRAINER | WITHOUT_TRAINER
 COMMAND = "python -m fnn_lightning"

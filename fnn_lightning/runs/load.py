@@ -85,10 +85,27 @@ def load_trained(path: str | Path) -> TrainedNetwork:
     checkpoint = read_checkpoint(str(path))
     try:
         module = FNNLitModule(**checkpoint["hyper_parameters"])
-        module.load_state_dict(checkpoint["state_dict"])
     except (AttributeError, KeyError, RuntimeError, TypeError) as error:
         raise mismatch_error(path, error) from error
+    load_weights(module, checkpoint, str(path))
     return TrainedNetwork(path, module.eval(), checkpoint)
+
+
+def load_weights(module: FNNLitModule, checkpoint: dict[str, Any], path: str) -> None:
+    """Load the weights of a checkpoint into a module.
+
+    Args:
+        module: Of the same network.
+        checkpoint: What `read_checkpoint` returned.
+        path: Its file, for the message.
+
+    Raises:
+        InputError: If they do not fit.
+    """
+    try:
+        module.load_state_dict(checkpoint["state_dict"])
+    except (AttributeError, KeyError, RuntimeError, TypeError) as error:
+        raise InputError(f"The weights in {path} do not fit the network: {error}") from error
 
 
 def mismatch_error(path: Path, error: Exception) -> InputError:

@@ -7,6 +7,7 @@ from lightning.pytorch import LightningModule, Trainer, callbacks
 from torch import Tensor
 from torch.optim import Optimizer
 
+from fnn_lightning.errors import InputError
 from fnn_lightning.training.resume import gather_from_ranks
 
 
@@ -123,6 +124,8 @@ class TrainLog(callbacks.Callback):
             return
         state, self._loaded = self._loaded, None
         states, rank = state["ranks"], self._trainer.global_rank
+        if not states:
+            raise InputError("Expected the metrics of one rank or more in the checkpoint")
         counts = True
         if len(states) == self._trainer.world_size:
             states = [states[rank]]

@@ -93,7 +93,7 @@ def test_the_report_holds_the_predictions_and_results_of_the_test(
     main(["test", "--ckpt_path", LAST, "--data.test_train_set", "true"])
     assert f"report     {RUN}/report.html" in capsys.readouterr().out
     trained = load_trained(LAST)
-    data = trained.data(test_train_set=False)
+    data = trained.data()
     data.setup("test")
     dataloader: Any = data.test_dataloader()
     probabilities = trained.probabilities(dataloader.images)

@@ -1,0 +1,112 @@
+"""Gives the Trainer of a subcommand its callbacks, its logger and its way to write checkpoints."""
+
+import sys
+from pathlib import Path
+from typing import Any, Literal
+
+from jsonargparse import Namespace
+from lightning.pytorch import Callback
+from lightning.pytorch.loggers import TensorBoardLogger
+from lightning.pytorch.plugins import CheckpointIO
+
+from fnn_lightning.errors import InputError
+from fnn_lightning.evaluation.prediction_writer import PredictionWriter
+from fnn_lightning.evaluation.report import Report
+from fnn_lightning.runs.checkpoint_io import AtomicCheckpointIO
+from fnn_lightning.runs.loggers import RunLogger, resuming_logger
+from fnn_lightning.training.console import Console, ProgressBar, TerminateOnSigterm
+
+MAX_EPOCHS = 5  # unless something else ends the run
+
+
+def setup_trainer(
+    subcommand: str,
+    section: Namespace,
+    ckpt_path: str | None,
+    checkpoint: dict[str, Any] | None,
+    run: Path | None,
+) -> None:
+    """Complete the Trainer's settings.
+
+    Args:
+        subcommand: `fit`, `validate`, `test` or `predict`.
+        section: Its settings with the classes in them instantiated; `section.trainer` is changed.
+        ckpt_path: The checkpoint to load; None in a new run.
+        checkpoint: Its content.
+        run: The folder of the run that the checkpoint is in, or that `fit` is to use.
+
+    Raises:
+        InputError: If the settings cannot be used.
+    """
+    config = section.trainer
+    if config.enable_progress_bar is None:
+        # in a file, and between the lines of CSV, a progress bar is noise
+        terminal = sys.stdout is not None and sys.stdout.isatty()
+        config.enable_progress_bar = terminal and subcommand != "predict"
+    if config.max_epochs is None and config.max_steps == -1 and config.max_time is None:
+        config.max_epochs = MAX_EPOCHS
+    if config.logger in (None, True):
+        step = checkpoint["global_step"] if checkpoint else 0
+        config.logger = make_logger(subcommand, config.default_root_dir or ".", run, step)
+    plugins = config.plugins or []
+    plugins = plugins if isinstance(plugins, list) else [plugins]
+    if not any(isinstance(each, CheckpointIO) for each in plugins):  # or the user has another way
+        config.plugins = [AtomicCheckpointIO(), *plugins]
+    callbacks: list[Callback] = [TerminateOnSigterm(), Console()]
+    if config.enable_progress_bar:
+        callbacks.append(ProgressBar())
+    if subcommand == "fit":
+        # it also obeys signals to stop, whether it writes or not
+        writes = config.enable_checkpointing is not False and config.logger
+        section.checkpoint.writes = bool(writes)
+    if subcommand == "predict":
+        callbacks.append(PredictionWriter(section.output, section.save_inputs))
+    if subcommand == "test" and (folder := report_folder(section, run)):
+        assert checkpoint is not None
+        callbacks.append(Report(folder, run, Path(str(ckpt_path)), checkpoint))
+    # in this order: the pictures are drawn of the EMA, while it is in the network's place
+    options = {
+        "tensorboard": section.tensorboard.enabled,
+        "ema": subcommand == "fit" and section.ema.decay,
+        "early_stopping": subcommand == "fit" and section.early_stopping.enabled,
+        "checkpoint": subcommand == "fit",
+    }
+    callbacks += [section[name] for name, wanted in options.items() if wanted]
+    config.enable_checkpointing = subcommand == "fit"
+    given = config.callbacks or []
+    config.callbacks = [*(given if isinstance(given, list) else [given]), *callbacks]
+
+
+def make_logger(
+    subcommand: str, root_dir: str, run: Path | None, step: int
+) -> TensorBoardLogger | Literal[False]:
+    """Make the logger: a new `fit` logs to a new folder, others to the run's; `predict` does not.
+
+    Args:
+        subcommand: `fit`, `validate`, `test` or `predict`.
+        root_dir: Folder for new runs.
+        run: Folder of the run, if there is one already.
+        step: Number of optimiser steps that the checkpoint has seen.
+    """
+    if subcommand == "fit":
+        return RunLogger(root_dir) if run is None else resuming_logger(run, step)
+    if run is None or subcommand == "predict":
+        return False
+    return resuming_logger(run, None)
+
+
+def report_folder(section: Namespace, run: Path | None) -> Path | None:
+    """Return the folder to write the report to; None if there is none, or it must stay untouched.
+
+    Raises:
+        InputError: If the user names a file.
+    """
+    folder = section.report_folder
+    if folder is None and section.trainer.logger is not False:
+        folder = run
+    if folder is None or section.trainer.fast_dev_run:
+        return None
+    path = Path(folder).expanduser()
+    if path.exists() and not path.is_dir():
+        raise InputError(f"Expected --report_folder to be a folder, but got {folder}: it is a file")
+    return path
