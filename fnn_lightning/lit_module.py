@@ -60,6 +60,7 @@ class FNNLitModule(LightningModule):
         InputError: If an argument is out of its range.
 
     Example:
+        >>> import torch
         >>> module = FNNLitModule(hidden_dims=[300, 100], activation="tanh")
         >>> module(torch.zeros(5, 28, 28)).shape
         torch.Size([5, 10])

@@ -57,7 +57,7 @@ def test_val_size_0_trains_on_all_and_watches_the_test_set(make_data: MakeData) 
 
 
 @pytest.mark.parametrize("stage", ["test", "predict"])
-def test_the_test_set_in_order(make_data: MakeData, stage: str) -> None:
+def test_the_test_set_is_served_in_order(make_data: MakeData, stage: str) -> None:
     data = prepared(make_data(val_size=60), stage)
     assert images_of(getattr(data, f"{stage}_dataloader")()) == stored("t10k")
 
@@ -71,7 +71,7 @@ def test_test_train_set_adds_the_training_images(data_dir: str) -> None:
     assert len(images_of(train)) == TRAIN_SIZE - 60
 
 
-def test_a_batch(make_data: MakeData) -> None:
+def test_a_batch_holds_bytes_and_integer_labels(make_data: MakeData) -> None:
     batches = list(prepared(make_data(val_size=0, batch_size=128), "fit").train_dataloader())
     images, labels = batches[0]
     assert (images.dtype, images.shape) == (torch.uint8, (128, 28, 28))
@@ -99,7 +99,7 @@ def test_digits_have_the_shapes_of_mnist() -> None:
         ({"val_size": 1_437, "dataset": "digits"}, "`val_size` to be from 0 to 1,436"),
     ],
 )
-def test_bad_arguments(arguments: dict[str, object], message: str) -> None:
+def test_an_argument_out_of_range_is_refused(arguments: dict[str, object], message: str) -> None:
     with pytest.raises(InputError, match=message):
         MNISTDataModule(**arguments)  # type: ignore[arg-type]
 
@@ -109,7 +109,9 @@ def test_val_size_is_checked_against_the_files(make_data: MakeData) -> None:
         make_data(val_size=TRAIN_SIZE).prepare_data()
 
 
-def test_images_and_labels_of_different_counts(data_dir: str, make_data: MakeData) -> None:
+def test_different_counts_of_images_and_labels_are_refused(
+    data_dir: str, make_data: MakeData
+) -> None:
     raw = Path(data_dir) / "MNIST" / "raw"
     labels = raw / "t10k-labels-idx1-ubyte"
     (raw / "train-labels-idx1-ubyte").write_bytes(labels.read_bytes())

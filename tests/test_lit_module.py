@@ -6,14 +6,12 @@ from typing import Any
 import pytest
 import torch
 from lightning.pytorch import Callback, LightningModule, Trainer
-from lightning.pytorch.loggers import TensorBoardLogger
 from torch import nn
 from torch.nn import functional as F
 
 from fnn_lightning import FNNLitModule, MNISTDataModule
 from fnn_lightning.commands.datamodules import MNISTWithTrainSet
 from fnn_lightning.errors import DivergenceError, InputError
-from fnn_lightning.training.hard_examples import HardExamples
 from tests.support import scalars, trainer
 
 MakeData = Callable[..., MNISTDataModule]
@@ -118,64 +116,6 @@ def test_a_module_can_be_fitted_again(
         assert [step for step, _ in scalars(run.log_dir)["train/loss"]] == [3]
 
 
-def test_every_step_on_request(make_data: MakeData, make_model: MakeModel, tmp_path: Path) -> None:
-    run = trainer(tmp_path, log_every_n_steps=1, max_epochs=1)
-    run.fit(make_model(), datamodule=make_data(batch_size=100))
-    logged = scalars(run.log_dir)
-    assert [step for step, _ in logged["train/loss"]] == [1, 2, 3]
-
-
-def test_no_placeholder_metric(make_data: MakeData, make_model: MakeModel, tmp_path: Path) -> None:
-    run = trainer(tmp_path, max_epochs=1)
-    run.fit(make_model(), datamodule=make_data())
-    assert isinstance(run.logger, TensorBoardLogger)
-    assert set(scalars(run.log_dir)) == {"train/loss", "train/acc", "val/loss", "val/acc", "lr"}
-
-
-def test_gradient_accumulation_logs_once_a_step(
-    make_data: MakeData, make_model: MakeModel, tmp_path: Path
-) -> None:
-    run = trainer(tmp_path, accumulate_grad_batches=2, log_every_n_steps=2, max_epochs=1)
-    run.fit(make_model(), datamodule=make_data(batch_size=35))  # 8 batches, 4 steps
-    assert [step for step, _ in scalars(run.log_dir)["train/loss"]] == [2, 4]
-
-
-@pytest.mark.parametrize(
-    ("interval", "expected"),
-    [("step", [0.4, 0.2, 0.1, 0.05, 0.025, 0.0125]), ("epoch", [0.4] * 3 + [0.2] * 3)],
-)
-def test_the_learning_rate_of_every_step(
-    make_data: MakeData,
-    make_model: MakeModel,
-    tmp_path: Path,
-    interval: str,
-    expected: list[float],
-) -> None:
-    model = make_model(
-        optimizer={"class_path": "SGD", "init_args": {"lr": 0.4}},
-        lr_scheduler={"class_path": "ExponentialLR", "init_args": {"gamma": 0.5}},
-        lr_interval=interval,
-    )
-    run = trainer(tmp_path, log_every_n_steps=1)
-    run.fit(model, datamodule=make_data())
-    assert [value for _, value in scalars(run.log_dir)["lr"]] == pytest.approx(expected)
-
-
-def test_a_plateau_schedule_follows_its_metric(
-    make_data: MakeData, make_model: MakeModel, tmp_path: Path
-) -> None:
-    arguments: dict[str, Any] = {"monitor": "val/loss", "factor": 0.1, "patience": 0}
-    arguments |= {"threshold": 1e9, "threshold_mode": "abs"}
-    model = make_model(
-        lr_scheduler={"class_path": "ReduceLROnPlateau", "init_args": arguments},
-    )
-    run = trainer(tmp_path, max_epochs=3, log_every_n_steps=3)
-    run.fit(model, datamodule=make_data())
-    # No improvement is ever large enough: the first epoch sets the mark, the second misses it.
-    rates = [value for _, value in scalars(run.log_dir)["lr"]]
-    assert rates == pytest.approx([0.1, 0.1, 0.01])
-
-
 def test_cross_entropy_is_log_softmax_and_nll_loss(make_model: MakeModel) -> None:
     model = make_model()
     images = torch.randint(256, (20, 28, 28), dtype=torch.uint8)
@@ -210,88 +150,7 @@ def test_label_smoothing_is_in_the_loss_of_training_alone(
         make_model(label_smoothing=1.0)
 
 
-def test_a_step_is_taken_on_the_hardest_images(make_model: MakeModel, tmp_path: Path) -> None:
-    torch.manual_seed(0)
-    model = make_model(keep_hardest=0.3, batch_norm=True, dropout=0.5, label_smoothing=0.2)
-    last: Any = model.network.layers[-1]
-    last.weight.data *= 50  # so sure that label smoothing changes which are the hardest
-    images = torch.randint(256, (100, 28, 28), dtype=torch.uint8)
-    labels = torch.randint(10, (100,))
-    before = {name: buffer.clone() for name, buffer in model.named_buffers()}
-    model.eval()
-    logits = model(images)
-    losses = F.cross_entropy(logits, labels, reduction="none", label_smoothing=0.2)
-    chosen = losses.argsort(descending=True)[:30].sort().values  # in the order of the batch
-    plain = F.cross_entropy(logits, labels, reduction="none").argsort(descending=True)[:30]
-    assert set(plain.tolist()) != set(chosen.tolist())
-    model.train()
-    torch.manual_seed(0)
-    expected = F.cross_entropy(model(images[chosen]), labels[chosen], label_smoothing=0.2)
-    wanted = torch.autograd.grad(expected, list(model.network.parameters()))
-    seen_once = {name: buffer.clone() for name, buffer in model.named_buffers()}
-
-    model.load_state_dict(before, strict=False)
-    torch.manual_seed(0)
-    model.trainer = trainer(tmp_path)
-    loss = model.training_step((images, labels), 0)
-    torch.testing.assert_close(loss, expected)
-    loss.backward()
-    gradients = [parameter.grad for parameter in model.network.parameters()]
-    torch.testing.assert_close(gradients, list(wanted))
-    for name, buffer in model.network.named_buffers():  # of the step, not of the first pass
-        torch.testing.assert_close(buffer, seen_once[f"network.{name}"])
-    # what is logged is of the whole batch
-    torch.testing.assert_close(model.train_metrics.losses(), losses.mean().view(1))
-    assert model.train_metrics.measure()["train/acc"] == (
-        (logits.argmax(1) == labels).float().mean()
-    )
-
-
-def test_the_search_for_the_hardest_leaves_the_modes_alone(
-    make_model: MakeModel, monkeypatch: pytest.MonkeyPatch, tmp_path: Path
-) -> None:
-    model = make_model(keep_hardest=0.3, batch_norm=True, dropout=0.5)
-    model.trainer = trainer(tmp_path)
-    model.train()
-    frozen = model.network.layers[1].eval()
-    images = torch.randint(256, (20, 28, 28), dtype=torch.uint8)
-    batch = images, torch.randint(10, (20,))
-    model.training_step(batch, 0)
-    others = [each for each in model.network.modules() if each is not frozen]
-    assert not frozen.training
-    assert all(each.training for each in others)
-    monkeypatch.setattr(model, "_step", None)
-    with pytest.raises(TypeError):
-        model.training_step(batch, 1)
-    assert all(each.training for each in others)
-
-
-@pytest.mark.parametrize(("fraction", "sizes"), [(0.25, [0, 1, 1, 2]), (0.999, [0, 1, 4, 8])])
-def test_the_fraction_is_rounded_to_one_image_at_least(fraction: float, sizes: list[int]) -> None:
-    assert [HardExamples(fraction).count(count) for count in (0, 1, 4, 8)] == sizes
-
-
-@pytest.mark.parametrize("hardest", [0.0, -0.5, 1.1, math.nan])
-def test_bad_fractions_of_the_hardest(make_model: MakeModel, hardest: float) -> None:
-    with pytest.raises(InputError, match="`keep_hardest` to be above 0 and at most 1"):
-        make_model(keep_hardest=hardest)
-
-
-def test_batch_norm_needs_two_images(
-    make_data: MakeData, make_model: MakeModel, tmp_path: Path
-) -> None:
-    # 275 images: one is left over
-    with pytest.raises(InputError, match="but got 1 in an epoch's last batch on 1 rank:"):
-        trainer(tmp_path).fit(make_model(batch_norm=True), datamodule=make_data(batch_size=137))
-    fewer = trainer(tmp_path, max_epochs=1, limit_train_batches=2)
-    fewer.fit(make_model(batch_norm=True), datamodule=make_data(batch_size=137))
-    assert fewer.global_step == 2
-    few = make_model(batch_norm=True, keep_hardest=0.04)  # of the 25 images of every batch
-    with pytest.raises(InputError, match=r"last batch, of which the hardest 0\.04 are kept, on 1"):
-        trainer(tmp_path).fit(few, datamodule=make_data(batch_size=25))
-
-
-def test_predictions_are_probabilities_and_the_likeliest_digit(make_model: MakeModel) -> None:
+def test_predictions_are_probabilities_and_the_most_probable_digit(make_model: MakeModel) -> None:
     model = make_model()
     images = torch.randint(256, (5, 28, 28), dtype=torch.uint8)
     output = model.predict_step(images, 0)
@@ -350,27 +209,3 @@ def test_a_nan_weight_is_not_saved(
     with pytest.raises(DivergenceError, match="weight is no longer a finite number at step 3"):
         run.fit(make_model(), datamodule=make_data())  # 3 steps an epoch, all losses finite
     assert not list(tmp_path.glob("**/*.ckpt"))
-
-
-@pytest.mark.parametrize(
-    ("arguments", "message"),
-    [
-        ({"optimizer": {"class_path": "torch.optim.Sgd"}}, "a class of torch.optim"),
-        ({"optimizer": {"class_path": "os.system"}}, "a class of torch.optim"),
-        ({"optimizer": {"class_path": "elsewhere.SGD"}}, "a class of torch.optim"),
-        ({"optimizer": {"class_path": "torch.optim.Optimizer"}}, "a class of torch.optim"),
-        ({"optimizer": "SGD"}, "a class of torch.optim"),
-        ({"lr_scheduler": {"class_path": "torch.optim.SGD"}}, "class of torch.optim.lr_scheduler"),
-        ({"optimizer": {"class_path": "SGD", "init_args": {"lr": 0}}}, "`lr` to be positive"),
-        ({"optimizer": {"class_path": "SGD", "init_args": {"lr": math.inf}}}, "to be positive"),
-    ],
-)
-def test_bad_optimizers(arguments: dict[str, Any], message: str) -> None:
-    with pytest.raises(InputError, match=message):
-        FNNLitModule(**arguments)
-
-
-def test_arguments_that_the_optimizer_refuses() -> None:
-    module = FNNLitModule(optimizer={"class_path": "SGD", "init_args": {"momentum": -1.0}})
-    with pytest.raises(InputError, match="SGD cannot be made: Invalid momentum value"):
-        module.configure_optimizers()

@@ -52,7 +52,7 @@ def test_defaults_leave_the_network_as_it_was() -> None:
     assert torch.equal(network.train()(pixels), plain(pixels.float() / 255))
 
 
-def test_batch_norm_by_hand() -> None:
+def test_batch_norm_equals_the_formula() -> None:
     torch.manual_seed(0)
     network = FNN(4, [3], 2, activation="tanh", batch_norm=True)
     pixels = torch.randint(256, (6, 4), dtype=torch.uint8)
@@ -73,7 +73,7 @@ def test_batch_norm_by_hand() -> None:
     np.testing.assert_allclose(logits, expected, rtol=1e-4, atol=1e-5)
 
 
-def test_dropout_only_in_training_and_where_it_should() -> None:
+def test_dropout_acts_on_inputs_and_hidden_layers_in_training_only() -> None:
     torch.manual_seed(0)
     network = FNN(50, [400], 2, activation="sigmoid", dropout=0.25, input_dropout=0.5)
     kinds = [type(layer) for layer in network.layers]
@@ -140,6 +140,6 @@ def test_an_image_of_another_size_is_refused() -> None:
         ({"initialization": "best"}, "one of pytorch, he, xavier, but got 'best'"),
     ],
 )
-def test_bad_arguments(arguments: dict[str, object], message: str) -> None:
+def test_an_argument_out_of_range_is_refused(arguments: dict[str, object], message: str) -> None:
     with pytest.raises(InputError, match=message):
         FNN(**arguments)  # type: ignore[arg-type]

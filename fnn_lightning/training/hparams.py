@@ -9,6 +9,7 @@ from lightning.pytorch.loggers import TensorBoardLogger
 from torch.utils.tensorboard.summary import hparams as hparams_summary
 
 from fnn_lightning.training.ema import EMA
+from fnn_lightning.training.optim import SGD
 
 METRICS = ("val/acc", "test/acc", "train/acc", "val/loss", "test/loss", "train/loss")
 NOT_SETTINGS = ("data_dir",)  # of a machine, not of a run
@@ -43,7 +44,7 @@ def run_settings(trainer: Trainer, module: LightningModule) -> dict[str, Any]:
     settings = dict(module.hparams)
     hidden_dims = list(settings.get("hidden_dims", ()))
     for name in ("optimizer", "lr_scheduler"):
-        config = settings.get(name) or {}
+        config = settings.get(name) or (SGD if name == "optimizer" else {})
         settings[name] = str(config.get("class_path", "none")).rpartition(".")[2]
         # one text, since another class has other arguments
         settings[f"{name}_args"] = json.dumps(config.get("init_args") or {})

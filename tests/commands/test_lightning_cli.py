@@ -117,7 +117,7 @@ def test_test_needs_nothing_but_the_checkpoint(data_dir: str, capsys: Capture) -
     assert accuracy == pytest.approx(correct / total)
 
 
-def test_a_checkpoint_away_from_its_run(data_dir: str) -> None:
+def test_a_checkpoint_outside_a_run_writes_nothing(data_dir: str) -> None:
     fit(data_dir)
     shutil.copy(LAST, "alone.ckpt")
     before = files()
@@ -135,7 +135,7 @@ def test_flags_win_over_the_checkpoint(data_dir: str, tmp_path: Path) -> None:
     assert (cli.datamodule.val_size, cli.datamodule.batch_size) == (7, 50)
 
 
-def test_test_on_the_training_set_too(data_dir: str, capsys: Capture) -> None:
+def test_test_measures_the_training_set_on_request(data_dir: str, capsys: Capture) -> None:
     fit(data_dir)
     capsys.readouterr()
     main(["test", "--ckpt_path", LAST, "--data.test_train_set", "true"])
@@ -159,7 +159,7 @@ def test_predict_prints_csv(data_dir: str, capsys: Capture) -> None:
     assert float(rows[3]["p7"]) == pytest.approx(float(probabilities[3, 7]), abs=1e-6)
 
 
-def test_fit_goes_on_from_a_checkpoint(data_dir: str) -> None:
+def test_fit_resumes_from_a_checkpoint(data_dir: str) -> None:
     straight = fit(data_dir, "--trainer.max_epochs", "3")
     fit(data_dir)
     last = "lightning_logs/version_1/checkpoints/last.ckpt"
@@ -266,7 +266,7 @@ def test_version_needs_no_torch() -> None:
     assert result.stdout.split() == ["fnn_lightning", __version__, "False"]
 
 
-def test_run_as_a_module() -> None:
+def test_the_module_runs_as_a_program() -> None:
     command = [sys.executable, "-m", "fnn_lightning", "test"]
     result = subprocess.run(command, capture_output=True, text=True, timeout=60, check=False)
     assert result.returncode == 2
@@ -375,7 +375,9 @@ def test_bad_input_is_refused_in_one_line(words: str, capsys: Capture) -> None:
     assert re.search(BAD[words], refused(["fit", *words.split()], capsys))
 
 
-def test_the_digits_without_scikit_learn(capsys: Capture, monkeypatch: pytest.MonkeyPatch) -> None:
+def test_digits_without_scikit_learn_say_what_to_install(
+    capsys: Capture, monkeypatch: pytest.MonkeyPatch
+) -> None:
     monkeypatch.setitem(sys.modules, "sklearn.datasets", None)
     error = refused(["fit", "--data.dataset", "digits"], capsys)
     assert "pip install -e '.[quickstart]'" in error
@@ -395,9 +397,7 @@ def test_an_untrained_network_is_not_measured(command: str, capsys: Capture) -> 
         (["--data.val_size", "3"], "but got --data.val_size; python -m fnn_lightning --help"),
     ],
 )
-def test_a_command_line_without_its_subcommand(
-    words: list[str], message: str, capsys: Capture
-) -> None:
+def test_a_missing_subcommand_is_refused(words: list[str], message: str, capsys: Capture) -> None:
     assert message in refused(words, capsys)
 
 
@@ -411,14 +411,14 @@ def test_help_lists_every_subcommand(capsys: Capture) -> None:
         assert name in capsys.readouterr().out.splitlines()[0]
 
 
-def test_a_checkpoint_that_does_not_fit(data_dir: str, capsys: Capture) -> None:
+def test_a_checkpoint_of_another_network_is_refused(data_dir: str, capsys: Capture) -> None:
     fit(data_dir)
     capsys.readouterr()
     words = ["test", "--ckpt_path", LAST, "--model.hidden_dims", "[9]"]
     assert "do not fit the network" in refused(words, capsys)
 
 
-def test_a_checkpoint_cut_short(data_dir: str, capsys: Capture) -> None:
+def test_a_truncated_checkpoint_is_refused(data_dir: str, capsys: Capture) -> None:
     fit(data_dir)
     capsys.readouterr()
     whole = Path(LAST).read_bytes()
@@ -427,7 +427,7 @@ def test_a_checkpoint_cut_short(data_dir: str, capsys: Capture) -> None:
         assert "cut.ckpt: it is" in refused(["test", "--ckpt_path", "cut.ckpt"], capsys)
 
 
-def test_settings_of_another_version(data_dir: str, capsys: Capture) -> None:
+def test_settings_of_another_version_are_refused(data_dir: str, capsys: Capture) -> None:
     fit(data_dir)
     capsys.readouterr()
     checkpoint = torch.load(LAST, weights_only=True)
@@ -479,7 +479,9 @@ def test_code_that_a_checkpoint_names_is_not_imported(
 @pytest.mark.parametrize(
     "words", [["--optimizer.lr", "0.01"], ["--optimizer", "Adam"], ["--lr_scheduler", "null"]]
 )
-def test_the_optimizer_goes_on_as_it_was(data_dir: str, words: list[str], capsys: Capture) -> None:
+def test_resuming_with_another_optimizer_is_refused(
+    data_dir: str, words: list[str], capsys: Capture
+) -> None:
     fit(data_dir, "--lr_scheduler", "StepLR", "--lr_scheduler.step_size", "1")
     capsys.readouterr()
     resume = ["fit", "--ckpt_path", LAST, "--trainer.max_epochs", "3", *words]
@@ -487,7 +489,7 @@ def test_the_optimizer_goes_on_as_it_was(data_dir: str, words: list[str], capsys
 
 
 @pytest.mark.parametrize("config_first", [True, False])
-def test_a_saved_config_beside_a_checkpoint(data_dir: str, config_first: bool) -> None:
+def test_a_saved_config_may_accompany_a_checkpoint(data_dir: str, config_first: bool) -> None:
     fit(data_dir)
     words = [["--ckpt_path", LAST], ["--config", str(RUN / "config.yaml")]]
     words = words[::-1] if config_first else words
@@ -498,7 +500,7 @@ def test_a_saved_config_beside_a_checkpoint(data_dir: str, config_first: bool) -
     assert torch.load(LAST, weights_only=True)["global_step"] == 9
 
 
-def test_on_from_the_best_with_early_stopping(data_dir: str) -> None:
+def test_best_can_be_resumed_with_early_stopping(data_dir: str) -> None:
     options = ["--checkpoint.monitor", "val/acc", "--early_stopping.patience", "9"]
     fit(data_dir, *options)
     best = str(RUN / "checkpoints" / "best.ckpt")
@@ -508,7 +510,7 @@ def test_on_from_the_best_with_early_stopping(data_dir: str) -> None:
     assert cli.trainer.global_step == 15
 
 
-def test_nothing_left_to_train(data_dir: str, capsys: Capture) -> None:
+def test_a_finished_run_says_how_to_train_longer(data_dir: str, capsys: Capture) -> None:
     fit(data_dir)
     before = scalars(str(RUN))
     capsys.readouterr()
@@ -526,7 +528,7 @@ def test_nothing_left_to_train(data_dir: str, capsys: Capture) -> None:
     [["--trainer.max_steps", "5"], ["--trainer.max_epochs", "2"]],
     ids=["in an epoch", "at the end of one"],
 )
-def test_interrupted_after_the_last_step(
+def test_a_run_interrupted_after_its_last_step_is_finished(
     data_dir: str, monkeypatch: pytest.MonkeyPatch, limits: list[str]
 ) -> None:
     words = ["fit", "--data.data_dir", data_dir, "--model.hidden_dims=[8]", *limits]
@@ -542,7 +544,9 @@ def test_interrupted_after_the_last_step(
         assert scalars("killed") == scalars("straight")
 
 
-def test_a_run_folder_without_a_checkpoint(data_dir: str, capsys: Capture) -> None:
+def test_a_run_folder_without_a_checkpoint_needs_its_settings(
+    data_dir: str, capsys: Capture
+) -> None:
     fit(data_dir, "--run_folder", "some run")
     shutil.rmtree("some run/checkpoints")
     with pytest.raises(SystemExit):
@@ -555,7 +559,7 @@ def test_a_run_folder_without_a_checkpoint(data_dir: str, capsys: Capture) -> No
     assert "either --run_folder" in capsys.readouterr().err
 
 
-def test_the_best_checkpoint_of_a_run_that_was_moved(data_dir: str, capsys: Capture) -> None:
+def test_a_moved_run_finds_its_best_checkpoint(data_dir: str, capsys: Capture) -> None:
     fit(data_dir, "--checkpoint.monitor", "val/loss")
     RUN.rename("moved")
     main(["fit", "--ckpt_path", "moved/checkpoints/last.ckpt"])
@@ -573,12 +577,12 @@ def test_early_stopping_from_the_command_line(data_dir: str) -> None:
     assert cli.trainer.global_step == 6  # the first epoch sets the mark, the second misses it
 
 
-def test_a_single_callback(data_dir: str) -> None:
+def test_a_single_callback_is_accepted(data_dir: str) -> None:
     cli = fit(data_dir, "--trainer.callbacks", "LearningRateMonitor")
     assert cli.trainer.global_step == 6
 
 
-def test_ctrl_c_saves_and_says_how_to_go_on(data_dir: str) -> None:
+def test_ctrl_c_saves_and_says_how_to_resume(data_dir: str) -> None:
     command = [sys.executable, "-u", "-m", "fnn_lightning", "fit", "--data.data_dir", data_dir]
     command += ["--trainer.max_epochs", "100000"]
     with (
@@ -601,7 +605,7 @@ def test_ctrl_c_saves_and_says_how_to_go_on(data_dir: str) -> None:
     assert torch.load(LAST, weights_only=True)["global_step"] > 0
 
 
-def test_python_api(data_dir: str) -> None:
+def test_the_python_api_trains_and_tests(data_dir: str) -> None:
     import fnn_lightning
 
     data = fnn_lightning.MNISTDataModule(data_dir=data_dir, batch_size=50)

@@ -66,7 +66,7 @@ def source(world_size: int = 1, rank: int = 0, epoch: int = 0, **kwargs: Any) ->
     return made
 
 
-def test_without_amplitudes_the_bytes_are_served(make_data: MakeData) -> None:
+def test_without_augmentation_the_bytes_are_served(make_data: MakeData) -> None:
     plain, zero = source(augmentation=None), source(augmentation=Augmentation())
     for (ours, _), (theirs, _) in zip(zero, plain, strict=True):
         assert ours.dtype == torch.uint8
@@ -133,7 +133,7 @@ def test_the_field_displaces_by_pixels_as_smooth_noise() -> None:
     assert abs(torch.corrcoef(torch.stack([across[4, 10], down[4, 10]]))[0, 1]) < 0.05
 
 
-def test_amplitudes_are_those_drawn() -> None:
+def test_drawn_values_fill_their_range() -> None:
     count = 4000
     drawn = Augmentation(elastic=0.7, shift=3.0).draw(count, (0,))
     field = drawn[:, :, 3:] * 14  # a half of the side is 1
@@ -158,7 +158,7 @@ def test_amplitudes_are_those_drawn() -> None:
     assert (torch.corrcoef(field[:20].flatten(1)) - torch.eye(20)).abs().max() < 0.5
 
 
-def test_the_strength_of_an_image_multiplies_all_its_amplitudes() -> None:
+def test_an_image_s_strength_multiplies_all_its_values() -> None:
     count = 4000
     full = Augmentation(**ALL).draw(count, (0,))
     mixed = Augmentation(**ALL, min_strength=0.25).draw(count, (0,))
@@ -197,7 +197,7 @@ def test_the_same_seed_epoch_and_position_give_the_same_batch() -> None:
     assert not any(torch.equal(*pair) for pair in combinations(torch.cat(images), 2))
 
 
-def test_nothing_else_has_a_part_in_it() -> None:
+def test_the_batch_depends_on_seed_epoch_and_position_alone() -> None:
     seed_everything(1, verbose=False)
     state, first = torch.get_rng_state(), list(source())
     assert torch.equal(torch.get_rng_state(), state)
@@ -217,7 +217,7 @@ def test_nothing_else_has_a_part_in_it() -> None:
 
 
 @pytest.mark.parametrize("world_size", [2, 3, 7])
-def test_processes_put_together_have_the_batch_of_one(world_size: int) -> None:
+def test_the_shares_of_all_ranks_are_the_batch_of_one(world_size: int) -> None:
     shares = [list(source(world_size, rank)) for rank in range(world_size)]
     for whole, *parts in zip(source(), *shares, strict=True):
         for rank, part in enumerate(parts):
@@ -277,7 +277,7 @@ def test_an_amplitude_out_of_range_is_refused(name: str, value: float) -> None:
         Augmentation(**{name: value})
 
 
-def test_a_run_shows_deformed_digits_once(data_dir: str) -> None:
+def test_a_run_logs_augmented_images_once(data_dir: str) -> None:
     from tensorboard.backend.event_processing.event_accumulator import EventAccumulator
 
     options = ["--data.data_dir", data_dir, "--model.hidden_dims", "[]"]

@@ -17,7 +17,7 @@ def labels_of(batches: InMemoryDataLoader) -> list[list[int]]:
     return [labels.tolist() for _, labels in batches]
 
 
-def test_in_order_with_the_incomplete_last_batch() -> None:
+def test_the_incomplete_last_batch_is_served() -> None:
     batches = source()
     assert len(batches) == 3
     assert labels_of(batches) == [[0, 1, 2, 3], [4, 5, 6, 7], [8, 9]]
@@ -55,7 +55,7 @@ def test_a_new_iteration_of_an_epoch_repeats_it() -> None:
 
 
 @pytest.mark.parametrize("world_size", [2, 3, 4])
-def test_processes_share_each_global_batch(world_size: int) -> None:
+def test_ranks_share_each_global_batch(world_size: int) -> None:
     shares = [
         labels_of(source(shuffle_seed=1, rank=rank, world_size=world_size))
         for rank in range(world_size)
@@ -65,7 +65,7 @@ def test_processes_share_each_global_batch(world_size: int) -> None:
         assert max(map(len, parts)) - min(map(len, parts)) <= 1
 
 
-def test_goes_on_where_a_saved_state_says() -> None:
+def test_a_loaded_state_continues_at_its_position() -> None:
     whole = labels_of(source(shuffle_seed=1))
     first = source(shuffle_seed=1)
     iterator = iter(first)
@@ -76,7 +76,7 @@ def test_goes_on_where_a_saved_state_says() -> None:
     assert labels_of(second) == whole  # the epoch after it is whole
 
 
-def test_state_at_the_end_of_an_epoch_begins_the_next() -> None:
+def test_a_state_at_the_end_of_an_epoch_begins_the_next() -> None:
     first, second = source(), source()
     for _ in first:
         pass

@@ -132,7 +132,9 @@ return drawn;
 """
 
 
-def test_tensorboard_in_a_browser(trained: FNNCLI, tensorboard: str, browser: WebDriver) -> None:
+def test_tensorboard_shows_its_pictures_in_a_browser(
+    trained: FNNCLI, tensorboard: str, browser: WebDriver
+) -> None:
     fetch(f"{tensorboard}/plugin/images/tags")  # it has started, and read the run
     page = tensorboard.removesuffix("/data")
 
@@ -152,7 +154,7 @@ def test_tensorboard_in_a_browser(trained: FNNCLI, tensorboard: str, browser: We
     assert shows("graphs", "0_Linear", "4_Linear")
 
 
-def test_insight_can_be_switched_off(data_dir: str) -> None:
+def test_tensorboard_plots_can_be_switched_off(data_dir: str) -> None:
     main(["fit", "--data.data_dir", data_dir, "--tensorboard.enabled", "false"])
     assert not (RUN / "loss.png").exists()
     from tensorboard.backend.event_processing.event_accumulator import EventAccumulator

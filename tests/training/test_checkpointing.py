@@ -44,7 +44,7 @@ def run_with(callback: Any, model: FNNLitModule, data: MNISTDataModule, **kwargs
         ("val/loss", "max", [0.5, 0.9, 0.2, 0.4], 2),
     ],
 )
-def test_the_best_and_the_last(
+def test_best_and_last_are_kept(
     make_data: MakeData, metric: Any, mode: Any, values: list[float], best_epoch: int
 ) -> None:
     checkpoint = Checkpoint(monitor=metric, mode=mode)
@@ -56,20 +56,22 @@ def test_the_best_and_the_last(
     assert checkpoint.best_score == pytest.approx(values[best_epoch - 1])
 
 
-def test_only_the_last_without_a_metric(make_data: MakeData) -> None:
+def test_only_last_is_kept_without_a_metric(make_data: MakeData) -> None:
     run = run_with(Checkpoint(), FNNLitModule(hidden_dims=[4]), make_data())
     assert [path.name for path in Path(str(run.log_dir)).glob("**/*.ckpt")] == ["last.ckpt"]
 
 
 @pytest.mark.parametrize("limits", [{"limit_val_batches": 0}, {"val_check_interval": 2}, {}])
-def test_the_last_is_the_last_also_in_the_middle_of_an_epoch(
+def test_last_is_the_last_step_even_in_the_middle_of_an_epoch(
     make_data: MakeData, limits: dict[str, int]
 ) -> None:
     run = run_with(Checkpoint(), FNNLitModule(hidden_dims=[4]), make_data(), max_steps=5, **limits)
     assert step_of(Path(str(run.log_dir)) / "checkpoints" / "last.ckpt") == 5
 
 
-def test_every_n_steps(make_data: MakeData, monkeypatch: pytest.MonkeyPatch) -> None:
+def test_last_is_written_every_n_steps(
+    make_data: MakeData, monkeypatch: pytest.MonkeyPatch
+) -> None:
     saved = []
     save = Trainer.save_checkpoint
 
@@ -84,7 +86,7 @@ def test_every_n_steps(make_data: MakeData, monkeypatch: pytest.MonkeyPatch) -> 
     assert saved == [2, 4, 6, 7, 8, 10, 12, 14]
 
 
-def test_the_best_is_remembered_by_a_run_that_goes_on(make_data: MakeData) -> None:
+def test_a_resumed_run_remembers_its_best(make_data: MakeData) -> None:
     first = Checkpoint(monitor="val/acc")
     run = run_with(first, Scripted([0.5, 0.9, 0.7, 0.6]), make_data())
     last = str(Path(str(run.log_dir)) / "checkpoints" / "last.ckpt")
@@ -103,7 +105,7 @@ def test_the_best_is_remembered_by_a_run_that_goes_on(make_data: MakeData) -> No
         ({"patience": 2, "min_delta": 0.2}, [0.5, 0.6, 0.65, 0.9, 0.9], 3),
     ],
 )
-def test_early_stopping(
+def test_training_stops_after_patience_validations_without_improvement(
     make_data: MakeData, arguments: dict[str, Any], values: list[float], epochs: int
 ) -> None:
     data = make_data()
@@ -111,7 +113,7 @@ def test_early_stopping(
     assert run.global_step == 3 * epochs
 
 
-def test_bad_arguments() -> None:
+def test_an_argument_out_of_range_is_refused() -> None:
     with pytest.raises(InputError, match="`every_n_steps` to be 1 or more, but got 0"):
         Checkpoint(every_n_steps=0)
     with pytest.raises(InputError, match="`patience` to be 0 or more, but got -1"):
@@ -119,7 +121,7 @@ def test_bad_arguments() -> None:
 
 
 @pytest.mark.parametrize(("minutes", "steps"), [(1e-9, [1, 2, 3, 4, 5, 6, 7]), (60.0, [7])])
-def test_every_n_minutes(
+def test_last_is_written_every_n_minutes(
     make_data: MakeData, monkeypatch: pytest.MonkeyPatch, minutes: float, steps: list[int]
 ) -> None:
     saved = []

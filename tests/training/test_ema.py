@@ -59,7 +59,7 @@ def assert_close(ours: dict[str, Tensor], theirs: dict[str, Tensor]) -> None:
             torch.testing.assert_close(value.double(), theirs[name].double(), rtol=1e-5, atol=1e-6)
 
 
-def test_the_average_is_that_of_every_step(
+def test_the_average_is_over_every_step(
     make_data: MakeData, make_model: MakeModel, tmp_path: Path
 ) -> None:
     recorder, plain = Recorder(), Recorder()
@@ -115,7 +115,7 @@ def test_the_average_is_that_of_every_step(
         assert F.cross_entropy(model.eval()(images), labels).item() == pytest.approx(loss, rel=1e-5)
 
 
-def test_without_it_nothing_is_kept(
+def test_without_an_ema_the_checkpoint_holds_none(
     make_data: MakeData, make_model: MakeModel, tmp_path: Path
 ) -> None:
     run = trainer(tmp_path, max_epochs=1)

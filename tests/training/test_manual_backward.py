@@ -35,7 +35,7 @@ def bits(numbers: Tensor) -> Tensor:
 @pytest.mark.parametrize("activation", WRITTEN_OUT)
 @pytest.mark.parametrize("batch_size", [1, 3, 100])
 @pytest.mark.parametrize("dtype", [torch.float32, torch.float64])
-def test_every_bit_is_autograd_s(
+def test_gradients_equal_those_of_autograd_bit_for_bit(
     hidden_dims: list[int], activation: Any, batch_size: int, dtype: torch.dtype
 ) -> None:
     torch.manual_seed(0)
@@ -63,7 +63,7 @@ def test_every_bit_is_autograd_s(
             assert parameter.grad.stride() == gradient.stride()
 
 
-def test_the_activations_of_the_tutorials_are_written_out() -> None:
+def test_the_activations_of_the_tutorials_are_supported() -> None:
     assert sorted(WRITTEN_OUT) == ["relu", "sigmoid", "tanh"]
     assert supports_manual_backward(FNN(hidden_dims=[]))
     for name in ACTIVATIONS:
@@ -139,7 +139,7 @@ WATCHED: dict[str, Callable[[FNN], Any]] = {
 
 
 @pytest.mark.parametrize("watch", WATCHED.values(), ids=WATCHED.keys())
-def test_whoever_watches_has_autograd(watch: Callable[[FNN], Any]) -> None:
+def test_hooks_on_modules_and_parameters_get_autograd(watch: Callable[[FNN], Any]) -> None:
     network = FNN(hidden_dims=[784, 784])
     assert supports_manual_backward(network)
     watch(network)
@@ -147,7 +147,7 @@ def test_whoever_watches_has_autograd(watch: Callable[[FNN], Any]) -> None:
 
 
 @pytest.mark.parametrize("kind", ["forward", "forward_pre", "full_backward", "full_backward_pre"])
-def test_whoever_watches_all_modules_has_autograd(kind: str) -> None:
+def test_global_module_hooks_get_autograd(kind: str) -> None:
     handle = getattr(nn.modules.module, f"register_module_{kind}_hook")(nothing)
     try:
         assert not supports_manual_backward(FNN())
@@ -209,7 +209,7 @@ def calls(monkeypatch: pytest.MonkeyPatch) -> list[int]:
         ({"multi_step": False}, False),
     ],
 )
-def test_steps_that_run_ahead_are_written_out(
+def test_plain_nets_use_written_out_gradients(
     make_data: MakeData,
     make_model: MakeModel,
     tmp_path: Path,
@@ -222,7 +222,7 @@ def test_steps_that_run_ahead_are_written_out(
     assert bool(calls) == written_out
 
 
-def test_a_derived_module_has_autograd(
+def test_a_derived_module_gets_autograd(
     make_data: MakeData, tmp_path: Path, calls: list[int]
 ) -> None:
     model = HalfLoss(hidden_dims=[4])

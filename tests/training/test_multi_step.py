@@ -25,7 +25,7 @@ from fnn_lightning.training import multi_step as multi_step_file
 from fnn_lightning.training.checkpointing import Checkpoint, EarlyStopping
 from fnn_lightning.training.console import ProgressBar
 from fnn_lightning.training.ema import EMA
-from tests.support import assert_same, scalars, trainer, why_single_steps
+from tests.support import ROOT, assert_same, scalars, trainer, why_single_steps
 
 MakeData = Callable[..., MNISTDataModule]
 MakeModel = Callable[..., FNNLitModule]
@@ -128,7 +128,7 @@ def test_gradients_written_out_are_those_of_single_steps(
     assert ahead.scalars == single.scalars
 
 
-def test_what_draws_and_what_counts_batches_is_the_same(
+def test_random_layers_and_counters_are_those_of_single_steps(
     both: Callable[..., list[Run]],
 ) -> None:
     layers = {"batch_norm": True, "dropout": 0.3, "input_dropout": 0.2, "initialization": "he"}
@@ -175,7 +175,7 @@ def stop_early() -> list[Callback]:
     # without the addresses of functions: the processes of pytest-xdist must agree on the names
     ids=lambda value: re.sub(r" at 0x\w+", "", str(value)),
 )
-def test_what_counts_steps_counts_them_the_same(
+def test_every_limit_counts_steps_as_single_steps_do(
     both: Callable[..., list[Run]],
     limits: dict[str, Any],
     steps: int,
@@ -276,7 +276,7 @@ PLATEAU = {"class_path": "ReduceLROnPlateau", "init_args": {"monitor": "val/loss
         ),
     ],
 )
-def test_what_needs_the_trainer_gets_single_steps(
+def test_settings_that_need_the_trainer_get_single_steps(
     make_data: MakeData,
     make_model: MakeModel,
     tmp_path: Path,
@@ -321,7 +321,7 @@ def test_other_loaders_get_single_steps(
     assert why_single_steps(run) == "the batches come from a DataLoader"
 
 
-def test_a_callback_can_say_how_often_it_acts(
+def test_a_callback_sees_every_step_it_declares(
     make_data: MakeData, make_model: MakeModel, tmp_path: Path
 ) -> None:
     sparse = Sparse()
@@ -350,7 +350,7 @@ def test_hooks_of_the_optimizer_are_called(
     assert calls.count("pre") == calls.count("post") == calls.count("global") == 14
 
 
-def test_the_clock_returns_to_the_trainer(
+def test_control_returns_to_the_trainer_after_max_seconds(
     make_data: MakeData, make_model: MakeModel, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
 ) -> None:
     monkeypatch.setattr(multi_step_file, "MAX_SECONDS", 0.0)  # one step ahead, one the Trainer's
@@ -378,7 +378,7 @@ def test_an_interrupted_step_leaves_the_counts_right(
     assert run.global_step == 6
 
 
-def test_only_the_trainer_s_own_iteration_trains(
+def test_iterating_over_the_dataloader_trains_nothing(
     make_data: MakeData, make_model: MakeModel, tmp_path: Path
 ) -> None:
     module = make_model()
@@ -400,3 +400,13 @@ def test_a_hook_set_on_the_module_is_called(
     run = trainer(tmp_path, max_epochs=1)
     run.fit(module, datamodule=make_data(batch_size=20))
     assert len(calls) == 14
+
+
+def test_no_other_file_touches_the_trainer_s_loops() -> None:
+    private = re.compile(
+        r"fit_loop|epoch_loop|_data_fetcher|_combined_loader|_batches_that_stepped"
+    )
+    files = (ROOT / "fnn_lightning").rglob("*.py")
+    found = {path.name for path in files if private.search(path.read_text(encoding="utf-8"))}
+    # `checkpoint_io.py` reads the counts from a checkpoint's data
+    assert found == {"multi_step.py", "checkpoint_io.py"}

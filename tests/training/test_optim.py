@@ -1,5 +1,6 @@
 """Learning rates, step by step, against values computed by hand."""
 
+import math
 from collections.abc import Callable
 from datetime import timedelta
 from math import cos, pi
@@ -157,7 +158,7 @@ def test_the_learning_rate_of_every_step(
         ({"max_epochs": 3, "overfit_batches": 1}, 3),
     ],
 )
-def test_the_length_is_that_of_the_run(
+def test_a_schedule_takes_its_length_from_the_run(
     make_data: MakeData, make_model: MakeModel, tmp_path: Path, limits: Any, steps: int
 ) -> None:
     module = make_model(lr_scheduler=scheduled("CosineAnnealingLR"), lr_interval="step")
@@ -173,7 +174,7 @@ def test_the_length_is_that_of_the_run(
     ("limits", "steps"),
     [({"fast_dev_run": 2}, 2), ({"max_steps": 0}, 0), ({"limit_train_batches": 0}, 0)],
 )
-def test_a_trial_has_no_length_to_fit_into(
+def test_a_fast_dev_run_accepts_any_length(
     make_data: MakeData, make_model: MakeModel, tmp_path: Path, limits: Any, steps: int
 ) -> None:
     one_cycle = scheduled("OneCycleLR", max_lr=0.8)
@@ -192,7 +193,7 @@ class SaveFirstEpoch(Callback):
 
 
 @pytest.mark.parametrize("max_epochs", [-1, 4])
-def test_a_run_limited_by_steps_goes_on_from_the_end_of_an_epoch(
+def test_a_run_limited_by_steps_resumes_from_the_end_of_an_epoch(
     make_data: MakeData, make_model: MakeModel, tmp_path: Path, max_epochs: int
 ) -> None:
     weights = []
@@ -244,7 +245,7 @@ COSINE = {"lr_scheduler": scheduled("CosineAnnealingLR")}
         ),
     ],
 )
-def test_what_does_not_go_together(
+def test_settings_that_exclude_each_other_are_refused(
     make_data: MakeData,
     make_model: MakeModel,
     tmp_path: Path,
@@ -257,12 +258,14 @@ def test_what_does_not_go_together(
 
 
 @pytest.mark.parametrize("warmup", [-1, 1.5, float("nan"), float("inf")])
-def test_bad_warmups(warmup: float) -> None:
+def test_a_warmup_out_of_range_is_refused(warmup: float) -> None:
     with pytest.raises(InputError, match="Expected `warmup` to be a number of steps"):
         FNNLitModule(warmup=warmup)
 
 
-def test_on_the_command_line(data_dir: str, capsys: pytest.CaptureFixture[str]) -> None:
+def test_the_command_line_fills_in_the_length_of_a_schedule(
+    data_dir: str, capsys: pytest.CaptureFixture[str]
+) -> None:
     options = ["--data.data_dir", data_dir, "--model.hidden_dims", "[]", "--data.batch_size", "55",
                "--trainer.max_epochs", "2", "--trainer.log_every_n_steps", "1"]  # fmt: skip
     with pytest.raises(SystemExit):  # jsonargparse asks for what PyTorch has no default for
@@ -289,3 +292,65 @@ def test_on_the_command_line(data_dir: str, capsys: pytest.CaptureFixture[str]) 
           "--model.lr_interval", "step"])  # fmt: skip
     scheduler = torch.load("lightning_logs/version_1/checkpoints/last.ckpt", weights_only=True)
     assert scheduler["lr_schedulers"][0]["total_steps"] == 10
+
+
+@pytest.mark.parametrize(
+    ("interval", "expected"),
+    [("step", [0.4, 0.2, 0.1, 0.05, 0.025, 0.0125]), ("epoch", [0.4] * 3 + [0.2] * 3)],
+)
+def test_a_schedule_counts_steps_or_epochs(
+    make_data: MakeData,
+    make_model: MakeModel,
+    tmp_path: Path,
+    interval: str,
+    expected: list[float],
+) -> None:
+    model = make_model(
+        optimizer={"class_path": "SGD", "init_args": {"lr": 0.4}},
+        lr_scheduler={"class_path": "ExponentialLR", "init_args": {"gamma": 0.5}},
+        lr_interval=interval,
+    )
+    run = trainer(tmp_path, log_every_n_steps=1)
+    run.fit(model, datamodule=make_data())
+    assert [value for _, value in scalars(run.log_dir)["lr"]] == pytest.approx(expected)
+
+
+def test_a_plateau_schedule_follows_its_metric(
+    make_data: MakeData, make_model: MakeModel, tmp_path: Path
+) -> None:
+    arguments: dict[str, Any] = {"monitor": "val/loss", "factor": 0.1, "patience": 0}
+    arguments |= {"threshold": 1e9, "threshold_mode": "abs"}
+    model = make_model(
+        lr_scheduler={"class_path": "ReduceLROnPlateau", "init_args": arguments},
+    )
+    run = trainer(tmp_path, max_epochs=3, log_every_n_steps=3)
+    run.fit(model, datamodule=make_data())
+    # No improvement is ever large enough: the first epoch sets the mark, the second misses it.
+    rates = [value for _, value in scalars(run.log_dir)["lr"]]
+    assert rates == pytest.approx([0.1, 0.1, 0.01])
+
+
+@pytest.mark.parametrize(
+    ("arguments", "message"),
+    [
+        ({"optimizer": {"class_path": "torch.optim.Sgd"}}, "a class of torch.optim"),
+        ({"optimizer": {"class_path": "os.system"}}, "a class of torch.optim"),
+        ({"optimizer": {"class_path": "elsewhere.SGD"}}, "a class of torch.optim"),
+        ({"optimizer": {"class_path": "torch.optim.Optimizer"}}, "a class of torch.optim"),
+        ({"optimizer": "SGD"}, "a class of torch.optim"),
+        ({"lr_scheduler": {"class_path": "torch.optim.SGD"}}, "class of torch.optim.lr_scheduler"),
+        ({"optimizer": {"class_path": "SGD", "init_args": {"lr": 0}}}, "`lr` to be positive"),
+        ({"optimizer": {"class_path": "SGD", "init_args": {"lr": math.inf}}}, "to be positive"),
+    ],
+)
+def test_what_is_no_optimizer_or_scheduler_is_refused(
+    arguments: dict[str, Any], message: str
+) -> None:
+    with pytest.raises(InputError, match=message):
+        FNNLitModule(**arguments)
+
+
+def test_an_argument_the_optimizer_refuses_is_an_input_error() -> None:
+    module = FNNLitModule(optimizer={"class_path": "SGD", "init_args": {"momentum": -1.0}})
+    with pytest.raises(InputError, match="SGD cannot be made: Invalid momentum value"):
+        module.configure_optimizers()

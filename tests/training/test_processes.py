@@ -63,7 +63,7 @@ def assert_same_run(run: str, other: str) -> None:
 
 
 @pytest.mark.soak
-def test_the_number_of_processes_changes_nothing(
+def test_the_number_of_ranks_changes_nothing(
     data_dir: str, start: Start, capsys: pytest.CaptureFixture[str]
 ) -> None:
     # batches of 137, 137 and 1: shares of different sizes, and empty ones
@@ -123,7 +123,7 @@ AUGMENTED += ["--ema.decay=0.9", "--model.label_smoothing=0.1", "--model.hidden_
 
 
 @pytest.mark.soak
-def test_deformation_and_averaging_on_two_processes(data_dir: str, start: Start) -> None:
+def test_augmentation_and_ema_are_the_same_on_two_ranks(data_dir: str, start: Start) -> None:
     options = ["--data.data_dir", data_dir, *AUGMENTED, "--trainer.log_every_n_steps", "1"]
     done(start(*FIT, *options, "--run_folder", "one"))
     done(start(*FIT, *options, *ddp(2), "--run_folder", "two"))
@@ -158,7 +158,7 @@ def test_deformation_and_averaging_on_two_processes(data_dir: str, start: Start)
 
 
 @pytest.mark.soak
-def test_each_process_draws_its_own_dropout(data_dir: str, start: Start) -> None:
+def test_each_rank_draws_its_own_dropout(data_dir: str, start: Start) -> None:
     options = ["--data.data_dir", data_dir, "--model.dropout=0.5", "--model.hidden_dims=[16]"]
     # two processes with as many images each, from the start and after one process
     done(start(*FIT, *options, *ddp(2), "--trainer.max_steps=1", "--run_folder", "two"))
@@ -169,7 +169,7 @@ def test_each_process_draws_its_own_dropout(data_dir: str, start: Start) -> None
         assert not torch.equal(first["cpu"], second["cpu"])
 
 
-def test_two_nodes(data_dir: str, start: Start) -> None:
+def test_two_nodes_train_as_one(data_dir: str, start: Start) -> None:
     options = ["--data.data_dir", data_dir, "--trainer.max_epochs", "3", "--trainer.devices", "1"]
     port = free_port()
     nodes = [
@@ -197,7 +197,7 @@ STEPS = 9  # in an epoch
 
 @pytest.mark.soak
 @pytest.mark.parametrize("processes", [1, 2])
-def test_killed_and_resumed(data_dir: str, start: Start, processes: int) -> None:
+def test_a_killed_run_resumes_bit_for_bit(data_dir: str, start: Start, processes: int) -> None:
     # long enough to be stopped in time: steps of two processes are slower
     devices, epochs = (ddp(processes), 24) if processes > 1 else ([], 60)
     options = ["--data.data_dir", data_dir, *LONG, f"--trainer.max_epochs={epochs}", *devices]
@@ -238,7 +238,7 @@ def test_killed_and_resumed(data_dir: str, start: Start, processes: int) -> None
     assert_same_run("lightning_logs/version_0", "straight")
 
 
-def test_signals_where_nothing_is_saved(data_dir: str, start: Start) -> None:
+def test_signals_end_stages_that_save_nothing(data_dir: str, start: Start) -> None:
     options = ["--data.data_dir", data_dir, "--model.hidden_dims=[8]"]
     run = start(*FIT, *options, "--trainer.max_epochs=9999", "--trainer.logger=false")
     wait_for(run, 30)
@@ -270,7 +270,7 @@ wait -n && wait -n
 
 
 @pytest.mark.soak
-def test_a_slurm_job_that_is_queued_again(data_dir: str, tmp_path: Path, start: Start) -> None:
+def test_a_requeued_slurm_job_resumes(data_dir: str, tmp_path: Path, start: Start) -> None:
     bin_folder = tmp_path / "bin"
     bin_folder.mkdir()
     (bin_folder / "scontrol").write_text('#!/bin/bash\necho "$@" >> scontrol.log\n')
@@ -300,7 +300,7 @@ def test_a_slurm_job_that_is_queued_again(data_dir: str, tmp_path: Path, start: 
     assert_same_run("runs/4217", "straight")
 
 
-def test_two_runs_started_at_the_same_moment(mirror: Path, start: Start) -> None:
+def test_two_simultaneous_runs_get_a_folder_each(mirror: Path, start: Start) -> None:
     # the digests of the tiny archives stand in for those of MNIST, as in this process
     code = (
         "import sys; from torchvision.datasets import MNIST; "
@@ -318,7 +318,7 @@ def test_two_runs_started_at_the_same_moment(mirror: Path, start: Start) -> None
     assert_same(end_of(str(runs[0])), end_of(str(runs[1])))
 
 
-def test_a_full_disk(data_dir: str, start: Start) -> None:
+def test_a_full_disk_keeps_the_last_checkpoint(data_dir: str, start: Start) -> None:
     # a limit on the size of files is met like the end of a disk
     code = (
         "import resource, sys; resource.setrlimit(resource.RLIMIT_FSIZE, (300_000, 300_000)); "

@@ -113,7 +113,7 @@ def fit(
     ],
     ids=lambda value: "-".join(map(str, value.values())) if "class_path" not in value else None,
 )
-def test_a_run_goes_on_from_every_step(
+def test_a_run_resumes_exactly_from_every_step(
     make_data: MakeData, tmp_path: Path, multi_step: bool, model: Any, limits: Any
 ) -> None:
     arguments = dict(model)

@@ -1,0 +1,77 @@
+import pytest
+import torch
+from torch import Tensor
+from torch.nn import functional as F
+
+from fnn_lightning.errors import DivergenceError
+from fnn_lightning.training.metrics import SplitMetrics, StepOutput, TrainMetrics
+
+CPU = torch.device("cpu")
+
+
+def output(digits: list[int], labels: list[int], loss: float) -> StepOutput:
+    logits = F.one_hot(torch.tensor(digits, dtype=torch.int64), 10).float()
+    return StepOutput(torch.tensor(loss), logits, torch.tensor(labels, dtype=torch.int64))
+
+
+def floats(values: dict[str, Tensor]) -> dict[str, float]:
+    return {name: value.item() for name, value in values.items()}
+
+
+def test_a_split_weighs_batches_by_their_images_and_counts_them() -> None:
+    split = SplitMetrics("val/")
+    for digits, labels, loss in (([1, 2, 3], [1, 2, 4], 0.5), ([7], [7], 2.5)):
+        _, logits, target = output(digits, labels, loss)
+        value = torch.tensor(loss)
+        split.update(preds=logits, target=target, value=value, weight=len(labels))
+    assert floats(split.measure()) == pytest.approx({"val/loss": 1.0, "val/acc": 0.75})
+    assert split.counts == (3, 4)
+
+
+def test_training_is_measured_since_the_last_call() -> None:
+    metrics = TrainMetrics()
+    metrics.update(output([1, 2], [1, 3], 1.0))
+    metrics.update(output([5], [5], 4.0))
+    assert floats(metrics.measure()) == pytest.approx({"train/loss": 2.0, "train/acc": 2 / 3})
+    metrics.update(output([5], [5], 0.25))
+    assert floats(metrics.measure()) == pytest.approx({"train/loss": 0.25, "train/acc": 1.0})
+    assert metrics.losses().tolist() == [1.0, 4.0, 0.25]
+    assert metrics.since_validation.compute().item() == pytest.approx((2 + 4 + 0.25) / 4)
+
+
+@pytest.mark.parametrize("flushed", [False, True])
+def test_the_sums_of_two_ranks_are_added_on_the_first_of_another_number(flushed: bool) -> None:
+    ranks = [TrainMetrics(), TrainMetrics()]
+    ranks[0].update(output([1, 2, 3], [1, 2, 4], 0.5))
+    ranks[1].update(output([7], [7], 2.5))
+    if flushed:
+        for each in ranks:
+            each.flush()
+    states, losses = [each.state_dict() for each in ranks], torch.tensor([1.0])
+    first, second = TrainMetrics(), TrainMetrics()
+    first.load_state_dict(states, losses, CPU, counts=True)
+    second.load_state_dict(states, losses, CPU, counts=False)
+    assert floats(first.measure()) == pytest.approx({"train/loss": 1.0, "train/acc": 0.75})
+    assert first.split.counts == (3, 4)
+    assert first.losses().tolist() == [1.0]
+    second.flush()
+    assert not second.split["loss"].update_called
+
+
+def test_a_loss_that_is_not_finite_is_named_by_its_batch() -> None:
+    metrics = TrainMetrics()
+    metrics.update(output([1], [1], 1.0))
+    metrics.flush()
+    metrics.update(output([1], [1], 1.0))
+    metrics.update(output([1], [1], float("inf")))
+    with pytest.raises(DivergenceError, match=r"training loss became inf in batch 3$"):
+        metrics.flush()
+
+
+def test_nothing_is_empty_until_a_batch_is_added() -> None:
+    metrics = TrainMetrics()
+    assert metrics.empty
+    metrics.update(output([1], [1], 1.0))
+    assert not metrics.empty
+    metrics.reset()
+    assert metrics.empty
