@@ -1,10 +1,10 @@
-"""Kills runs at random moments, goes on with them, and compares the end with undisturbed runs.
+"""Kills runs at random moments, resumes them, and compares the end with undisturbed runs.
 
     python benchmarks/chaos.py --data_dir data
 
 Each of twenty trials starts the work of `configs/relu_100.yaml` on one process, or two epochs of
 it on two, kills it at a random moment of training (the whole run by SIGKILL or SIGTERM, or one
-process of two by SIGKILL), waits until nothing of it is left, goes on with the same command, and
+process of two by SIGKILL), waits until nothing of it is left, resumes with the same command, and
 compares weights, optimiser, metrics and curves with those of a run that was left alone.
 """
 

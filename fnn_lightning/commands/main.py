@@ -73,7 +73,7 @@ def main(args: list[str] | None = None) -> None:
         print(f"interrupted; {stop}" if str(stop) else "interrupted", file=sys.stderr)
         raise SystemExit(130) from None
     except BrokenPipeError:
-        # Whoever read the output, `head` say, has enough of it.
+        # The reader of the output, such as `head`, has closed it.
         os.dup2(os.open(os.devnull, os.O_WRONLY), sys.stdout.fileno())
         raise SystemExit(1) from None
     except Exception as error:

@@ -116,7 +116,7 @@ class Sweep:
 
     Optuna's storage says which trials there are; the lock on a trial's output says whether a
     process works on it. A trial that Optuna takes to be running, but that is not locked, was
-    interrupted, however and on whichever machine. Whoever finds it resumes it from its checkpoint.
+    interrupted, however and on whichever machine; the process that finds it resumes it.
 
     Args:
         children: Starts the processes.

@@ -64,7 +64,7 @@ class Console(callbacks.Callback):
     def _steps(trainer: Trainer) -> str:
         found = [each for each in trainer.callbacks if isinstance(each, MultiStep)]  # type: ignore[attr-defined]
         reason = found[0].reason(trainer) if found else "there is no MultiStep"
-        return f"single: {reason}" if reason else "several for one of the Trainer's"
+        return f"single steps: {reason}" if reason else "multi-step loop"
 
     def on_validation_end(self, trainer: Trainer, pl_module: LightningModule) -> None:
         assert isinstance(pl_module, FNNLitModule)

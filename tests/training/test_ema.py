@@ -140,7 +140,7 @@ def test_test_and_predict_use_the_average(
     again = FNNCLI(["fit", "--ckpt_path", LAST])
     for name, value in again.model.network.state_dict().items():
         assert torch.equal(value, stored["state_dict"][f"network.{name}"])
-    # and goes on with the weights
+    # and it resumes from the weights
     longer = FNNCLI(["fit", "--ckpt_path", LAST, "--trainer.max_epochs", "3"])
     whole = FNNCLI(["fit", *options[:2], "--trainer.max_epochs", "3", *options[4:]])
     for ours, theirs in zip(longer.model.parameters(), whole.model.parameters(), strict=True):

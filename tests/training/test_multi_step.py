@@ -1,4 +1,4 @@
-"""Steps run ahead of the Trainer must leave no trace: everything is compared with single steps."""
+"""Multi-step training must leave no trace: everything is compared with single steps."""
 
 import re
 from collections.abc import Callable

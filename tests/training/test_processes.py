@@ -74,7 +74,7 @@ def test_the_number_of_ranks_changes_nothing(
         done(start(*FIT, *options, *ddp(2), "--run_folder", "run2")),
         done(start(*torchrun(4), *FIT, *options, *ddp(4), "--run_folder", "run4")),
     ]
-    assert "run ahead of the Trainer" in outputs[0]
+    assert "multi-step loop" in outputs[0]
     assert "one at a time: the strategy is DDPStrategy" in outputs[1]
     one, *others = (scalars(f"run{processes}") for processes in (1, 2, 4))
     assert len(one["train/loss"]) == 40
@@ -147,7 +147,7 @@ def test_augmentation_and_ema_are_the_same_on_two_ranks(data_dir: str, start: St
     assert status != 0
     assert "Expected one rank for batch normalisation with `keep_hardest`" in err
 
-    # each normalises by its own share: other figures, but the same ones in a run that goes on
+    # each rank normalises by its own share: other figures, but the same ones in a resumed run
     options += ["--model.batch_norm=true", "--model.dropout=0.2", "--model.warmup=2", *ddp(2)]
     done(start(*FIT, *options, "--run_folder", "straight"))
     done(start(*FIT, *options, "--run_folder", "resumed", "--trainer.max_epochs=2"))

@@ -1,4 +1,4 @@
-"""A run that is interrupted anywhere and goes on must end as if it had never been interrupted."""
+"""A run interrupted anywhere and resumed must end as if it had never been interrupted."""
 
 import shutil
 from collections.abc import Callable
