@@ -75,7 +75,7 @@ def test_the_number_of_ranks_changes_nothing(
         done(start(*torchrun(4), *FIT, *options, *ddp(4), "--run_folder", "run4")),
     ]
     assert "multi-step loop" in outputs[0]
-    assert "one at a time: the strategy is DDPStrategy" in outputs[1]
+    assert "single steps: the strategy is DDPStrategy" in outputs[1]
     one, *others = (scalars(f"run{processes}") for processes in (1, 2, 4))
     assert len(one["train/loss"]) == 40
     for curves in others:
