@@ -30,7 +30,7 @@ SPLIT_SEED = 0  # fixed, so that runs with different seeds validate on the same 
 
 
 class Split(NamedTuple):
-    """What one split serves: of images in memory, those that the indices name."""
+    """Images in memory, and the indices of those in this split."""
 
     images: Tensor
     """`uint8` of shape `(N, 28, 28)`."""
@@ -57,14 +57,14 @@ class MNISTDataModule(LightningDataModule):
         batch_size: Number of training images in a step, over all devices; each takes its share.
         val_size: Number of training images held out for validation, the same ones in every run.
             By default a twelfth of them: 5,000 of MNIST's 60,000. 0 trains on all of them.
-            Validation then watches the test set, as tutorials do, and must not select by it.
+            Validation then watches the test set, as tutorials do, so nothing may be selected by it.
         seed: Seed of the batches' order, a function of (seed, epoch) alone, and of augmentation, a
             function of (seed, epoch, position in the epoch).
         augmentation: Applied to the training images, drawn anew in every epoch.
 
     Raises:
         InputError: If an argument is out of its range; in `prepare_data`, if the data cannot be
-            had.
+            obtained.
     """
 
     def __init__(
@@ -170,12 +170,12 @@ class MNISTDataModule(LightningDataModule):
         )
 
     def _read(self, train: bool) -> Split:
-        if self.dataset == "digits":
-            images, labels = sklearn_digits.read_digits(train)
-        else:
+        if self.dataset == "mnist":
             part = "train" if train else "t10k"
             labels = self._read_labels(part)
             images = read_images(raw_dir(self.data_dir) / f"{part}-images-idx3-ubyte")
+        else:
+            images, labels = sklearn_digits.read_digits(train)
         return Split(images, labels, torch.arange(len(images)))
 
     def _read_labels(self, part: str) -> Tensor:

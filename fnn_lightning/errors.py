@@ -6,13 +6,13 @@ MAX_MESSAGE = 1_000  # characters; what a file holds can be repeated in a messag
 class InputError(ValueError):
     """Something the user gave cannot be used.
 
-    The message is one line that says what was expected, what came and, where it is not plain,
-    what to do.
+    The message is one line that says what was expected, what was given and, where that is not
+    obvious, what to do.
     """
 
 
 class DivergenceError(ArithmeticError):
-    """The loss or a weight is no longer a finite number, so that training on makes no sense."""
+    """The loss or a weight is no longer a finite number, so continuing is pointless."""
 
 
 def one_line(message: str) -> str:

@@ -11,7 +11,7 @@ from fnn_lightning.data.dataloader import Batch, InMemoryDataLoader
 from fnn_lightning.errors import DivergenceError, InputError
 from fnn_lightning.network import FNN, NUM_CLASSES
 from fnn_lightning.training.batch_norm import check_batch_norm
-from fnn_lightning.training.hard_examples import Dealt, HardExamples, evaluating
+from fnn_lightning.training.hard_examples import HardExamples, Sharding, evaluating
 from fnn_lightning.training.hparams import HParams
 from fnn_lightning.training.metrics import IGNORE_INDEX, SplitMetrics, StepOutput, TrainMetrics
 from fnn_lightning.training.multi_step import MultiStep, run_length
@@ -97,7 +97,7 @@ class FNNLitModule(LightningModule):
         self.test_metrics = SplitMetrics("test/")
         self.test_train_set_metrics = SplitMetrics("test/train_set_")
         self.schedule_lengths = (0, 0)
-        """Steps of warm-up and length of the schedule, as far as they follow from the run's."""
+        """Steps of warm-up and length of the schedule where the run's length gives them, else 0."""
         self._loaded_step = 0
 
     def forward(self, images: Tensor) -> Tensor:
@@ -111,7 +111,7 @@ class FNNLitModule(LightningModule):
             with evaluating(self.network):
                 first_pass = self._step(batch, self.label_smoothing)
             batch = self.hard_examples.select(
-                batch, first_pass.logits, self.label_smoothing, self._dealt(batch_idx)
+                batch, first_pass.logits, self.label_smoothing, self._sharding(batch_idx)
             )
         output = self._step(batch, self.label_smoothing)
         self.train_metrics.update(output if first_pass is None else first_pass)
@@ -156,17 +156,17 @@ class FNNLitModule(LightningModule):
             metrics.update(preds=logits, target=labels, value=loss, weight=len(labels))
         return {"logits": logits}  # for callbacks
 
-    def _dealt(self, batch_idx: int) -> Dealt | None:
+    def _sharding(self, batch_idx: int) -> Sharding | None:
         """Tell how a batch was dealt to the ranks, if there are several."""
         loader = self.trainer.train_dataloader if self.trainer.world_size > 1 else None
         return (loader, batch_idx) if isinstance(loader, InMemoryDataLoader) else None
 
     def _weigh(self, output: StepOutput, batch_idx: int) -> Tensor:
         """Weigh a rank's loss by its share of the batch: DDP takes the mean over the ranks."""
-        dealt = self._dealt(batch_idx)
-        if dealt is None:
+        sharding = self._sharding(batch_idx)
+        if sharding is None:
             return output.loss
-        size = dealt[0].global_batch_size(batch_idx)
+        size = sharding[0].global_batch_size(batch_idx)
         if self.hard_examples is not None:
             size = self.hard_examples.count(size)
         return output.loss * (len(output.labels) * self.trainer.world_size / size)
@@ -185,8 +185,8 @@ class FNNLitModule(LightningModule):
                 self._log_split(split, loader, batches)
 
     def _log_split(self, split: SplitMetrics, loader: Any, batches: int) -> None:
-        """Log what was measured over a split, or over as many batches of it."""
-        means = split.measure()
+        """Log what was measured over the first batches of a split, usually all."""
+        means = split.compute_and_reset()
         if self.trainer.sanity_checking:
             return
         if isinstance(loader, InMemoryDataLoader):
@@ -195,7 +195,7 @@ class FNNLitModule(LightningModule):
             if total != expected:  # some left out, or some counted on several ranks
                 raise RuntimeError(f"{total:,} images were counted instead of {expected:,}")
         fitting = self.trainer.state.fn == "fit"
-        # torchmetrics has them over all ranks already; the maximum of equals leaves them so.
+        # torchmetrics has them over all ranks already; the maximum of equal values changes nothing.
         self.log_dict(
             means, prog_bar=True, logger=False if fitting else None, sync_dist=True, reduce_fx="max"
         )
@@ -207,7 +207,7 @@ class FNNLitModule(LightningModule):
 
     @property
     def counts(self) -> dict[str, tuple[int, int]]:
-        """Of each split that was measured, by its prefix: images classified correctly, and all."""
+        """For each measured split, by its prefix: number of correct images, and of all images."""
         splits = self.train_metrics.split, self.val_metrics, self.test_metrics
         measured = (*splits, self.test_train_set_metrics)
         return {str(each.prefix): each.counts for each in measured if each.counts is not None}

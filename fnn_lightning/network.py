@@ -70,16 +70,16 @@ class FNN(nn.Module):
         pixel_mean: Subtracted from the pixels, on the [0, 1] scale.
         pixel_std: What they are then divided by, on the [0, 1] scale.
         batch_norm: Whether hidden layers are normalised over the batch (Ioffe and Szegedy 2015,
-            arXiv:1502.03167): in training over the images that this process has of the batch, of
-            which there must be two, and otherwise by the running mean and variance of training.
+            arXiv:1502.03167): in training over this rank's share of the batch, at least
+            two images, and otherwise by the running mean and variance of training.
         dropout: Probability with which an output of a hidden layer is set to 0 in training; the
             others are scaled up (Srivastava et al. 2014).
         input_dropout: Likewise for the scaled pixels.
         initialization: How weights start. `pytorch`: those and the biases uniform within
             1/√fan_in, as `nn.Linear` has them; `he`: normal, of variance 2/fan_in (He et al. 2015,
             arXiv:1502.01852), for ReLU and its like; `xavier`: uniform, of variance
-            2/(fan_in + fan_out) (Glorot and Bengio 2010), for tanh and its like. With the latter
-            two biases start at 0.
+            2/(fan_in + fan_out) (Glorot and Bengio 2010), for tanh and its like. With `he` and
+            `xavier`, biases start at 0.
 
     Raises:
         InputError: If a width is not a positive integer, the activation or the initialization is

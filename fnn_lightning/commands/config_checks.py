@@ -27,7 +27,7 @@ WORDS = (
 
 
 def check_what_is_monitored(config: Namespace) -> None:
-    """Refuse to monitor what is not measured, or what nothing may be selected by."""
+    """Refuse to select by a metric that is not measured, or by the test set."""
     scheduler = (config.lr_scheduler or {}).get("init_args") or {}
     monitors = {
         "--checkpoint.monitor": config.checkpoint.monitor,

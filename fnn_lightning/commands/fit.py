@@ -1,4 +1,4 @@
-"""Runs `fit`: turns what can go wrong into one line, finishes the run, and says what came of it."""
+"""Runs `fit`: turns errors into one line, finishes the run, and prints its result."""
 
 import math
 import os
@@ -57,9 +57,9 @@ class Fit:
 
     def __call__(self) -> None:
         """Train, validate the last step, write the results, and print them."""
-        began = time.monotonic()
+        started_at = time.monotonic()
         self._train()
-        trained, validated_step = self._began, self._callback(TrainLog).validated_step
+        trained, validated_step = self._has_begun, self._callback(TrainLog).validated_step
         if self.ckpt_path and not trained:
             validated_step = self._finish()
         trainer = self.trainer
@@ -67,13 +67,13 @@ class Fit:
         if unvalidated and trainer.enable_validation and not trainer.fast_dev_run:  # type: ignore[attr-defined]
             # The result is that of the last step, wherever the last validation was.
             trainer.validate(self.module, datamodule=self.datamodule, verbose=False)
-        self._print_result(trained, time.monotonic() - began)
+        self._print_result(trained, time.monotonic() - started_at)
 
     @property
-    def _began(self) -> bool:
+    def _has_begun(self) -> bool:
         """Whether training has begun: all that a checkpoint brings is in its place."""
         callbacks = self.trainer.callbacks  # type: ignore[attr-defined]
-        return any(isinstance(each, Resume) and each.began for each in callbacks)
+        return any(isinstance(each, Resume) and each.has_begun for each in callbacks)
 
     def _callback(self, kind: type[Kind]) -> Kind:
         callbacks = self.trainer.callbacks  # type: ignore[attr-defined]
@@ -101,7 +101,7 @@ class Fit:
         except Exception as error:
             if lost_a_rank(error):
                 raise ConnectionError(f"{LOST}; {self._last_checkpoint()}") from None
-            if self.ckpt_path and not (self._began or isinstance(error, OSError)):
+            if self.ckpt_path and not (self._has_begun or isinstance(error, OSError)):
                 raise InputError(
                     f"Expected {self.ckpt_path} to hold a state to resume from, but it cannot be "
                     f"restored: {type(error).__name__}: {error}"
@@ -121,7 +121,7 @@ class Fit:
         return f"the last good checkpoint is {os.path.relpath(last)}"
 
     def _finish(self) -> int | None:
-        """Do what is left of a run that was interrupted after its last step, if anything is.
+        """Finish the results of a run that was interrupted after its last step.
 
         Returns:
             Number of optimiser steps at the last validation whose result was written.
@@ -149,18 +149,22 @@ class Fit:
         return log.validated_step if "fit" in read_metrics(self.run) else None
 
     def _print_result(self, trained: bool, seconds: float) -> None:
-        """Print what came of the run and what to do next; write it into `metrics.json`."""
-        keeper = self._callback(Checkpoint)
-        name, path = "val/acc", keeper.last_model_path
+        """Write the result into `metrics.json`, and print it with what to do next."""
+        checkpoint_callback = self._callback(Checkpoint)
+        name, path = "val/acc", checkpoint_callback.last_model_path
         value: Any = self.trainer.callback_metrics.get(name)
-        if keeper.best_model_path:
-            name, value, path = f"best {keeper.monitor}", keeper.best_score, keeper.best_model_path
+        if checkpoint_callback.best_model_path:
+            name, value, path = (
+                f"best {checkpoint_callback.monitor}",
+                checkpoint_callback.best_score,
+                checkpoint_callback.best_model_path,
+            )
         if not path or not self.trainer.is_global_zero:  # no path: fast_dev_run
             return
         run = Path(path).absolute().parents[1]  # RUN/checkpoints/FILE
         if trained or "fit" not in read_metrics(run):
             checkpoint = Path(path).absolute().relative_to(run)
-            write_metrics(run, "fit", self._results(keeper, checkpoint, seconds))
+            write_metrics(run, "fit", self._results(checkpoint_callback, checkpoint, seconds))
         path, runs = os.path.relpath(path), os.path.relpath(run.parent)
         result = ""
         if value is not None:
@@ -171,14 +175,16 @@ class Fit:
         print(f"test it    {COMMAND} test --ckpt_path {shlex.quote(path)}")
         print(f"look at it tensorboard --logdir {shlex.quote(runs)}")
 
-    def _results(self, keeper: Checkpoint, checkpoint: Path, seconds: float) -> dict[str, Any]:
+    def _results(
+        self, checkpoint_callback: Checkpoint, checkpoint: Path, seconds: float
+    ) -> dict[str, Any]:
         """Collect the results of a finished run, as plain data."""
         metrics = self.trainer.callback_metrics
-        best = {"monitor": keeper.monitor, "score": keeper.best_score}
+        best = {"monitor": checkpoint_callback.monitor, "score": checkpoint_callback.best_score}
         return {
             "step": self.trainer.global_step,
             **{name: finite(metrics[name]) for name in MONITORED if name in metrics},
-            "best": best if keeper.best_model_path else None,
+            "best": best if checkpoint_callback.best_model_path else None,
             "checkpoint": checkpoint.as_posix(),
             "seconds": round(seconds, 1),
         }

@@ -96,7 +96,7 @@ def gather_images(argv: list[str]) -> list[str]:
     return [*rest, f"{option}={json.dumps(found, ensure_ascii=False)}"] if named else argv
 
 
-def run_settings(run: Path) -> dict[str, Any]:
+def stored_settings(run: Path) -> dict[str, Any]:
     """Read how a run was trained, as far as its checkpoints do not say so themselves.
 
     Raises:

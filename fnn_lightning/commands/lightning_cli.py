@@ -25,7 +25,7 @@ from fnn_lightning.commands.given import (
     gather_images,
     given_options,
     names_a_class,
-    run_settings,
+    stored_settings,
 )
 from fnn_lightning.commands.main import COMMAND
 from fnn_lightning.commands.options import explain
@@ -170,7 +170,7 @@ class FNNCLI(LightningCLI):
         defaults |= {f"data.augmentation.{name}": value for name, value in augmentation.items()}
         defaults["ema.decay"] = ema_decay(self.checkpoint)
         if self.argv[0] == "fit" and self._run and not config_is_given(self.argv):
-            defaults |= run_settings(self._run)
+            defaults |= stored_settings(self._run)
         try:
             parser.set_defaults(defaults)
         except (KeyError, TypeError, ValueError) as error:

@@ -50,7 +50,7 @@ def split_argv(parser: ArgumentParser, argv: list[str]) -> tuple[list[str], list
         argv: The command line after the subcommand.
 
     Returns:
-        The subcommand's own arguments, with all that precede the first option; those of `fit`.
+        The subcommand's own arguments, with everything before the first option; those of `fit`.
 
     Example:
         >>> parser = make_parser("seeds", "Trains with several seeds.")

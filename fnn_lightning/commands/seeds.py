@@ -25,7 +25,7 @@ from fnn_lightning.runs.run_folder import (
 )
 from fnn_lightning.runs.subprocesses import Subprocesses, exit_stopped
 
-CONFIG = "seeds.yaml"  # the settings that all runs of the folder share
+SEEDS_CONFIG = "seeds.yaml"  # the settings that all runs of the folder share
 RESERVED = ("--seed_everything", "--run_folder", "--ckpt_path", "--print_config")
 
 Column = dict[int, float]
@@ -60,25 +60,25 @@ def main(argv: list[str]) -> None:
     refuse_options(fit_argv, "seeds", RESERVED)
 
     with Subprocesses() as children:
-        stored = Path(args.folder or "", CONFIG).expanduser()
+        stored = Path(args.folder or "", SEEDS_CONFIG).expanduser()
         is_new = not (args.folder and stored.is_file())
         settings = None
         if is_new or fit_argv:
             settings = children.check_output(["fit", *fit_argv, "--print_config"])
             check_leaves_results(settings)
-        folder = choose_folder(args.folder, "seeds", CONFIG)
+        folder = choose_folder(args.folder, "seeds", SEEDS_CONFIG)
         lock = lock_file(folder / LOCK)
         if lock is None:
             raise InputError(f"Expected {folder} to be free, but a run in it has not ended yet")
         with lock:
             if settings is not None:
-                write_or_compare(folder / CONFIG, settings)
+                write_or_compare(folder / SEEDS_CONFIG, settings)
             resume = f"python -m fnn_lightning seeds {args.seeds} --folder "
             resume += shlex.quote(str(folder)) + " --test true" * args.test
             failed = train(children, folder, range(args.seeds), args.test, lock.fileno(), resume)
             if failed is None:
                 if is_new:
-                    remove_if_unused(folder, CONFIG, LOCK)
+                    remove_if_unused(folder, SEEDS_CONFIG, LOCK)
                 raise SystemExit(2)
             print_results(folder, range(args.seeds), args.test)
     if failed:
@@ -114,7 +114,7 @@ def train(
     failed = []
     for seed in seeds:
         run = folder / f"seed_{seed}"
-        fit = ["--config", str(folder / CONFIG), "--seed_everything", str(seed)]
+        fit = ["--config", str(folder / SEEDS_CONFIG), "--seed_everything", str(seed)]
         metrics = read_metrics(run)
         commands = []
         if not fit_completed(metrics):
@@ -185,7 +185,7 @@ def print_results(folder: Path, seeds: Sequence[int], test: bool) -> None:
                 column = columns.setdefault(f"{name}, %" if percent else name, {})
                 column[seed] = 100 * value if percent else value
     print(results_table(columns, seeds))
-    if yaml.safe_load((folder / CONFIG).read_text(encoding="utf-8"))["data"]["val_size"] == 0:
+    if yaml.safe_load((folder / SEEDS_CONFIG).read_text(encoding="utf-8"))["data"]["val_size"] == 0:
         print("validation is the test set, since val_size is 0")
     print(f"look at them: tensorboard --logdir {shlex.quote(str(folder))}")
 

@@ -33,7 +33,7 @@ if TYPE_CHECKING:
     from optuna import Study
     from optuna.storages import RDBStorage
 
-CONFIG, SPACE = "sweep.yaml", "space.yaml"  # the settings that all trials of the folder share
+SWEEP_CONFIG, SPACE = "sweep.yaml", "space.yaml"  # the settings that all trials of the folder share
 OUTPUT = "output.txt"
 MONITOR = "--checkpoint.monitor=val/acc"
 RETRY_SECONDS = 1.0  # between looks for trials that other processes have left
@@ -99,7 +99,7 @@ def main(argv: list[str]) -> None:
         example = fit_options({name: first_value(values) for name, values in space.items()})
         children.check_output(["fit", *fit_argv, *example, MONITOR, "--trainer.fast_dev_run=1"])
         settings = children.check_output(["fit", *fit_argv, "--print_config"])
-        folder = choose_folder(args.folder, "sweeps", CONFIG)
+        folder = choose_folder(args.folder, "sweeps", SWEEP_CONFIG)
         with storage_errors():
             storage, study = open_study(folder, settings, space, args.storage)
             sweep = Sweep(children, storage, study, folder, space, fit_argv)
@@ -275,8 +275,8 @@ def open_study(
     import optuna
 
     with folder_lock(folder):
-        is_new = not (folder / CONFIG).is_file()
-        write_or_compare(folder / CONFIG, settings)
+        is_new = not (folder / SWEEP_CONFIG).is_file()
+        write_or_compare(folder / SWEEP_CONFIG, settings)
         write_or_compare(folder / SPACE, space_yaml(space))
         try:
             storage = optuna.storages.RDBStorage(url or f"sqlite:///{folder.absolute()}/sweep.db")
@@ -294,7 +294,7 @@ def open_study(
                 )
         except BaseException:
             if is_new:
-                remove_if_unused(folder, CONFIG, SPACE, LOCK)
+                remove_if_unused(folder, SWEEP_CONFIG, SPACE, LOCK)
             raise
         if trial_folder(folder, trials).exists():
             raise InputError(

@@ -14,7 +14,7 @@ from fnn_lightning.errors import InputError
 SIDE = 28  # pixels
 SMOOTHNESS = 5.0  # pixels: standard deviation of the Gaussian filter of the elastic field
 MODES = 7  # of the elastic field, per direction: they hold 0.999 of its variance
-LIMITS = {"rotation": 180.0, "scale": 0.9, "shear": 60.0, "shift": 28.0, "elastic": 28.0}
+MAX_VALUES = {"rotation": 180.0, "scale": 0.9, "shear": 60.0, "shift": 28.0, "elastic": 28.0}
 
 
 @dataclass(frozen=True)
@@ -23,7 +23,7 @@ class Augmentation:
 
     Simard et al. (2003, "Best practices for convolutional neural networks applied to visual
     document analysis") and Cireşan et al. (2010, arXiv:1003.0358) multiply their training images by
-    both. All values are drawn independently for every image. A limit of 0 leaves its part out.
+    both. All values are drawn independently for every image. A value of 0 disables its part.
 
     Args:
         rotation: Maximum rotation in degrees, in either direction.
@@ -38,7 +38,7 @@ class Augmentation:
             such as those of the test set.
 
     Raises:
-        InputError: If a limit or `min_strength` is out of its range.
+        InputError: If a value is out of its range.
 
     Example:
         >>> augmentation = Augmentation(rotation=15, elastic=1.2)
@@ -54,7 +54,7 @@ class Augmentation:
     min_strength: float = 1.0
 
     def __post_init__(self) -> None:
-        for name, most in LIMITS.items():
+        for name, most in MAX_VALUES.items():
             value = getattr(self, name)
             if not 0 <= value <= most:
                 raise InputError(f"Expected `{name}` to be from 0 to {most:g}, but got {value}")
@@ -65,7 +65,7 @@ class Augmentation:
 
     def __bool__(self) -> bool:
         """Whether anything is deformed at all."""
-        return any(getattr(self, name) for name in LIMITS)
+        return any(getattr(self, name) for name in MAX_VALUES)
 
     def draw(self, count: int, seed: tuple[int, ...]) -> Tensor:
         """Draw the coefficients of a batch's sampling grids.
@@ -74,7 +74,7 @@ class Augmentation:
 
         Args:
             count: Number of images.
-            seed: Together with the limits, it determines the result.
+            seed: Together with the values of the augmentation, it determines the result.
 
         Returns:
             `float32` of shape `(count, 2, 3)`, or `(count, 2, 52)` with an elastic part: for each
@@ -124,7 +124,7 @@ def affine_coefficients(angle: Tensor, slant: Tensor, scale: Tensor, shift: Tens
 
 @lru_cache
 def basis(device: torch.device) -> Tensor:
-    """Return the functions of the pixel whose coefficients `Augmentation.draw` draws.
+    """Return, for every pixel, the basis functions whose coefficients `Augmentation.draw` draws.
 
     They are `x`, `y`, 1 and the modes of the elastic field, its Karhunen–Loève expansion. White
     noise after a Gaussian filter of standard deviation σ has a correlation of `exp(−d² / 4σ²)`

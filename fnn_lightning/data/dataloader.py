@@ -1,4 +1,4 @@
-"""Serves batches straight from tensors in memory: one index, no Python per image."""
+"""Serves batches from tensors in memory: one tensor index per batch, no Python per image."""
 
 from collections.abc import Iterator
 from typing import Any

@@ -379,7 +379,7 @@ def select_digit(ink: FloatImage, levels: InkLevels) -> NDArray[np.bool_]:
 
 
 def bounding_box(mask: NDArray[np.bool_]) -> Box:
-    """Return the smallest box that holds all true pixels, of which there must be one."""
+    """Return the smallest box that holds all true pixels, at least one."""
     box: Box = ndimage.find_objects(mask.astype(np.uint8))[0]
     return box
 

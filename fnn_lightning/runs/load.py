@@ -37,7 +37,7 @@ class TrainedNetwork(NamedTuple):
         """Make the data module that the network was trained with.
 
         Args:
-            changed: Arguments of `MNISTDataModule` to change; those that are None are not.
+            changed: Arguments of `MNISTDataModule` to change; None leaves the stored value.
 
         Raises:
             InputError: If the stored arguments do not fit `MNISTDataModule`.

@@ -25,7 +25,7 @@ class Subprocesses:
 
     def __init__(self) -> None:
         self.running: list[subprocess.Popen[bytes]] = []
-        """The children whose end `wait` has not returned yet."""
+        """The children not yet returned by `wait`."""
         self._signals = StopSignals()
         self._terminated = False
 

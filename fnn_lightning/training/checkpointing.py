@@ -23,7 +23,7 @@ def default_mode(metric: str) -> Mode:
 
 
 class Checkpoint(callbacks.Checkpoint):
-    """Keeps `last.ckpt`, always the newest step, and `best.ckpt`, if a metric is monitored.
+    """Keeps `last.ckpt`, the step saved last, and `best.ckpt`, if a metric is monitored.
 
     Both are in `checkpoints/` of the run's folder. `last.ckpt` is written after every validation,
     at the end of every epoch and at the end of training, whatever the monitored metric did;

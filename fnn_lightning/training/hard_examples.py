@@ -10,7 +10,7 @@ from torch.nn import functional as F
 from fnn_lightning.data.dataloader import Batch, InMemoryDataLoader, all_gather_batch
 from fnn_lightning.errors import InputError
 
-Dealt = tuple[InMemoryDataLoader, int]
+Sharding = tuple[InMemoryDataLoader, int]
 """The dataloader that dealt a batch to the ranks, and the number of the batch."""
 
 
@@ -46,7 +46,7 @@ class HardExamples:
         return min(batch_size, max(1, round(self.fraction * batch_size)))
 
     def select(
-        self, batch: Batch, logits: Tensor, label_smoothing: float, dealt: Dealt | None
+        self, batch: Batch, logits: Tensor, label_smoothing: float, sharding: Sharding | None
     ) -> Batch:
         """Select those of this rank's images that are among the hardest of the whole batch.
 
@@ -54,7 +54,7 @@ class HardExamples:
             batch: This rank's share of it.
             logits: The first pass, shape `(B, 10)`.
             label_smoothing: As in the loss that training lowers.
-            dealt: How the batch was dealt to the ranks; None if there is one rank.
+            sharding: How the batch was dealt to the ranks; None if there is one rank.
 
         Returns:
             The selected images and labels, in the order of the batch.
@@ -62,8 +62,8 @@ class HardExamples:
         images, labels = batch
         losses = F.cross_entropy(logits, labels, reduction="none", label_smoothing=label_smoothing)
         share = slice(None)
-        if dealt is not None:
-            loader, batch_idx = dealt
+        if sharding is not None:
+            loader, batch_idx = sharding
             losses = all_gather_batch(losses, loader, batch_idx)
             share = slice(loader.rank, None, loader.world_size)
         order = losses.argsort(descending=True, stable=True)

@@ -11,7 +11,7 @@ from torch.utils.tensorboard.summary import hparams as hparams_summary
 from fnn_lightning.training.ema import EMA
 from fnn_lightning.training.optim import SGD
 
-METRICS = ("val/acc", "test/acc", "train/acc", "val/loss", "test/loss", "train/loss")
+SHOWN_METRICS = ("val/acc", "test/acc", "train/acc", "val/loss", "test/loss", "train/loss")
 NOT_SETTINGS = ("data_dir",)  # of a machine, not of a run
 
 
@@ -26,7 +26,7 @@ class HParams(callbacks.Callback):
     def on_fit_start(self, trainer: Trainer, pl_module: LightningModule) -> None:
         if not trainer.is_global_zero:
             return
-        settings = run_settings(trainer, pl_module)
+        settings = collect_settings(trainer, pl_module)
         for logger in trainer.loggers:
             if not isinstance(logger, TensorBoardLogger):
                 logger.log_hyperparams(settings)
@@ -34,12 +34,12 @@ class HParams(callbacks.Callback):
             logger.log_hyperparams(settings, {})  # {} instead of None: no `hp_metric: -1`
             # The tab shows the newest value of each scalar named here, so a run can be compared
             # while it trains, and the figures of a later `test` appear too.
-            metrics = dict.fromkeys(METRICS, 0.0)  # the values do not matter
+            metrics = dict.fromkeys(SHOWN_METRICS, 0.0)  # the values do not matter
             for summary in hparams_summary(settings, metrics):  # type: ignore[no-untyped-call]
                 logger.experiment.file_writer.add_summary(summary)
 
 
-def run_settings(trainer: Trainer, module: LightningModule) -> dict[str, Any]:
+def collect_settings(trainer: Trainer, module: LightningModule) -> dict[str, Any]:
     """Collect the settings of a run as numbers and texts, under the same names in every run."""
     settings = dict(module.hparams)
     hidden_dims = list(settings.get("hidden_dims", ()))
@@ -56,21 +56,23 @@ def run_settings(trainer: Trainer, module: LightningModule) -> dict[str, Any]:
         "width": max(hidden_dims, default=0),
         "lr": trainer.optimizers[0].defaults.get("lr"),
         "ema.decay": averaging[0].decay if averaging else 0.0,
-        **flatten(settings),
-        **flatten({name: value for name, value in data.items() if name not in NOT_SETTINGS}),
+        **flatten_settings(settings),
+        **flatten_settings(
+            {name: value for name, value in data.items() if name not in NOT_SETTINGS}
+        ),
     }
 
 
-def flatten(settings: Mapping[str, Any], prefix: str = "") -> dict[str, Any]:
-    """Give nested settings dotted names, and what is neither a number nor a text a text.
+def flatten_settings(settings: Mapping[str, Any], prefix: str = "") -> dict[str, Any]:
+    """Flatten nested settings to dotted names, and turn other values into texts.
 
-    >>> flatten({"a": {"b": 1}, "dims": [3, 4], "c": None})
+    >>> flatten_settings({"a": {"b": 1}, "dims": [3, 4], "c": None})
     {'a.b': 1, 'dims': '[3, 4]', 'c': 'none'}
     """
     flat: dict[str, Any] = {}
     for name, value in settings.items():
         if isinstance(value, Mapping):
-            flat |= flatten(value, f"{prefix}{name}.")
+            flat |= flatten_settings(value, f"{prefix}{name}.")
         elif value is None:
             flat[f"{prefix}{name}"] = "none"
         else:

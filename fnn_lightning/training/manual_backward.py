@@ -31,7 +31,7 @@ MEAN = 1  # how PyTorch numbers the reduction of a loss
 
 
 class ManualBackward:
-    """Computes cross-entropy and its gradients instead of a forward and a backward pass.
+    """Computes cross-entropy and its gradients without autograd.
 
     Args:
         network: One that `supports_manual_backward` accepts. The values of its parameters may

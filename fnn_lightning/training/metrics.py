@@ -13,7 +13,7 @@ from torchmetrics.classification import MulticlassAccuracy, MulticlassStatScores
 from fnn_lightning.errors import DivergenceError
 from fnn_lightning.network import NUM_CLASSES
 
-IGNORE_INDEX = -(2**31)  # no label at all, so that every label that is no class is an error
+IGNORE_INDEX = -(2**31)  # no label has it: cross_entropy refuses wrong labels instead of skipping
 MAX_PENDING_BATCHES = 100  # their logits stay in memory until torchmetrics gets them
 
 
@@ -30,6 +30,9 @@ class StepOutput(NamedTuple):
 
 class SplitMetrics(MetricCollection):
     """Loss and accuracy of a split, over all ranks.
+
+    A metric added here has to be a scalar, with a state of sums, and computed from the predicted
+    classes: checkpoints keep no more of the batches that training has not logged yet.
 
     `update` takes `preds`, logits of shape `(B, 10)`, `target`, labels of shape `(B,)`, `value`, a
     mean loss, and `weight`, the number of images it is the mean of.
@@ -51,7 +54,7 @@ class SplitMetrics(MetricCollection):
         self.counts: tuple[int, int] | None = None
         """Images classified correctly and images in all, as last measured; None before that."""
 
-    def measure(self) -> dict[str, Tensor]:
+    def compute_and_reset(self) -> dict[str, Tensor]:
         """Compute loss and accuracy over all ranks, keep the counts, and reset.
 
         Returns:
@@ -120,10 +123,10 @@ class TrainMetrics:
         self.since_validation.update(loss, batch_sizes)
         self._pending.clear()
 
-    def measure(self) -> dict[str, Tensor]:
+    def compute_and_reset(self) -> dict[str, Tensor]:
         """Compute `train/loss` and `train/acc` since the last call, over all ranks."""
         self.flush()
-        return self.split.measure()
+        return self.split.compute_and_reset()
 
     def losses(self) -> Tensor:
         """Return the loss of every batch trained on since the run began, over all ranks.
@@ -179,7 +182,11 @@ class TrainMetrics:
         }
 
     def load_state_dict(
-        self, states: Sequence[dict[str, Any]], losses: Tensor, device: torch.device, counts: bool
+        self,
+        states: Sequence[dict[str, Any]],
+        losses: Tensor,
+        device: torch.device,
+        holds_sums: bool,
     ) -> None:
         """Continue from what `state_dict` returned on each rank.
 
@@ -187,8 +194,8 @@ class TrainMetrics:
             states: This rank's own, or those of all ranks, to be added up.
             losses: What `losses` returned.
             device: Where the metrics are.
-            counts: Whether they count on this rank. If not, they count on another one, and this
-                rank continues with empty sums.
+            holds_sums: Whether this rank holds the sums. If not, another one does, and this rank
+                continues with empty ones.
         """
         self.reset()
         for parts in zip(*(state["pending"] for state in states), strict=True):
@@ -199,12 +206,12 @@ class TrainMetrics:
                 loss = (torch.stack(batch_losses) * sizes).sum() / sizes.sum()
             logits = F.one_hot(torch.cat(digits).long(), NUM_CLASSES).float()
             output = StepOutput(loss, logits, torch.cat(labels).long())
-            if not counts:
+            if not holds_sums:
                 output = StepOutput(torch.zeros_like(loss), output.logits[:0], output.labels[:0])
             self._pending.append(StepOutput(*(each.to(device) for each in output)))
         self._batches = len(losses)
         self._losses.append(losses[: len(losses) - len(self._pending)].to(device))
-        if not counts:
+        if not holds_sums:
             return
         for name, metric in self.split.items(copy_state=False):
             load_metric_state(metric, [state["split"][name] for state in states])

@@ -1,4 +1,4 @@
-"""Several optimiser steps for one step of the Trainer; all that is known of the Trainer's loops.
+"""Several optimiser steps for one step of the Trainer; the only code that touches its loops.
 
 For a small net the Trainer's work around a step costs more than the step. So the callback
 `MultiStep` trains on the batches between two at which the Trainer has something to do (validate,
@@ -39,7 +39,7 @@ from fnn_lightning.training.optim import RunLength
 if TYPE_CHECKING:  # it needs `resume.py`, which needs this file
     from fnn_lightning.training.train_log import TrainLog
 
-MAX_SECONDS = 0.2  # until the Trainer looks at its clocks and signals, and moves its bar
+MAX_SECONDS = 0.2  # in the loop, before the Trainer can check clocks, signals and the bar
 
 BATCH_HOOKS = (
     "on_train_batch_start",
@@ -192,12 +192,12 @@ def why_single_steps(trainer: Trainer, base: type[LightningModule]) -> str | Non
 
 
 def is_own(instance: Any, name: str, base: type) -> bool:
-    """Tell whether a hook is overridden: not that of `base`, but of its class or the instance."""
+    """Tell whether the class or the instance overrides a hook of `base`."""
     return getattr(getattr(instance, name), "__func__", None) is not getattr(base, name)
 
 
 def acts_every_n_steps(callback: callbacks.Callback) -> int:
-    """Return how many optimiser steps a callback leaves between two it must see; 0 is any number.
+    """Return N if a callback must see every N-th optimiser step; 0 if it can miss any number.
 
     A class of callbacks declares it by the attribute `acts_every_n_steps`. A class derived from it
     has to declare it again.

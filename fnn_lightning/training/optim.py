@@ -91,7 +91,7 @@ class Optim:
             run: Tells how long the run is; called only if something follows from it.
 
         Returns:
-            Steps of warm-up, and length of the schedule in its own unit; 0 if it has another one.
+            Steps of warm-up, and length of the schedule in its own unit; 0 if its length was given.
 
         Raises:
             InputError: If the warm-up does not fit into the run.
@@ -121,7 +121,7 @@ class Optim:
             InputError: If a class refuses its arguments, or the settings do not go together.
         """
         warmup, length = lengths
-        optimizer: Optimizer = build(self.optimizer, torch.optim, Optimizer, parameters)
+        optimizer: Optimizer = make(self.optimizer, torch.optim, Optimizer, parameters)
         schedule = self._schedule(optimizer, length)
         if not warmup:
             return optimizer if schedule is None else ([optimizer], [schedule])
@@ -154,7 +154,7 @@ class Optim:
                 f"but got {monitor}"
             )
         config = {"class_path": class_path, "init_args": init_args}
-        scheduler = build(config, torch.optim.lr_scheduler, LRScheduler, optimizer)
+        scheduler = make(config, torch.optim.lr_scheduler, LRScheduler, optimizer)
         return {"scheduler": scheduler, "interval": self.lr_interval, "monitor": monitor}
 
 
@@ -244,7 +244,7 @@ def check_plain(arguments: dict[str, Any]) -> None:
             raise InputError(f"Expected `{name}` to be a number or a name, but got {value!r}")
 
 
-def build(config: ClassConfig, module: ModuleType, base: type, *args: Any) -> Any:
+def make(config: ClassConfig, module: ModuleType, base: type, *args: Any) -> Any:
     """Make an object of a class of torch.optim.
 
     Raises:

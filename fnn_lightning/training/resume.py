@@ -24,7 +24,7 @@ class Resume(callbacks.Callback):
     """
 
     def __init__(self) -> None:
-        self.began = False
+        self.has_begun = False
         """Whether training has begun: everything a checkpoint brings is in its place."""
         self._loaded: dict[str, Any] | None = None
         self._max_steps: int | None = None
@@ -70,10 +70,10 @@ class Resume(callbacks.Callback):
         if rank >= states:  # otherwise its dropout would be that of another rank
             seed = np.random.SeedSequence((torch.initial_seed(), rank, trainer.global_step))
             torch.manual_seed(int(seed.generate_state(1, np.uint64)[0]))
-        self.began = True
+        self.has_begun = True
 
     def _restore(self) -> int:
-        """Continue from what was loaded, and return of how many ranks that was."""
+        """Continue from what was loaded, and return the number of ranks it was saved on."""
         if self._loaded is None:
             return 1
         state, self._loaded = self._loaded, None
@@ -107,7 +107,7 @@ class Resume(callbacks.Callback):
         }
 
     def load_state_dict(self, state_dict: dict[str, Any]) -> None:
-        self._loaded = state_dict  # until the schedules and the device are there
+        self._loaded = state_dict  # applied in `on_train_start`, when the schedules are there
 
     def _plateau_metric(self) -> float | None:
         """Return the metric that ReduceLROnPlateau is about to see at the end of an epoch.

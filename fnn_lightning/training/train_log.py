@@ -71,7 +71,7 @@ class TrainLog(callbacks.Callback):
 
     def _log(self, step: int, lr: float) -> None:
         if not self._metrics.empty:  # as with a training_step that does not measure
-            self._means = self._metrics.measure()
+            self._means = self._metrics.compute_and_reset()
         values = {**self._means, "lr": torch.tensor(lr)}
         log_values(self._trainer, values, step)
         self.logged_step = step
@@ -88,7 +88,7 @@ class TrainLog(callbacks.Callback):
             self._log(trainer.global_step, self._lr)
 
     def finish(self, log: bool) -> None:
-        """Do what is left of a run that was interrupted after its last step.
+        """Finish the log of a run that was interrupted after its last step.
 
         Args:
             log: Whether the means since the last line of the log are still to be written.
@@ -117,7 +117,9 @@ class TrainLog(callbacks.Callback):
         }
 
     def load_state_dict(self, state_dict: dict[str, Any]) -> None:
-        self._loaded = state_dict  # until the metrics are on their device
+        self._loaded = (
+            state_dict  # applied in `on_train_start`, when the metrics are on their device
+        )
 
     def _restore(self) -> None:
         if self._loaded is None:
@@ -126,12 +128,12 @@ class TrainLog(callbacks.Callback):
         states, rank = state["ranks"], self._trainer.global_rank
         if not states:
             raise InputError("Expected the metrics of one rank or more in the checkpoint")
-        counts = True
+        holds_sums = True
         if len(states) == self._trainer.world_size:
             states = [states[rank]]
         else:  # on another number of ranks, the first continues with the sums of all
-            counts = rank == 0
-        self._metrics.load_state_dict(states, state["losses"], self._module.device, counts)
+            holds_sums = rank == 0
+        self._metrics.load_state_dict(states, state["losses"], self._module.device, holds_sums)
         self.logged_step, self.validated_step = state["logged_step"], state["validated_step"]
         self._lr = state["lr"]
 

@@ -14,7 +14,7 @@ from fnn_lightning import MNISTDataModule
 from fnn_lightning.commands.datamodules import MNISTWithTrainSet
 from fnn_lightning.commands.main import main
 from fnn_lightning.data.augmentation import (
-    LIMITS,
+    MAX_VALUES,
     Augmentation,
     affine_coefficients,
     resample,
@@ -270,7 +270,7 @@ def test_ink_that_leaves_the_frame_is_noticed() -> None:
     assert lost_ink(Augmentation(shift=7.0)) > 0.02
 
 
-@pytest.mark.parametrize("name", LIMITS)
+@pytest.mark.parametrize("name", MAX_VALUES)
 @pytest.mark.parametrize("value", [-0.1, 1000.0, float("nan")])
 def test_an_amplitude_out_of_range_is_refused(name: str, value: float) -> None:
     with pytest.raises(InputError, match=f"Expected `{name}` to be from 0 to .*, but got {value}"):

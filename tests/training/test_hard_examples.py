@@ -48,7 +48,7 @@ def test_a_step_is_taken_on_the_hardest_images(make_model: MakeModel, tmp_path: 
         torch.testing.assert_close(buffer, seen_once[f"network.{name}"])
     # what is logged is of the whole batch
     torch.testing.assert_close(model.train_metrics.losses(), losses.mean().view(1))
-    assert model.train_metrics.measure()["train/acc"] == (
+    assert model.train_metrics.compute_and_reset()["train/acc"] == (
         (logits.argmax(1) == labels).float().mean()
     )
 

@@ -7,7 +7,7 @@ from lightning.pytorch.loggers import CSVLogger
 from fnn_lightning import FNNLitModule, MNISTDataModule
 from fnn_lightning.data.augmentation import Augmentation
 from fnn_lightning.training.ema import EMA
-from fnn_lightning.training.hparams import run_settings
+from fnn_lightning.training.hparams import collect_settings
 from tests.support import trainer
 
 MakeData = Callable[..., MNISTDataModule]
@@ -17,7 +17,7 @@ MakeModel = Callable[..., FNNLitModule]
 def settings(data: MNISTDataModule, model: FNNLitModule, tmp_path: Path, *callbacks: Any) -> Any:
     run = trainer(tmp_path, max_epochs=1, limit_train_batches=1, callbacks=list(callbacks))
     run.fit(model, datamodule=data)
-    return run_settings(run, model)
+    return collect_settings(run, model)
 
 
 def test_every_run_has_the_same_names_and_its_own_values(

@@ -24,7 +24,7 @@ def test_a_split_weighs_batches_by_their_images_and_counts_them() -> None:
         _, logits, target = output(digits, labels, loss)
         value = torch.tensor(loss)
         split.update(preds=logits, target=target, value=value, weight=len(labels))
-    assert floats(split.measure()) == pytest.approx({"val/loss": 1.0, "val/acc": 0.75})
+    assert floats(split.compute_and_reset()) == pytest.approx({"val/loss": 1.0, "val/acc": 0.75})
     assert split.counts == (3, 4)
 
 
@@ -32,9 +32,13 @@ def test_training_is_measured_since_the_last_call() -> None:
     metrics = TrainMetrics()
     metrics.update(output([1, 2], [1, 3], 1.0))
     metrics.update(output([5], [5], 4.0))
-    assert floats(metrics.measure()) == pytest.approx({"train/loss": 2.0, "train/acc": 2 / 3})
+    assert floats(metrics.compute_and_reset()) == pytest.approx(
+        {"train/loss": 2.0, "train/acc": 2 / 3}
+    )
     metrics.update(output([5], [5], 0.25))
-    assert floats(metrics.measure()) == pytest.approx({"train/loss": 0.25, "train/acc": 1.0})
+    assert floats(metrics.compute_and_reset()) == pytest.approx(
+        {"train/loss": 0.25, "train/acc": 1.0}
+    )
     assert metrics.losses().tolist() == [1.0, 4.0, 0.25]
     assert metrics.since_validation.compute().item() == pytest.approx((2 + 4 + 0.25) / 4)
 
@@ -49,9 +53,11 @@ def test_the_sums_of_two_ranks_are_added_on_the_first_of_another_number(flushed:
             each.flush()
     states, losses = [each.state_dict() for each in ranks], torch.tensor([1.0])
     first, second = TrainMetrics(), TrainMetrics()
-    first.load_state_dict(states, losses, CPU, counts=True)
-    second.load_state_dict(states, losses, CPU, counts=False)
-    assert floats(first.measure()) == pytest.approx({"train/loss": 1.0, "train/acc": 0.75})
+    first.load_state_dict(states, losses, CPU, holds_sums=True)
+    second.load_state_dict(states, losses, CPU, holds_sums=False)
+    assert floats(first.compute_and_reset()) == pytest.approx(
+        {"train/loss": 1.0, "train/acc": 0.75}
+    )
     assert first.split.counts == (3, 4)
     assert first.losses().tolist() == [1.0]
     second.flush()
