@@ -90,6 +90,10 @@ class MNISTDataModule(LightningDataModule):
         self.seed = seed
         if isinstance(augmentation, Mapping):  # as a checkpoint stores it
             augmentation = Augmentation(**augmentation)
+        if not isinstance(augmentation, Augmentation):
+            raise InputError(
+                f"Expected `augmentation` to be an Augmentation, but got {augmentation!r:.100}"
+            )
         self.augmentation = augmentation
         self._check_val_size(sklearn_digits.TRAIN_SIZE if dataset == "digits" else 60_000)
         # A mirror belongs to a machine, not to a run: a checkpoint must not bring it along.

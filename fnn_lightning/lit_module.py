@@ -11,7 +11,7 @@ from fnn_lightning.data.dataloader import Batch, InMemoryDataLoader
 from fnn_lightning.errors import DivergenceError, InputError
 from fnn_lightning.network import FNN, NUM_CLASSES
 from fnn_lightning.training.batch_norm import check_batch_norm
-from fnn_lightning.training.hard_examples import HardExamples, Sharding, evaluating
+from fnn_lightning.training.hard_examples import HardExamples, Sharding
 from fnn_lightning.training.hparams import HParams
 from fnn_lightning.training.metrics import IGNORE_INDEX, SplitMetrics, StepOutput, TrainMetrics
 from fnn_lightning.training.multi_step import MultiStep, run_length
@@ -68,6 +68,7 @@ class FNNLitModule(LightningModule):
 
     def __init__(
         self,
+        *,
         label_smoothing: float = 0.0,
         keep_hardest: float = 1.0,
         optimizer: ClassConfig | None = None,
@@ -83,7 +84,7 @@ class FNNLitModule(LightningModule):
             raise InputError(
                 f"Expected `label_smoothing` to be from 0 to below 1, but got {label_smoothing}"
             )
-        hard_examples = HardExamples(keep_hardest)
+        hard_examples = HardExamples(keep_hardest, label_smoothing)
         self.label_smoothing = label_smoothing
         self.hard_examples = hard_examples if keep_hardest < 1 else None
         self.optim = Optim(optimizer or SGD, lr_scheduler, lr_interval, warmup)
@@ -106,16 +107,12 @@ class FNNLitModule(LightningModule):
         return logits
 
     def training_step(self, batch: Batch, batch_idx: int) -> Tensor:
-        first_pass = None
+        first_pass, sharding = None, self._sharding(batch_idx)
         if self.hard_examples is not None:
-            with evaluating(self.network):
-                first_pass = self._step(batch, self.label_smoothing)
-            batch = self.hard_examples.select(
-                batch, first_pass.logits, self.label_smoothing, self._sharding(batch_idx)
-            )
+            batch, first_pass = self.hard_examples.select(batch, self.network, self._step, sharding)
         output = self._step(batch, self.label_smoothing)
         self.train_metrics.update(output if first_pass is None else first_pass)
-        return self._weigh(output, batch_idx)
+        return output.loss if sharding is None else self._weigh(output, *sharding)
 
     def validation_step(self, batch: Batch, batch_idx: int) -> dict[str, Tensor]:
         return self._evaluate(batch, self.val_metrics)
@@ -161,15 +158,20 @@ class FNNLitModule(LightningModule):
         loader = self.trainer.train_dataloader if self.trainer.world_size > 1 else None
         return (loader, batch_idx) if isinstance(loader, InMemoryDataLoader) else None
 
-    def _weigh(self, output: StepOutput, batch_idx: int) -> Tensor:
+    def _weigh(self, output: StepOutput, loader: InMemoryDataLoader, batch_idx: int) -> Tensor:
         """Weigh a rank's loss by its share of the batch: DDP takes the mean over the ranks."""
-        sharding = self._sharding(batch_idx)
-        if sharding is None:
-            return output.loss
-        size = sharding[0].global_batch_size(batch_idx)
+        size = loader.global_batch_size(batch_idx)
         if self.hard_examples is not None:
             size = self.hard_examples.count(size)
-        return output.loss * (len(output.labels) * self.trainer.world_size / size)
+        return output.loss * (len(output.labels) * loader.world_size / size)
+
+    def on_validation_epoch_start(self) -> None:
+        # not at the end of the last one, whose inference mode the sums would keep
+        self.val_metrics.reset()
+
+    def on_test_epoch_start(self) -> None:
+        self.test_metrics.reset()
+        self.test_train_set_metrics.reset()
 
     def on_validation_epoch_end(self) -> None:
         trainer: Any = self.trainer
@@ -222,8 +224,27 @@ class FNNLitModule(LightningModule):
         return self.optim.build(self.parameters(), self.schedule_lengths)
 
     def configure_callbacks(self) -> list[Callback]:
+        """Return the callbacks that log, resume and step; a derived module has to return them too.
+
+        A Trainer that is used again has them already.
+        """
+        try:
+            attached: list[Callback] = self.trainer.callbacks  # type: ignore[attr-defined]
+        except RuntimeError:  # not attached to a Trainer
+            attached = []
+        if any(isinstance(each, TrainLog) for each in attached):
+            return []
         log = TrainLog()
-        return [log, Resume(), HParams(), MultiStep(log, FNNLitModule, self.multi_step)]
+        return [log, Resume(), HParams(), MultiStep(log, FNNLitModule)]
+
+    def on_fit_start(self) -> None:
+        attached = [type(each) for each in self.trainer.callbacks]  # type: ignore[attr-defined]
+        if TrainLog not in attached or Resume not in attached:
+            raise InputError(
+                f"Expected `configure_callbacks` of {type(self).__name__} to return the callbacks "
+                "of FNNLitModule too, but got only its own: return "
+                "[*super().configure_callbacks(), …]"
+            )
 
     def on_train_start(self) -> None:
         if self.hparams["batch_norm"]:

@@ -55,7 +55,7 @@ def trainer(tmp_path: Path, **kwargs: Any) -> Trainer:
 def why_single_steps(trainer: Trainer) -> str | None:
     """Return why the Trainer took every step of the last run itself; None if it did not."""
     found = [each for each in trainer.callbacks if isinstance(each, MultiStep)]  # type: ignore[attr-defined]
-    return found[0].why_single_steps
+    return found[0].single_steps_reason
 
 
 def scalars(folder: str | None) -> dict[str, list[tuple[int, float]]]:

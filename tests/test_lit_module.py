@@ -209,3 +209,68 @@ def test_a_nan_weight_is_not_saved(
     with pytest.raises(DivergenceError, match="weight is no longer a finite number at step 3"):
         run.fit(make_model(), datamodule=make_data())  # 3 steps an epoch, all losses finite
     assert not list(tmp_path.glob("**/*.ckpt"))
+
+
+class OwnCallbacks(FNNLitModule):
+    def configure_callbacks(self) -> list[Callback]:
+        return [Poison(step=100)]
+
+
+class AllCallbacks(FNNLitModule):
+    def configure_callbacks(self) -> list[Callback]:
+        return [*super().configure_callbacks(), Poison(step=100)]
+
+
+def test_a_derived_module_has_to_keep_the_callbacks(make_data: MakeData, tmp_path: Path) -> None:
+    with pytest.raises(InputError, match=r"return \[\*super\(\)\.configure_callbacks\(\), …\]"):
+        trainer(tmp_path).fit(OwnCallbacks(hidden_dims=[8]), datamodule=make_data())
+    run = trainer(tmp_path, max_epochs=1)
+    run.fit(AllCallbacks(hidden_dims=[8]), datamodule=make_data())
+    assert [step for step, _ in scalars(run.log_dir)["train/loss"]] == [3]
+
+
+def test_a_trainer_validates_before_and_after_it_fits(
+    make_data: MakeData, make_model: MakeModel, tmp_path: Path
+) -> None:
+    model, data = make_model(), make_data()
+    run = trainer(tmp_path, max_epochs=1, logger=False, enable_checkpointing=False)
+    (before,) = run.validate(model, datamodule=data, verbose=False)
+    run.fit(model, datamodule=data)
+    (after,) = run.validate(model, datamodule=data, verbose=False)
+    assert after["val/loss"] == pytest.approx(float(run.callback_metrics["val/loss"]))
+    assert after["val/loss"] < before["val/loss"]
+    again = trainer(tmp_path, max_epochs=1, logger=False, enable_checkpointing=False)
+    again.fit(model, datamodule=data)
+    assert again.callback_metrics["val/loss"] < after["val/loss"]
+
+
+class OtherModule(LightningModule):
+    def __init__(self) -> None:
+        super().__init__()
+        self.linear = nn.Linear(784, 10)
+
+    def validation_step(self, batch: Any, batch_idx: int) -> None: ...
+
+    def training_step(self, batch: Any, batch_idx: int) -> torch.Tensor:
+        return F.cross_entropy(self.linear(batch[0].flatten(1).float()), batch[1])
+
+    def configure_optimizers(self) -> Any:
+        return torch.optim.SGD(self.parameters(), lr=0.001)
+
+
+def test_a_trainer_can_then_fit_another_module(
+    make_data: MakeData, make_model: MakeModel, tmp_path: Path
+) -> None:
+    run = trainer(tmp_path, max_epochs=1, limit_val_batches=0)
+    run.fit(make_model(), datamodule=make_data())
+    other = OtherModule()
+    before = other.linear.weight.clone()
+    run.fit_loop.max_epochs = 2
+    run.fit(other, datamodule=make_data())
+    assert not torch.equal(other.linear.weight, before)
+
+
+def test_arguments_are_given_by_name() -> None:
+    arguments: Any = [[300]]
+    with pytest.raises(TypeError, match="positional argument"):
+        FNNLitModule(*arguments)

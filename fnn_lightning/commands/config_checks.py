@@ -1,6 +1,7 @@
 """Checks of the settings of a run, before anything is made or written."""
 
 import re
+from dataclasses import fields
 from types import ModuleType
 from typing import Any
 
@@ -9,6 +10,7 @@ from jsonargparse import Namespace
 from torch.optim import Optimizer
 from torch.optim.lr_scheduler import LRScheduler
 
+from fnn_lightning.data.augmentation import Augmentation
 from fnn_lightning.errors import InputError
 from fnn_lightning.runs.checkpoint_io import ema_decay
 from fnn_lightning.training.optim import torch_class
@@ -109,6 +111,21 @@ def check_stored_class(name: str, config: Any) -> None:
         sound = False
     if not sound:
         raise InputError(f"The checkpoint names code, which is not run: {config!r:.200}")
+
+
+def stored_augmentation(stored: Any) -> dict[str, float]:
+    """Return the augmentation that a checkpoint stores.
+
+    Raises:
+        InputError: If it is anything but numbers by the names of `Augmentation`.
+    """
+    names = {field.name for field in fields(Augmentation)}
+    numbers = isinstance(stored, dict) and all(type(x) in (int, float) for x in stored.values())
+    if not numbers or not stored.keys() <= names:
+        raise InputError(
+            f"Expected the augmentation in the checkpoint to be numbers, but got {stored!r:.200}"
+        )
+    return dict(stored)
 
 
 def is_data(value: Any) -> bool:

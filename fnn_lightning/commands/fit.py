@@ -102,10 +102,7 @@ class Fit:
             if lost_a_rank(error):
                 raise ConnectionError(f"{LOST}; {self._last_checkpoint()}") from None
             if self.ckpt_path and not (self._has_begun or isinstance(error, OSError)):
-                raise InputError(
-                    f"Expected {self.ckpt_path} to hold a state to resume from, but it cannot be "
-                    f"restored: {type(error).__name__}: {error}"
-                ) from error
+                raise self._restore_error(error) from error
             raise
         except SystemExit as stop:
             if isinstance(stop.__context__, KeyboardInterrupt):
@@ -113,6 +110,12 @@ class Fit:
             if trainer.received_sigterm:  # before training has begun
                 raise Stopped(signal.SIGTERM, "") from None
             raise
+
+    def _restore_error(self, error: Exception) -> InputError:
+        return InputError(
+            f"Expected {self.ckpt_path} to hold a state to resume from, but it cannot be restored: "
+            f"{type(error).__name__}: {error}"
+        )
 
     def _last_checkpoint(self) -> str:
         last = self._callback(Checkpoint).last_model_path
@@ -138,7 +141,10 @@ class Fit:
             for name, points in read_curves(self.run).items():
                 logged |= {name for logged_step, _ in points if logged_step == step}
         logged = trainer.strategy.broadcast(logged)
-        log.finish(log="train/loss" not in logged)
+        try:
+            log.finish(log="train/loss" not in logged)
+        except (AttributeError, KeyError, RuntimeError, TypeError, ValueError) as error:
+            raise self._restore_error(error) from error
         for callback in trainer.callbacks:  # type: ignore[attr-defined]
             if isinstance(callback, TensorBoardPlots):
                 callback.save_losses(trainer, self.module)

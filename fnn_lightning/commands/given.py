@@ -57,6 +57,12 @@ def read_config(path: str) -> dict[str, Any]:
                 f"Expected `{section}` in {path} to hold settings, `name: value`, "
                 f"but got {reprlib.repr(config[section]):.100}"
             )
+    data = config.get("data", {})
+    if "augmentation" in data and not isinstance(data["augmentation"], dict):
+        raise InputError(
+            f"Expected `data.augmentation` in {path} to hold settings, `name: value`, "
+            f"but got {reprlib.repr(data['augmentation']):.100}"
+        )
     # linked: the parser would ignore them here
     linked = {"model": ("optimizer", "lr_scheduler"), "data": ("seed",)}
     for section, names in linked.items():

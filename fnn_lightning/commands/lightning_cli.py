@@ -16,6 +16,7 @@ from fnn_lightning.commands.config_checks import (
     check_stored_class,
     check_what_is_monitored,
     plain,
+    stored_augmentation,
 )
 from fnn_lightning.commands.datamodules import MNISTOrPictures, MNISTWithTrainSet
 from fnn_lightning.commands.fit import Fit
@@ -145,6 +146,7 @@ class FNNCLI(LightningCLI):
         parser.add_class_arguments(EarlyStopping, "early_stopping")
         parser.add_class_arguments(TensorBoardPlots, "tensorboard")
         parser.add_class_arguments(EMA, "ema")
+        parser.set_defaults({"ema.decay": 0.0})  # no EMA
         parser.link_arguments("optimizer", "model.optimizer", compute_fn=plain)
         parser.link_arguments("lr_scheduler", "model.lr_scheduler", compute_fn=plain)
         parser.link_arguments("seed_everything", "data.seed")
@@ -158,7 +160,7 @@ class FNNCLI(LightningCLI):
         assert self.checkpoint is not None
         model = dict(self.checkpoint["hyper_parameters"])
         data = dict(self.checkpoint.get("datamodule_hyper_parameters", {}))
-        augmentation = data.pop("augmentation", {})
+        augmentation = stored_augmentation(data.pop("augmentation", {}))
         defaults = {"seed_everything": data.pop("seed", 0)}
         for name in ("optimizer", "lr_scheduler"):
             config = model.pop(name, None)

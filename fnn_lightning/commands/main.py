@@ -121,7 +121,7 @@ def check_subcommand(argv: list[str]) -> None:
 
 
 def rank() -> int:
-    """Return the number of this process among those of the run."""
+    """Return the rank of this process; 0 if there is one process."""
     from lightning.pytorch.utilities import rank_zero_only
 
     return int(getattr(rank_zero_only, "rank", 0) or 0)

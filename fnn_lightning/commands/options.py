@@ -133,6 +133,11 @@ def explain_wrong_value(text: str) -> str:
     wrong = re.search(r'Parser key "(?P<key>[\w.]+)":', text)
     if not wrong:
         return text
+    if unloadable := re.search(r"Unable to load config '(.*?)' - ", text):
+        return (
+            f"Expected `{wrong['key']}` to be a config file, or its settings one by one as "
+            f"--{wrong['key']}.NAME, but got {unloadable[1]}"
+        )
     if argument := re.search(r"NestedArg\(key='(\w+)', val='?(.*?)'?\)$", text):
         return f"`{wrong['key']}.{argument[1]}` cannot be {argument[2]}"
     if required := re.search(r"class_path '([\w.]+)': (the following [^-]+)", text):

@@ -15,6 +15,7 @@ from fnn_lightning.evaluation.report import Report
 from fnn_lightning.runs.checkpoint_io import AtomicCheckpointIO
 from fnn_lightning.runs.loggers import RunLogger, resuming_logger
 from fnn_lightning.training.console import Console, ProgressBar, TerminateOnSigterm
+from fnn_lightning.training.ema import EMA
 
 MAX_EPOCHS = 5  # unless something else ends the run
 
@@ -74,7 +75,10 @@ def setup_trainer(
     callbacks += [section[name] for name, wanted in options.items() if wanted]
     config.enable_checkpointing = subcommand == "fit"
     given = config.callbacks or []
-    config.callbacks = [*(given if isinstance(given, list) else [given]), *callbacks]
+    given = given if isinstance(given, list) else [given]
+    if any(isinstance(each, EMA) for each in given):
+        raise InputError("Expected --ema.decay, but got an EMA among --trainer.callbacks")
+    config.callbacks = [*given, *callbacks]
 
 
 def make_logger(

@@ -100,6 +100,7 @@ def read_checkpoint(path: str) -> dict[str, Any]:
         not isinstance(checkpoint, dict)
         or not all(isinstance(checkpoint.get(key), kind) for key, kind in required.items())
         or not isinstance(checkpoint.get("datamodule_hyper_parameters", {}), dict)
+        or not isinstance(checkpoint.get("callbacks", {}), dict)
         or "hidden_dims" not in checkpoint["hyper_parameters"]
         or checkpoint["global_step"] < 0
     ):

@@ -9,7 +9,7 @@ from tqdm import tqdm
 
 from fnn_lightning.lit_module import FNNLitModule
 from fnn_lightning.runs.signals import terminate_on_sigterm
-from fnn_lightning.training.multi_step import MultiStep
+from fnn_lightning.training.multi_step import why_single_steps
 
 
 class ProgressBar(callbacks.TQDMProgressBar):
@@ -62,8 +62,7 @@ class Console(callbacks.Callback):
 
     @staticmethod
     def _steps(trainer: Trainer) -> str:
-        found = [each for each in trainer.callbacks if isinstance(each, MultiStep)]  # type: ignore[attr-defined]
-        reason = found[0].reason(trainer) if found else "there is no MultiStep"
+        reason = why_single_steps(trainer, FNNLitModule)
         return f"single steps: {reason}" if reason else "multi-step loop"
 
     def on_validation_end(self, trainer: Trainer, pl_module: LightningModule) -> None:

@@ -30,13 +30,13 @@ class EMA(callbacks.Callback):
     saved after that.
 
     Args:
-        decay: Such as 0.999, from 0 to below 1. On the command line, 0 switches the EMA off.
+        decay: Such as 0.999, from 0 to below 1.
 
     Raises:
         InputError: If the decay is out of its range.
     """
 
-    def __init__(self, decay: float = 0.0) -> None:
+    def __init__(self, decay: float) -> None:
         if not 0 <= decay < 1:
             raise InputError(
                 f"Expected `decay` of the EMA to be from 0 to below 1, but got {decay}"

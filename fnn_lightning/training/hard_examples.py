@@ -1,14 +1,15 @@
 """Trains on the hardest examples of each batch alone (Jiang et al. 2019, arXiv:1910.00762)."""
 
-from collections.abc import Iterator
+from collections.abc import Callable, Iterator
 from contextlib import contextmanager
 
 import torch
-from torch import Tensor, nn
+from torch import nn
 from torch.nn import functional as F
 
 from fnn_lightning.data.dataloader import Batch, InMemoryDataLoader, all_gather_batch
 from fnn_lightning.errors import InputError
+from fnn_lightning.training.metrics import StepOutput
 
 Sharding = tuple[InMemoryDataLoader, int]
 """The dataloader that dealt a batch to the ranks, and the number of the batch."""
@@ -25,17 +26,19 @@ class HardExamples:
 
     Args:
         fraction: Of a batch that is kept, rounded to whole images, at least one.
+        label_smoothing: As in the loss that training lowers.
 
     Raises:
-        InputError: If it is not above 0 and at most 1.
+        InputError: If the fraction is not above 0 and at most 1.
     """
 
-    def __init__(self, fraction: float) -> None:
+    def __init__(self, fraction: float, label_smoothing: float = 0.0) -> None:
         if not 0 < fraction <= 1:
             raise InputError(
                 f"Expected `keep_hardest` to be above 0 and at most 1, but got {fraction}"
             )
         self.fraction = fraction
+        self.label_smoothing = label_smoothing
 
     def count(self, batch_size: int) -> int:
         """Return how many images of a batch are kept.
@@ -46,21 +49,29 @@ class HardExamples:
         return min(batch_size, max(1, round(self.fraction * batch_size)))
 
     def select(
-        self, batch: Batch, logits: Tensor, label_smoothing: float, sharding: Sharding | None
-    ) -> Batch:
+        self,
+        batch: Batch,
+        network: nn.Module,
+        step: Callable[[Batch, float], StepOutput],
+        sharding: Sharding | None,
+    ) -> tuple[Batch, StepOutput]:
         """Select those of this rank's images that are among the hardest of the whole batch.
 
         Args:
             batch: This rank's share of it.
-            logits: The first pass, shape `(B, 10)`.
-            label_smoothing: As in the loss that training lowers.
+            network: The network that is trained.
+            step: Computes the loss and the logits of a batch, with a label smoothing.
             sharding: How the batch was dealt to the ranks; None if there is one rank.
 
         Returns:
-            The selected images and labels, in the order of the batch.
+            The selected images and labels, in the order of the batch, and the first pass over all.
         """
+        with evaluating(network):
+            first_pass = step(batch, self.label_smoothing)
         images, labels = batch
-        losses = F.cross_entropy(logits, labels, reduction="none", label_smoothing=label_smoothing)
+        losses = F.cross_entropy(
+            first_pass.logits, labels, reduction="none", label_smoothing=self.label_smoothing
+        )
         share = slice(None)
         if sharding is not None:
             loader, batch_idx = sharding
@@ -69,7 +80,7 @@ class HardExamples:
         order = losses.argsort(descending=True, stable=True)
         kept = torch.zeros_like(losses, dtype=torch.bool)
         kept[order[: self.count(len(losses))]] = True
-        return images[kept[share]], labels[kept[share]]
+        return (images[kept[share]], labels[kept[share]]), first_pass
 
 
 @contextmanager

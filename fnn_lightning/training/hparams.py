@@ -45,6 +45,8 @@ def collect_settings(trainer: Trainer, module: LightningModule) -> dict[str, Any
     hidden_dims = list(settings.get("hidden_dims", ()))
     for name in ("optimizer", "lr_scheduler"):
         config = settings.get(name) or (SGD if name == "optimizer" else {})
+        if not isinstance(config, Mapping):  # an argument of a derived module
+            continue
         settings[name] = str(config.get("class_path", "none")).rpartition(".")[2]
         # one text, since another class has other arguments
         settings[f"{name}_args"] = json.dumps(config.get("init_args") or {})
@@ -54,7 +56,7 @@ def collect_settings(trainer: Trainer, module: LightningModule) -> dict[str, Any
     return {
         "depth": len(hidden_dims),
         "width": max(hidden_dims, default=0),
-        "lr": trainer.optimizers[0].defaults.get("lr"),
+        "lr": trainer.optimizers[0].defaults.get("lr", "none"),
         "ema.decay": averaging[0].decay if averaging else 0.0,
         **flatten_settings(settings),
         **flatten_settings(
@@ -77,5 +79,7 @@ def flatten_settings(settings: Mapping[str, Any], prefix: str = "") -> dict[str,
             flat[f"{prefix}{name}"] = "none"
         else:
             is_plain = isinstance(value, bool | int | float | str)
-            flat[f"{prefix}{name}"] = value if is_plain else str(list(value))
+            flat[f"{prefix}{name}"] = (
+                value if is_plain else str(list(value) if isinstance(value, tuple) else value)
+            )
     return flat

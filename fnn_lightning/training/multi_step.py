@@ -15,7 +15,7 @@ import math
 import time
 from collections.abc import Callable
 from functools import partial
-from typing import TYPE_CHECKING, Any
+from typing import Any
 
 import torch
 from lightning.pytorch import LightningDataModule, LightningModule, Trainer, callbacks
@@ -35,9 +35,7 @@ from fnn_lightning.training.manual_backward import (
     supports_manual_backward,
 )
 from fnn_lightning.training.optim import RunLength
-
-if TYPE_CHECKING:  # it needs `resume.py`, which needs this file
-    from fnn_lightning.training.train_log import TrainLog
+from fnn_lightning.training.train_log import TrainLog
 
 MAX_SECONDS = 0.2  # in the loop, before the Trainer can check clocks, signals and the bar
 
@@ -72,34 +70,28 @@ class MultiStep(callbacks.Callback):
 
     Args:
         train_log: What logs the training, and is told of every step.
-        base: The module class whose steps the plain loop takes.
-        enabled: Whether it does. If not, the Trainer takes every step.
+        base: The module class whose steps the plain loop takes. Its attribute `multi_step` says
+            whether it does.
     """
 
     acts_every_n_steps = 0
 
-    def __init__(
-        self, train_log: "TrainLog", base: type[LightningModule], enabled: bool = True
-    ) -> None:
+    def __init__(self, train_log: TrainLog, base: type[LightningModule]) -> None:
         self.train_log = train_log
         self.base = base
-        self.enabled = enabled
-        self.why_single_steps: str | None = None
-        """Why the Trainer takes every step itself, if it does."""
+        self.single_steps_reason: str | None = None
+        """Why the Trainer takes every step itself; None if it need not."""
 
     def on_train_start(self, trainer: Trainer, pl_module: LightningModule) -> None:
-        reason = self.why_single_steps = self.reason(trainer)
+        reason = self.single_steps_reason = why_single_steps(trainer, self.base)
         rank_zero_info(f"Single steps: {reason}" if reason else "Several steps at a time")
 
     def on_train_epoch_start(self, trainer: Trainer, pl_module: LightningModule) -> None:
-        self.why_single_steps = self.reason(trainer)  # a callback may have changed something
-
-    def reason(self, trainer: Trainer) -> str | None:
-        """Tell why the Trainer has to take every step itself; None if it need not."""
-        return why_single_steps(trainer, self.base) if self.enabled else "multi_step is off"
+        # a callback may have changed something
+        self.single_steps_reason = why_single_steps(trainer, self.base)
 
     def on_train_batch_end(self, trainer: Trainer, pl_module: LightningModule, *_: Any) -> None:
-        if self.why_single_steps is None and (count := free_batches(trainer)):
+        if self.single_steps_reason is None and (count := free_batches(trainer)):
             self._take_steps(trainer, pl_module, count)
 
     def _take_steps(self, trainer: Trainer, module: Any, count: int) -> None:
@@ -154,6 +146,10 @@ def why_single_steps(trainer: Trainer, base: type[LightningModule]) -> str | Non
     module: Any = trainer.lightning_module
     data: Any = trainer.datamodule  # type: ignore[attr-defined]
     loader = trainer.train_dataloader
+    if not isinstance(module, base):
+        return f"{type(module).__name__} is no {base.__name__}"
+    if not module.multi_step:
+        return "multi_step is off"
     if type(trainer.strategy) is not SingleDeviceStrategy:
         return f"the strategy is {type(trainer.strategy).__name__}"
     given: list[Any] = trainer.callbacks  # type: ignore[attr-defined]

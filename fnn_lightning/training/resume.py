@@ -14,6 +14,7 @@ from fnn_lightning.training.multi_step import (
     set_max_steps,
     step_plateau_schedulers,
 )
+from fnn_lightning.training.ranks import gather_from_ranks
 
 
 class Resume(callbacks.Callback):
@@ -41,6 +42,7 @@ class Resume(callbacks.Callback):
             self._max_steps = trainer.max_steps
 
     def on_fit_start(self, trainer: Trainer, pl_module: LightningModule) -> None:
+        self.has_begun = False
         self._check_schedule()
         if self._max_steps is not None:
             # Not earlier: schedules take their length from it. See `set_max_steps`.
@@ -90,7 +92,12 @@ class Resume(callbacks.Callback):
         if resumed_within_epoch(trainer):
             for config in trainer.lr_scheduler_configs:
                 if config.reduce_on_plateau:
-                    metric = trainer.callback_metrics[str(config.monitor)]
+                    metric = trainer.callback_metrics.get(str(config.monitor))
+                    if metric is None:
+                        raise InputError(
+                            "Expected a checkpoint saved before or after a validation, but got one "
+                            "saved while it ended: ReduceLROnPlateau cannot resume from it"
+                        )
                     step_plateau_schedulers(trainer, metric)
 
     def state_dict(self) -> dict[str, Any]:
@@ -118,16 +125,3 @@ class Resume(callbacks.Callback):
             if config.reduce_on_plateau and epoch_is_ending(self._trainer):
                 return float(self._trainer.callback_metrics[str(config.monitor)])
         return None
-
-
-def gather_from_ranks(value: Any) -> list[Any]:
-    """Collect a value from every rank, on every rank; a collective operation.
-
-    >>> gather_from_ranks("the only rank's")
-    ["the only rank's"]
-    """
-    if not (torch.distributed.is_available() and torch.distributed.is_initialized()):
-        return [value]
-    values: list[Any] = [None] * torch.distributed.get_world_size()
-    torch.distributed.all_gather_object(values, value)
-    return values

@@ -8,7 +8,8 @@ from torch import Tensor
 from torch.optim import Optimizer
 
 from fnn_lightning.errors import InputError
-from fnn_lightning.training.resume import gather_from_ranks
+from fnn_lightning.training.metrics import TrainMetrics
+from fnn_lightning.training.ranks import gather_from_ranks
 
 
 class TrainLog(callbacks.Callback):
@@ -34,12 +35,12 @@ class TrainLog(callbacks.Callback):
     def setup(self, trainer: Trainer, pl_module: LightningModule, stage: str) -> None:
         # Lightning gives `state_dict` no arguments
         self._trainer, self._module = trainer, pl_module
-
-    @property
-    def _metrics(self) -> Any:
-        return self._module.train_metrics
+        # empty for another module: a Trainer that is used again keeps its callbacks
+        self._metrics: TrainMetrics = getattr(pl_module, "train_metrics", None) or TrainMetrics()
 
     def on_fit_start(self, trainer: Trainer, pl_module: LightningModule) -> None:
+        self.logged_step, self.validated_step = 0, None
+        self._means = {}
         self._metrics.reset()
         self._metrics.to(pl_module.device)
 
@@ -99,6 +100,10 @@ class TrainLog(callbacks.Callback):
                 self.on_train_end(self._trainer, self._module)
 
     def state_dict(self) -> dict[str, Any]:
+        """Return the state to resume from; all ranks have to ask for it at the same step.
+
+        A line of the log that is due is written first.
+        """
         losses = self._metrics.losses()  # raises before any file is touched if one is not finite
         trainer = self._trainer
         if not trainer.training and not trainer.validating:

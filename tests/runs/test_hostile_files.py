@@ -119,6 +119,14 @@ TRAINING: dict[str, Callable[[Any], None]] = {
     "random states": put("callbacks", "Resume", "random_states", []),
     "sums": put("callbacks", "TrainLog", "ranks", 0, "split", {}),
     "plateau": put("callbacks", "Resume", "plateau", "x"),
+    "all callbacks": put("callbacks", [1]),
+    "augmentation": put("datamodule_hyper_parameters", "augmentation", 5),
+    "augmentation list": put("datamodule_hyper_parameters", "augmentation", [1]),
+    "augmentation code": put(
+        *("datamodule_hyper_parameters", "augmentation", "rotation"), {"class_path": "os.system"}
+    ),
+    "augmentation text": put("datamodule_hyper_parameters", "augmentation", "rotation", "abc"),
+    "augmentation name": put("datamodule_hyper_parameters", "augmentation", "twist", 1.0),
 }
 
 

@@ -63,3 +63,16 @@ def test_loggers_other_than_tensorboard_get_the_settings_too(
     text = (tmp_path / "lightning_logs" / "csv" / "hparams.yaml").read_text()
     assert "width: 6\n" in text
     assert "ema.decay: 0.0\n" in text
+
+
+class WithFolder(FNNLitModule):
+    def __init__(self, folder: Path, **kwargs: Any) -> None:
+        super().__init__(**kwargs)
+        self.save_hyperparameters(logger=False)
+
+
+def test_arguments_that_are_no_plain_data_are_logged_as_text(
+    make_data: MakeData, tmp_path: Path
+) -> None:
+    logged = settings(make_data(), WithFolder(Path("a/b"), hidden_dims=[4]), tmp_path)
+    assert logged["folder"] == "a/b"
