@@ -233,7 +233,7 @@ def test_a_trainer_validates_before_and_after_it_fits(
     make_data: MakeData, make_model: MakeModel, tmp_path: Path
 ) -> None:
     model, data = make_model(), make_data()
-    run = trainer(tmp_path, max_epochs=1, logger=False, enable_checkpointing=False)
+    run = trainer(tmp_path, max_epochs=1, enable_checkpointing=False)
     (before,) = run.validate(model, datamodule=data, verbose=False)
     run.fit(model, datamodule=data)
     (after,) = run.validate(model, datamodule=data, verbose=False)
@@ -261,7 +261,7 @@ class OtherModule(LightningModule):
 def test_a_trainer_can_then_fit_another_module(
     make_data: MakeData, make_model: MakeModel, tmp_path: Path
 ) -> None:
-    run = trainer(tmp_path, max_epochs=1, limit_val_batches=0)
+    run = trainer(tmp_path, max_epochs=1, limit_val_batches=0, enable_checkpointing=False)
     run.fit(make_model(), datamodule=make_data())
     other = OtherModule()
     before = other.linear.weight.clone()

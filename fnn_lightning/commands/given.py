@@ -1,6 +1,7 @@
 """What the user gave: on the command line, in config files, and in the run that is resumed."""
 
 import json
+import os
 import reprlib
 import shlex
 from pathlib import Path
@@ -122,6 +123,21 @@ def stored_settings(run: Path) -> dict[str, Any]:
                 )
             settings[f"{section}.{name}"] = value
     return settings
+
+
+def resume_command(ckpt_path: str) -> str:
+    """Return the options of `fit` that resume from a checkpoint of a run.
+
+    The run's config is among them if it names code, which is run only if the user says so.
+    """
+    options = f"--ckpt_path {shlex.quote(os.path.relpath(ckpt_path))}"
+    run = run_folder(ckpt_path)
+    if run is not None:
+        try:
+            stored_settings(run)
+        except InputError:
+            options += f" --config {shlex.quote(os.path.relpath(run / CONFIG))}"
+    return options
 
 
 def config_is_given(argv: list[str]) -> bool:

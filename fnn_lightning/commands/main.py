@@ -2,7 +2,6 @@
 
 import difflib
 import os
-import shlex
 import signal
 import sys
 from importlib import import_module
@@ -64,8 +63,9 @@ def main(args: list[str] | None = None) -> None:
         if not rank():
             saved = "nothing was saved"
             if stop.path:
-                path = shlex.quote(os.path.relpath(stop.path))
-                saved = f"saved; resume with: {COMMAND} fit --ckpt_path {path}"
+                from fnn_lightning.commands.given import resume_command  # takes Lightning
+
+                saved = f"saved; resume with: {COMMAND} fit {resume_command(stop.path)}"
             print(f"stopped by {signal.Signals(stop.signum).name}, {saved}", file=sys.stderr)
         # a status other than 0 would make Lightning kill the first process before it says so
         raise SystemExit(0 if rank() else 128 + stop.signum) from None

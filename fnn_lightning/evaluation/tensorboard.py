@@ -73,7 +73,8 @@ class TensorBoardPlots(PredictionCollector):
         if board is None or trainer.global_step:  # a resumed run has shown it
             return
         board.add_custom_scalars(LAYOUT)
-        board.file_writer.add_event(graph_event(pl_module.network))
+        # `file_writer` is None once the logger was closed, as by an earlier fit of the same Trainer
+        board._get_file_writer().add_event(graph_event(pl_module.network))
         source = trainer.train_dataloader
         if isinstance(source, InMemoryDataLoader) and source.augments:
             images, _ = source.peek()

@@ -44,11 +44,17 @@ class RunLogger(TensorBoardLogger):
 
 
 class SaveConfig(SaveConfigCallback):
-    """Writes `config.yaml` into the run's folder, atomically: resuming relies on it."""
+    """Writes `config.yaml` into the run's folder when training begins, completely or not at all.
+
+    Not earlier: a refused resume leaves the file of the run as it was. Resuming reads it.
+    """
 
     def setup(self, trainer: Trainer, pl_module: LightningModule, stage: str) -> None:
-        folder = trainer.log_dir  # broadcasts: every rank has to ask
-        if stage == "fit" and folder and trainer.is_global_zero:
+        pass  # Lightning's own would write it here
+
+    def on_train_start(self, trainer: Trainer, pl_module: LightningModule) -> None:
+        folder = trainer.log_dir  # a broadcast: all ranks have to take part
+        if folder and trainer.is_global_zero:
             text = self.parser.dump(self.config, skip_none=False)
             write_atomic(Path(folder) / CONFIG, text.encode())
 

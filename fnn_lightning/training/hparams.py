@@ -23,7 +23,7 @@ class HParams(callbacks.Callback):
     every run has the same names, defaults included.
     """
 
-    def on_fit_start(self, trainer: Trainer, pl_module: LightningModule) -> None:
+    def on_train_start(self, trainer: Trainer, pl_module: LightningModule) -> None:
         if not trainer.is_global_zero:
             return
         settings = collect_settings(trainer, pl_module)
@@ -35,8 +35,11 @@ class HParams(callbacks.Callback):
             # The tab shows the newest value of each scalar named here, so a run can be compared
             # while it trains, and the figures of a later `test` appear too.
             metrics = dict.fromkeys(SHOWN_METRICS, 0.0)  # the values do not matter
+            # The public `file_writer` is None once the logger was closed, as by an earlier fit of
+            # the same Trainer; a test fits twice.
+            writer = logger.experiment._get_file_writer()
             for summary in hparams_summary(settings, metrics):  # type: ignore[no-untyped-call]
-                logger.experiment.file_writer.add_summary(summary)
+                writer.add_summary(summary)
 
 
 def collect_settings(trainer: Trainer, module: LightningModule) -> dict[str, Any]:

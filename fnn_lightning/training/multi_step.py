@@ -84,7 +84,11 @@ class MultiStep(callbacks.Callback):
 
     def on_train_start(self, trainer: Trainer, pl_module: LightningModule) -> None:
         reason = self.single_steps_reason = why_single_steps(trainer, self.base)
-        rank_zero_info(f"Single steps: {reason}" if reason else "Several steps at a time")
+        rank_zero_info(
+            f"Single steps: {reason}"
+            if reason
+            else "MultiStep takes several optimiser steps for one of the Trainer's"
+        )
 
     def on_train_epoch_start(self, trainer: Trainer, pl_module: LightningModule) -> None:
         # a callback may have changed something

@@ -14,6 +14,7 @@ import yaml
 from lightning.pytorch import Trainer
 
 from fnn_lightning import FNNLitModule, __version__
+from fnn_lightning.commands.given import resume_command
 from fnn_lightning.commands.lightning_cli import FNNCLI
 from fnn_lightning.commands.main import SUBCOMMANDS, main
 from fnn_lightning.training.checkpointing import Checkpoint
@@ -618,3 +619,34 @@ def test_the_python_api_trains_and_tests(data_dir: str) -> None:
     assert isinstance(model.network, fnn_lightning.FNN)
     with pytest.raises(AttributeError, match="no attribute 'nothing'"):
         fnn_lightning.nothing  # noqa: B018
+
+
+@pytest.mark.parametrize(
+    "change",
+    [
+        ["--trainer.max_epochs", "3"],  # the schedule has the run's length
+        ["--trainer.max_epochs", "1"],  # fewer than are done
+        ["--data.batch_size", "50"],
+        ["--optimizer.lr", "0.7"],
+    ],
+)
+def test_a_refused_resume_leaves_the_run_as_it_was(
+    data_dir: str, capsys: Capture, change: list[str]
+) -> None:
+    fit(data_dir, "--lr_scheduler", "CosineAnnealingLR", "--lr_scheduler.T_max", "0",
+        "--model.lr_interval", "step")  # fmt: skip
+    before = (RUN / "config.yaml").read_text(), Path(LAST).read_bytes()
+    with pytest.raises(SystemExit) as stop:
+        main(["fit", "--ckpt_path", LAST, *change])
+    assert stop.value.code == 2
+    assert capsys.readouterr().err.count("\n") == 1
+    assert ((RUN / "config.yaml").read_text(), Path(LAST).read_bytes()) == before
+
+
+def test_the_command_to_resume_names_a_config_that_names_code(data_dir: str) -> None:
+    fit(data_dir)
+    assert resume_command(LAST) == f"--ckpt_path {LAST}"
+    config = RUN / "config.yaml"
+    text = config.read_text().replace("callbacks: null", "callbacks: LearningRateMonitor")
+    config.write_text(text)
+    assert resume_command(LAST) == f"--ckpt_path {LAST} --config {config}"
