@@ -17,7 +17,7 @@ from fnn_lightning.runs.run_folder import CONFIG, LAST, run_folder
 def given_options(argv: list[str]) -> dict[str, Any]:
     """Collect the top-level options that the command line and the config files they name give.
 
-    The parser mixes what was said with defaults; this tells them apart. The last value wins.
+    The parser mixes what the user gave with defaults; this tells them apart. The last value wins.
 
     Raises:
         InputError: If a config file does not exist or is not YAML.

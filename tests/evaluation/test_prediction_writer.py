@@ -146,7 +146,7 @@ INVALID = {
     "--output out": "Expected --output to end in .csv or .json",
     "--output folder.csv": "folder.csv: it is a folder",
     "--output scans/a.png/out.csv": "Expected --output in a folder that can be written",
-    "--save_inputs seen": "name --data.images",
+    "--save_inputs seen": "Expected --data.images with --save_inputs",
     "--data.images scans --save_inputs scans": "another folder than that of the pictures",
     "--data.images scans --save_inputs scans/a.png": "got scans/a.png: it is a file",
 }

@@ -129,7 +129,7 @@ def test_the_report_holds_the_predictions_and_results_of_the_test(
         assert text in page
 
     assert metrics["test"]["dataset"] == "mnist"
-    assert "of 100 of mnist" in page
+    assert "of 100 test images of mnist" in page
 
     # another test replaces these results and keeps those of `fit`
     main(["test", "--ckpt_path", LAST, "--trainer.limit_test_batches", "1"])
