@@ -125,7 +125,7 @@ def stored_settings(run: Path) -> dict[str, Any]:
     return settings
 
 
-def resume_command(ckpt_path: str) -> str:
+def resume_options(ckpt_path: str) -> str:
     """Return the options of `fit` that resume from a checkpoint of a run.
 
     The run's config is among them if it names code, which is run only if the user says so.

@@ -63,9 +63,9 @@ def main(args: list[str] | None = None) -> None:
         if not rank():
             saved = "nothing was saved"
             if stop.path:
-                from fnn_lightning.commands.given import resume_command  # takes Lightning
+                from fnn_lightning.commands.given import resume_options  # takes Lightning
 
-                saved = f"saved; resume with: {COMMAND} fit {resume_command(stop.path)}"
+                saved = f"saved; resume with: {COMMAND} fit {resume_options(stop.path)}"
             print(f"stopped by {signal.Signals(stop.signum).name}, {saved}", file=sys.stderr)
         # a status other than 0 would make Lightning kill the first process before it says so
         raise SystemExit(0 if rank() else 128 + stop.signum) from None

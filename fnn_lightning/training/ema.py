@@ -48,6 +48,7 @@ class EMA(callbacks.Callback):
 
     def setup(self, trainer: Trainer, pl_module: LightningModule, stage: str) -> None:
         self._module = pl_module  # Lightning gives `state_dict` no arguments
+        self._loaded = None  # by an earlier call, such as `test`; this one's comes after `setup`
 
     def on_fit_start(self, trainer: Trainer, pl_module: LightningModule) -> None:
         network = network_of(pl_module)
@@ -92,7 +93,7 @@ class EMA(callbacks.Callback):
         return {"decay": self.decay, "steps": steps, "weights": weights}
 
     def load_state_dict(self, state_dict: dict[str, Any]) -> None:
-        self._loaded = state_dict  # until the network is on its device
+        self._loaded = state_dict  # applied when the network is on its device
 
     def on_save_checkpoint(
         self, trainer: Trainer, pl_module: LightningModule, checkpoint: dict[str, Any]

@@ -33,6 +33,8 @@ class Resume(callbacks.Callback):
     def setup(self, trainer: Trainer, pl_module: LightningModule, stage: str) -> None:
         # Lightning gives `state_dict` no arguments
         self._trainer, self._module = trainer, pl_module
+        # by an earlier call, such as `test`; this one's comes after `setup`
+        self._loaded = self._max_steps = None
 
     def on_load_checkpoint(
         self, trainer: Trainer, pl_module: LightningModule, checkpoint: dict[str, Any]
@@ -114,7 +116,7 @@ class Resume(callbacks.Callback):
         }
 
     def load_state_dict(self, state_dict: dict[str, Any]) -> None:
-        self._loaded = state_dict  # applied in `on_train_start`, when the schedules are there
+        self._loaded = state_dict  # applied when the schedules are there
 
     def _plateau_metric(self) -> float | None:
         """Return the metric that ReduceLROnPlateau is about to see at the end of an epoch.

@@ -37,6 +37,7 @@ class TrainLog(callbacks.Callback):
         self._trainer, self._module = trainer, pl_module
         # empty for another module: a Trainer that is used again keeps its callbacks
         self._metrics: TrainMetrics = getattr(pl_module, "train_metrics", None) or TrainMetrics()
+        self._loaded = None  # by an earlier call, such as `test`; this one's comes after `setup`
 
     def on_fit_start(self, trainer: Trainer, pl_module: LightningModule) -> None:
         self.logged_step, self.validated_step = 0, None
@@ -122,9 +123,7 @@ class TrainLog(callbacks.Callback):
         }
 
     def load_state_dict(self, state_dict: dict[str, Any]) -> None:
-        self._loaded = (
-            state_dict  # applied in `on_train_start`, when the metrics are on their device
-        )
+        self._loaded = state_dict  # applied when the metrics are on their device
 
     def _restore(self) -> None:
         if self._loaded is None:

@@ -14,7 +14,7 @@ import yaml
 from lightning.pytorch import Trainer
 
 from fnn_lightning import FNNLitModule, __version__
-from fnn_lightning.commands.given import resume_command
+from fnn_lightning.commands.given import resume_options
 from fnn_lightning.commands.lightning_cli import FNNCLI
 from fnn_lightning.commands.main import SUBCOMMANDS, main
 from fnn_lightning.training.checkpointing import Checkpoint
@@ -643,10 +643,10 @@ def test_a_refused_resume_leaves_the_run_as_it_was(
     assert ((RUN / "config.yaml").read_text(), Path(LAST).read_bytes()) == before
 
 
-def test_the_command_to_resume_names_a_config_that_names_code(data_dir: str) -> None:
+def test_the_options_to_resume_name_a_config_that_names_code(data_dir: str) -> None:
     fit(data_dir)
-    assert resume_command(LAST) == f"--ckpt_path {LAST}"
+    assert resume_options(LAST) == f"--ckpt_path {LAST}"
     config = RUN / "config.yaml"
     text = config.read_text().replace("callbacks: null", "callbacks: LearningRateMonitor")
     config.write_text(text)
-    assert resume_command(LAST) == f"--ckpt_path {LAST} --config {config}"
+    assert resume_options(LAST) == f"--ckpt_path {LAST} --config {config}"

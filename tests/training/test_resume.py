@@ -7,7 +7,7 @@ from typing import Any
 
 import pytest
 import torch
-from lightning.pytorch import Trainer
+from lightning.pytorch import Callback, LightningModule, Trainer
 from torch import nn
 
 from fnn_lightning import FNNLitModule, MNISTDataModule
@@ -141,3 +141,32 @@ def test_a_run_resumes_exactly_from_every_step(
             tag: [point for point in points if point[0] > step] for tag, points in curves.items()
         }
         assert resumed == {tag: points for tag, points in rest.items() if points}, step
+
+
+class SavesAtFour(Callback):
+    def on_train_batch_end(self, trainer: Trainer, pl_module: LightningModule, *_: Any) -> None:
+        if trainer.global_step == 4:
+            trainer.save_checkpoint(Path(trainer.default_root_dir) / "4.ckpt")
+
+
+def test_a_checkpoint_that_was_tested_is_not_resumed_by_the_next_fit(
+    make_data: MakeData, tmp_path: Path
+) -> None:
+    def make() -> FNNLitModule:
+        torch.manual_seed(0)
+        return Dropping(hidden_dims=[8])
+
+    def quiet(folder: str) -> Trainer:
+        callbacks = [SavesAtFour(), EMA(0.5)]
+        return trainer(tmp_path / folder, callbacks=callbacks, enable_checkpointing=False)
+
+    straight, model = quiet("straight"), make()
+    straight.fit(model, datamodule=make_data(batch_size=50))
+    again, other = quiet("again"), make()
+    checkpoint = tmp_path / "straight" / "4.ckpt"
+    again.test(other, datamodule=make_data(), ckpt_path=checkpoint, verbose=False)
+    other.load_state_dict(make().state_dict())
+    again.fit(other, datamodule=make_data(batch_size=50))
+    assert torch.equal(model.train_metrics.losses(), other.train_metrics.losses())
+    for ours, theirs in zip(model.parameters(), other.parameters(), strict=True):
+        assert torch.equal(ours, theirs)
