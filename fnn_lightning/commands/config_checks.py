@@ -1,7 +1,8 @@
 """Checks of the settings of a run, before anything is made or written."""
 
+import inspect
 import re
-from dataclasses import fields
+from dataclasses import asdict, fields, is_dataclass
 from types import ModuleType
 from typing import Any
 
@@ -19,6 +20,8 @@ TORCH_CLASSES: dict[str, tuple[ModuleType, type]] = {
     "optimizer": (torch.optim, Optimizer),
     "lr_scheduler": (torch.optim.lr_scheduler, LRScheduler),
 }
+# how fast, and where the data lie: the result does not depend on it
+NOT_OF_THE_RUN = {"data_dir"}
 # the texts that settings of the Trainer, the checkpoints and torch.optim's classes can be
 WORDS = (
     *("auto", "cpu", "gpu", "cuda", "mps", "tpu", "ddp", "fsdp"),
@@ -71,26 +74,72 @@ def check_ranges(trainer: Namespace) -> None:
 
 
 def check_resumes(config: Namespace, checkpoint: dict[str, Any]) -> None:
-    """Refuse another optimiser or schedule than the one whose state the checkpoint brings."""
+    """Refuse to resume with other data, another seed, network or optimiser than the run began with.
+
+    Args:
+        config: The settings of `fit`.
+        checkpoint: What `read_checkpoint` returned.
+
+    Raises:
+        InputError: If a setting that defines the run has changed.
+    """
+    model = dict(checkpoint["hyper_parameters"])
+    data = dict(checkpoint.get("datamodule_hyper_parameters", {}))
+    before: dict[str, Any] = {"ema.decay": ema_decay(checkpoint)}
+    now: dict[str, Any] = {"ema.decay": config.ema.decay}
+    if "seed" in data:
+        before["seed_everything"], now["seed_everything"] = data.pop("seed"), config.seed_everything
     for name in ("optimizer", "lr_scheduler"):
-        stored, now = checkpoint["hyper_parameters"].get(name), plain(config[name])
+        stored, given = model.pop(name, None), plain(config[name])
         if stored:
             check_stored_class(name, stored)
-        if stored != now:
+        before |= class_settings(name, stored)
+        now |= class_settings(name, given)
+    for section, settings in (("model", model), ("data", data)):
+        for name in settings.keys() - NOT_OF_THE_RUN:
+            value = config[section].get(name)
+            before[f"{section}.{name}"] = comparable(settings[name])
+            now[f"{section}.{name}"] = comparable(value)
+    for option in {**before, **now}:
+        was, given = before.get(option), now.get(option)
+        if was != given:
             raise InputError(
-                f"Expected `{name}` to be that of the checkpoint, whose state comes with it, "
-                f"{stored}, but got {now}"
+                f"Expected `{option}` to be {shown(was)}, with which the run began, but got "
+                f"{shown(given)}: a resumed run keeps its data, seed, network and optimiser. To "
+                "start a new run from these weights, give --init_from instead of --ckpt_path"
             )
-    others = {
-        "model.warmup": (checkpoint["hyper_parameters"].get("warmup", 0), config.model.warmup),
-        "ema.decay": (ema_decay(checkpoint), config.ema.decay),
+
+
+def class_settings(name: str, config: dict[str, Any] | None) -> dict[str, Any]:
+    """Name the class of an optimiser or a schedule, and each of its arguments, defaults included.
+
+    >>> settings = class_settings("optimizer", {"class_path": "torch.optim.SGD"})
+    >>> settings["optimizer"], settings["optimizer.momentum"]
+    ('SGD', 0)
+    """
+    if config is None:
+        return {name: None}
+    parameters = inspect.signature(torch_class(config, *TORCH_CLASSES[name])).parameters.values()
+    defaults = {each.name: each.default for each in parameters if each.default is not each.empty}
+    arguments = {**defaults, **(config.get("init_args") or {})}
+    return {
+        name: config["class_path"].rpartition(".")[2],
+        **{f"{name}.{argument}": comparable(value) for argument, value in arguments.items()},
     }
-    for option, (before, now) in others.items():
-        if before != now:
-            raise InputError(
-                f"Expected `{option}` to be that of the checkpoint, whose state comes with it, "
-                f"{before}, but got {now}"
-            )
+
+
+def comparable(value: Any) -> Any:
+    """Bring a setting to the form in which a checkpoint stores it."""
+    if isinstance(value, tuple):
+        return list(value)
+    if is_dataclass(value) and not isinstance(value, type):
+        return asdict(value)
+    return value.as_dict() if isinstance(value, Namespace) else value
+
+
+def shown(value: Any) -> str:
+    """Write a setting as a user would."""
+    return "null" if value is None else str(value)
 
 
 def check_stored_class(name: str, config: Any) -> None:

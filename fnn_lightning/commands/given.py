@@ -11,7 +11,8 @@ import yaml
 
 from fnn_lightning.commands.config_checks import is_data
 from fnn_lightning.errors import InputError
-from fnn_lightning.runs.run_folder import CONFIG, LAST, run_folder
+from fnn_lightning.runs.load import find_checkpoint
+from fnn_lightning.runs.run_folder import BEST, CONFIG, LAST, METRICS, run_folder
 
 
 def given_options(argv: list[str]) -> dict[str, Any]:
@@ -164,6 +165,11 @@ def find_run(subcommand: str, given: dict[str, Any]) -> tuple[str | None, Path |
         InputError: If they cannot be used.
     """
     ckpt_path: str | None = given.get("ckpt_path")
+    if subcommand == "fit" and None not in (ckpt_path, given.get("init_from")):
+        raise InputError(
+            "Expected either --ckpt_path, which resumes a run, or --init_from, which starts a new "
+            "one from its weights, but got both"
+        )
     named = given.get("run_folder") if subcommand == "fit" else None
     if named is None:
         return ckpt_path, run_folder(ckpt_path) if ckpt_path else None
@@ -177,9 +183,29 @@ def find_run(subcommand: str, given: dict[str, Any]) -> tuple[str | None, Path |
         raise InputError(f"Expected --run_folder to be a folder, but got {named}: it is a file")
     if (run / LAST).exists():
         return str(run / LAST), run
+    others = [name for name in (CONFIG, METRICS, BEST) if (run / name).exists()]
+    if others and not any(run.glob("events*")):
+        raise InputError(
+            f"Expected --run_folder to be new or the folder of a run, but {named} holds {others[0]}"
+            " of something else: name another folder"
+        )
     if (run / CONFIG).exists() and given.keys() == {"run_folder"}:
         raise InputError(
             f"Expected a checkpoint in {named}, but it holds none yet: give the settings again, "
             f"as --config {shlex.quote(str(Path(str(named)) / CONFIG))}"
         )
     return None, run
+
+
+def find_init(subcommand: str, given: dict[str, Any]) -> str | None:
+    """Find the checkpoint that a new run takes its first weights from; None if there is none.
+
+    Args:
+        subcommand: Only `fit` takes `--init_from`.
+        given: What `given_options` returned.
+
+    Raises:
+        InputError: If the user names a folder without one.
+    """
+    named = given.get("init_from") if subcommand == "fit" else None
+    return None if named is None else str(find_checkpoint(named))

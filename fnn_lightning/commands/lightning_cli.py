@@ -22,6 +22,7 @@ from fnn_lightning.commands.datamodules import MNISTOrPictures, MNISTWithTrainSe
 from fnn_lightning.commands.fit import Fit
 from fnn_lightning.commands.given import (
     config_is_given,
+    find_init,
     find_run,
     gather_images,
     given_options,
@@ -41,7 +42,7 @@ from fnn_lightning.runs.checkpoint_io import (
     ema_decay,
     read_checkpoint,
 )
-from fnn_lightning.runs.load import load_weights
+from fnn_lightning.runs.load import copy_layers, load_weights
 from fnn_lightning.runs.loggers import SaveConfig
 from fnn_lightning.training.checkpointing import Checkpoint, EarlyStopping
 from fnn_lightning.training.ema import EMA
@@ -49,7 +50,11 @@ from fnn_lightning.training.optim import SGD
 
 DATA_MODULES = {"test": MNISTWithTrainSet, "predict": MNISTOrPictures}
 OWN_OPTIONS = {
-    "fit": {"run_folder": "Folder of the run. If it holds a checkpoint, the run resumes from it."},
+    "fit": {
+        "run_folder": "Folder of the run. If it holds a checkpoint, the run resumes from it.",
+        "init_from": "Checkpoint or folder of a run. The new run starts with its weights, layer by "
+        "layer as far as the shapes fit, and with its settings where no others are given.",
+    },
     "test": {
         "report_folder": "Folder for report.html, predictions.csv and metrics.json. By default the "
         "folder of the run that the checkpoint is in.",
@@ -77,7 +82,9 @@ class FNNCLI(LightningCLI):
         self.argv = argv = gather_images(argv)
         self.given = given_options(argv)
         self._ckpt_path, self._run = find_run(argv[0], self.given)
-        self.checkpoint = None if self._ckpt_path is None else read_checkpoint(self._ckpt_path)
+        self._init_from = None if self._ckpt_path else find_init(argv[0], self.given)
+        loaded = self._ckpt_path or self._init_from
+        self.checkpoint = None if loaded is None else read_checkpoint(loaded)
         # An error is raised, and `main` prints it; a shortened option is one.
         strict = {"exit_on_error": False, "allow_abbrev": False}
         super().__init__(
@@ -171,8 +178,9 @@ class FNNCLI(LightningCLI):
         defaults |= {f"data.{name}": value for name, value in data.items()}
         defaults |= {f"data.augmentation.{name}": value for name, value in augmentation.items()}
         defaults["ema.decay"] = ema_decay(self.checkpoint)
-        if self.argv[0] == "fit" and self._run and not config_is_given(self.argv):
-            defaults |= stored_settings(self._run)
+        resumes = self.argv[0] == "fit" and self._ckpt_path and self._run
+        if resumes and not config_is_given(self.argv):
+            defaults |= stored_settings(resumes)
         try:
             parser.set_defaults(defaults)
         except (KeyError, TypeError, ValueError) as error:
@@ -195,16 +203,16 @@ class FNNCLI(LightningCLI):
             )
         # Hidden from LightningCLI, which would let the checkpoint win over the user's options, and
         # from the run's config.yaml, which starts a new run.
-        section.ckpt_path = None
-        if "run_folder" in section:
-            section.run_folder = None
+        for name in ("ckpt_path", "run_folder", "init_from"):
+            if name in section:
+                section[name] = None
 
     def before_instantiate_classes(self) -> None:
         section = self.config[self.subcommand]
         if self.subcommand == "fit":
             check_what_is_monitored(section)
-            if self.checkpoint is not None:
-                check_state(self.checkpoint, str(self._ckpt_path))
+            if self.checkpoint is not None and self._ckpt_path:
+                check_state(self.checkpoint, self._ckpt_path)
                 check_resumes(section, self.checkpoint)
         elif self._ckpt_path is None:
             raise InputError(
@@ -232,15 +240,19 @@ class FNNCLI(LightningCLI):
             raise InputError(str(error).partition("\n")[0]) from error
         if self.subcommand == "fit":
             self.model.configure_optimizers()  # fails now, before anything is written
-        if self.checkpoint is not None:
-            load_weights(self.model, self.checkpoint, str(self._ckpt_path))
+        if self.checkpoint is not None and self._ckpt_path:
+            load_weights(self.model, self.checkpoint, self._ckpt_path)
+        elif self.checkpoint is not None:
+            copied = copy_layers(self.model, self.checkpoint, str(self._init_from))
+            if self.trainer.is_global_zero:
+                print(f"weights    {copied}")
 
     def instantiate_trainer(self, **kwargs: Any) -> Trainer:
         setup_trainer(
             str(self.subcommand),
             self.config_init[self.subcommand],
             self._ckpt_path,
-            self.checkpoint,
+            self.checkpoint if self._ckpt_path else None,
             self._run,
         )
         return super().instantiate_trainer(**kwargs)

@@ -2,7 +2,7 @@
 
 import sys
 from pathlib import Path
-from typing import Any, Literal
+from typing import Any
 
 from jsonargparse import Namespace
 from lightning.pytorch import Callback
@@ -46,9 +46,12 @@ def setup_trainer(
         config.enable_progress_bar = terminal and subcommand != "predict"
     if config.max_epochs is None and config.max_steps == -1 and config.max_time is None:
         config.max_epochs = MAX_EPOCHS
-    if config.logger in (None, True):
+    if config.logger is not False:
         step = checkpoint["global_step"] if checkpoint else 0
-        config.logger = make_logger(subcommand, config.default_root_dir or ".", run, step)
+        own = make_logger(subcommand, config.default_root_dir or ".", run, step)
+        given = [] if config.logger in (None, True) else config.logger
+        # The run's own comes first: by it the Trainer finds the run's folder.
+        config.logger = [*own, *(given if isinstance(given, list) else [given])]
     plugins = config.plugins or []
     plugins = plugins if isinstance(plugins, list) else [plugins]
     if not any(isinstance(each, CheckpointIO) for each in plugins):  # or the user has another way
@@ -83,8 +86,10 @@ def setup_trainer(
 
 def make_logger(
     subcommand: str, root_dir: str, run: Path | None, step: int
-) -> TensorBoardLogger | Literal[False]:
-    """Make the logger: a new `fit` logs to a new folder, others to the run's; `predict` does not.
+) -> list[TensorBoardLogger]:
+    """Make the run's own logger, as a list that is empty where nothing is to be logged.
+
+    A new `fit` logs to a new folder, and others to the run's. `predict` does not log.
 
     Args:
         subcommand: `fit`, `validate`, `test` or `predict`.
@@ -93,10 +98,10 @@ def make_logger(
         step: Number of optimiser steps that the checkpoint has seen.
     """
     if subcommand == "fit":
-        return RunLogger(root_dir) if run is None else resuming_logger(run, step)
+        return [RunLogger(root_dir) if run is None else resuming_logger(run, step)]
     if run is None or subcommand == "predict":
-        return False
-    return resuming_logger(run, None)
+        return []
+    return [resuming_logger(run, None)]
 
 
 def report_folder(section: Namespace, run: Path | None) -> Path | None:

@@ -4,7 +4,7 @@ from pathlib import Path
 from typing import Any, NamedTuple
 
 import torch
-from torch import Tensor
+from torch import Tensor, nn
 
 from fnn_lightning import __version__
 from fnn_lightning.datamodule import EVAL_BATCH_SIZE, MNISTDataModule
@@ -12,7 +12,7 @@ from fnn_lightning.errors import InputError
 from fnn_lightning.lit_module import FNNLitModule
 from fnn_lightning.network import NUM_CLASSES
 from fnn_lightning.runs.checkpoint_io import read_checkpoint
-from fnn_lightning.runs.run_folder import LAST
+from fnn_lightning.runs.run_folder import BEST, LAST
 
 
 class TrainedNetwork(NamedTuple):
@@ -63,6 +63,27 @@ class TrainedNetwork(NamedTuple):
         return torch.cat(logits).softmax(dim=1) if logits else torch.empty(0, NUM_CLASSES)
 
 
+def find_checkpoint(path: str | Path) -> Path:
+    """Return the checkpoint that a path names, `~` expanded.
+
+    Args:
+        path: A checkpoint, or the folder of a run, of which it is `best.ckpt` or, without one,
+            `last.ckpt`.
+
+    Raises:
+        InputError: If a folder holds neither.
+    """
+    path = Path(path).expanduser()
+    if not path.is_dir():
+        return path
+    found = [path / name for name in (BEST, LAST) if (path / name).is_file()]
+    if not found:
+        raise InputError(
+            f"Expected a checkpoint or the folder of a run, but {path} holds no {LAST}"
+        )
+    return found[0]
+
+
 def load_trained(path: str | Path) -> TrainedNetwork:
     """Load a trained network.
 
@@ -73,15 +94,7 @@ def load_trained(path: str | Path) -> TrainedNetwork:
     Raises:
         InputError: If there is no checkpoint, or it is not of `FNNLitModule`.
     """
-    path = Path(path).expanduser()
-    if path.is_dir():
-        candidates = [path / LAST.with_name("best.ckpt"), path / LAST]
-        found = [each for each in candidates if each.is_file()]
-        if not found:
-            raise InputError(
-                f"Expected a checkpoint or the folder of a run, but {path} holds no {LAST}"
-            )
-        path = found[0]
+    path = find_checkpoint(path)
     checkpoint = read_checkpoint(str(path))
     try:
         module = FNNLitModule(**checkpoint["hyper_parameters"])
@@ -106,6 +119,48 @@ def load_weights(module: FNNLitModule, checkpoint: dict[str, Any], path: str) ->
         module.load_state_dict(checkpoint["state_dict"])
     except (AttributeError, KeyError, RuntimeError, TypeError) as error:
         raise InputError(f"The weights in {path} do not fit the network: {error}") from error
+
+
+def copy_layers(module: FNNLitModule, checkpoint: dict[str, Any], path: str) -> str:
+    """Copy the weights of a checkpoint's layers into a module, as far as their shapes are the same.
+
+    The first linear layer is compared with the first one, the second with the second and so on;
+    likewise those of batch normalisation.
+
+    Args:
+        module: May have another network than the checkpoint.
+        checkpoint: What `read_checkpoint` returned.
+        path: Its file, for the message.
+
+    Returns:
+        Which layers were copied, and which begin anew.
+
+    Raises:
+        InputError: If no layer fits.
+    """
+    stored: dict[str, dict[str, Tensor]] = {}
+    for name, value in checkpoint["state_dict"].items():
+        layer, _, tensor = name.rpartition(".")
+        stored.setdefault(layer, {})[tensor] = value
+    matrices = [each for each in stored.values() if each["weight"].dim() == 2]
+    others = [each for each in stored.values() if each["weight"].dim() != 2]
+    names: dict[bool, list[str]] = {True: [], False: []}
+    for layer in module.network.layers:
+        own = layer.state_dict()
+        if not own:
+            continue
+        candidates = matrices if isinstance(layer, nn.Linear) else others
+        weights = candidates.pop(0) if candidates else {}
+        fits = own.keys() == weights.keys() and all(
+            own[name].shape == weights[name].shape for name in own
+        )
+        if fits:
+            layer.load_state_dict(weights)
+        names[fits].append("–".join(map(str, reversed(own["weight"].shape))))
+    if not names[True]:
+        raise InputError(f"Expected layers of the same shape in {path}, but none fits the network")
+    begins = f"; new: {', '.join(names[False])}" if names[False] else ""
+    return f"of {path}: {', '.join(names[True])}{begins}"
 
 
 def mismatch_error(path: Path, error: Exception) -> InputError:

@@ -6,11 +6,13 @@ from typing import Any
 
 from lightning.pytorch import LightningModule, Trainer
 from lightning.pytorch.cli import SaveConfigCallback
-from lightning.pytorch.loggers import TensorBoardLogger
+from lightning.pytorch.loggers import CSVLogger, TensorBoardLogger
 from lightning.pytorch.utilities import rank_zero_only
 
 from fnn_lightning.runs.files import write_atomic
 from fnn_lightning.runs.run_folder import CONFIG, claim_version
+
+RUNS = "lightning_logs"
 
 
 class RunLogger(TensorBoardLogger):
@@ -24,7 +26,7 @@ class RunLogger(TensorBoardLogger):
     """
 
     def __init__(self, save_dir: str | Path) -> None:
-        super().__init__(save_dir, "lightning_logs", default_hp_metric=False)
+        super().__init__(save_dir, RUNS, default_hp_metric=False)
         self._own_version: int | None = None
 
     @property
@@ -41,6 +43,27 @@ class RunLogger(TensorBoardLogger):
         if self._own_version is None:
             folder = claim_version(Path(self.root_dir))
             self._own_version = int(folder.name.removeprefix("version_"))
+
+
+def folder_of_run(trainer: Trainer, claim: bool) -> Path:
+    """Return the folder that the run's results go to, one that no other run has.
+
+    It is the first logger's if that has a folder for each run. Others, such as those of Weights &
+    Biases and MLflow, share one; then it is a new `lightning_logs/version_N`.
+
+    Args:
+        trainer: About to fit, on all ranks.
+        claim: Whether to make the folder. If not, nothing is going to be written.
+    """
+    logger = trainer.logger
+    if not claim or trainer.fast_dev_run:  # type: ignore[attr-defined]
+        return Path(trainer.default_root_dir)
+    if isinstance(logger, TensorBoardLogger | CSVLogger):
+        return Path(str(trainer.log_dir))  # the same on all ranks
+    folder = ""
+    if trainer.is_global_zero:
+        folder = str(claim_version(Path(trainer.default_root_dir) / RUNS))
+    return Path(trainer.strategy.broadcast(folder))
 
 
 class SaveConfig(SaveConfigCallback):

@@ -15,7 +15,8 @@ from typing import Any
 from fnn_lightning import __version__
 from fnn_lightning.runs.files import write_atomic
 
-CONFIG, LAST, METRICS = "config.yaml", Path("checkpoints", "last.ckpt"), "metrics.json"
+CONFIG, METRICS = "config.yaml", "metrics.json"
+LAST, BEST = Path("checkpoints", "last.ckpt"), Path("checkpoints", "best.ckpt")
 PACKAGES = ("torch", "torchvision", "lightning", "torchmetrics", "numpy")
 
 

@@ -10,6 +10,7 @@ from lightning.pytorch import LightningModule, Trainer, callbacks
 from lightning.pytorch.callbacks.early_stopping import EarlyStoppingReason
 
 from fnn_lightning.errors import InputError
+from fnn_lightning.runs.loggers import folder_of_run
 from fnn_lightning.runs.signals import Stopped, StopSignals
 from fnn_lightning.training.multi_step import training_is_done, validation_is_due
 
@@ -66,6 +67,7 @@ class Checkpoint(callbacks.Checkpoint):
         self.best_score: float | None = None
         self.best_model_path = ""
         self.last_model_path = ""
+        self._trainer: Trainer | None = None
         self._signals = StopSignals()
         self._stop = 0
         self._seen_step = self._saved_step = 0
@@ -77,8 +79,24 @@ class Checkpoint(callbacks.Checkpoint):
         return self.every_n_steps or 0
 
     def setup(self, trainer: Trainer, pl_module: LightningModule, stage: str) -> None:
-        if stage == "fit":
-            self.folder = Path(trainer.log_dir or trainer.default_root_dir) / "checkpoints"
+        if stage == "fit" and trainer is not self._trainer:
+            self._trainer = trainer
+            self.folder = folder_of_run(trainer, claim=self.writes) / "checkpoints"
+
+    def on_fit_start(self, trainer: Trainer, pl_module: LightningModule) -> None:
+        if self.writes and not trainer.fast_dev_run:  # type: ignore[attr-defined]
+            self._refuse_foreign_checkpoints(trainer)
+
+    def _refuse_foreign_checkpoints(self, trainer: Trainer) -> None:
+        """Refuse to replace the checkpoints of another run."""
+        found = [each for each in ("last.ckpt", "best.ckpt") if (self.folder / each).exists()]
+        resumed = Path(trainer.ckpt_path or "").absolute().parent
+        if found and not self.last_model_path and resumed != self.folder.absolute():
+            raise InputError(
+                f"Expected a folder without checkpoints for a new run, but {self.folder} holds "
+                f"{found[0]} of another: give the logger another folder, or resume from it with "
+                "`ckpt_path`"
+            )
 
     def on_train_start(self, trainer: Trainer, pl_module: LightningModule) -> None:
         self._stop = 0
