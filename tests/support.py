@@ -11,11 +11,13 @@ from pathlib import Path
 from typing import Any
 
 import numpy as np
+import pytest
 import torch
 from lightning.pytorch import Trainer
 from tensorboard.backend.event_processing.event_accumulator import EventAccumulator
 
 from fnn_lightning.commands.lightning_cli import FNNCLI
+from fnn_lightning.commands.main import main
 from fnn_lightning.training.multi_step import MultiStep
 
 ROOT = Path(__file__).parents[1]
@@ -139,6 +141,19 @@ LAST = str(RUN / "checkpoints" / "last.ckpt")
 def fit(data_dir: str, *words: str) -> FNNCLI:
     small = ["--model.hidden_dims", "[8]", "--trainer.max_epochs", "2"]
     return FNNCLI(["fit", "--data.data_dir", data_dir, *small, *words])
+
+
+def refused(words: list[str], capsys: pytest.CaptureFixture[str]) -> str:
+    before = set(Path().glob("**/*"))
+    with pytest.raises(SystemExit) as stop:
+        main(words)
+    output = capsys.readouterr()
+    assert stop.value.code == 2
+    assert output.out == ""
+    assert output.err.startswith("error: ")
+    assert output.err.count("\n") == 1
+    assert set(Path().glob("**/*")) == before
+    return output.err
 
 
 def fetch(url: str, question: dict[str, Any] | None = None) -> bytes:

@@ -2,7 +2,9 @@
 
 import inspect
 import re
-from dataclasses import asdict, fields, is_dataclass
+import shlex
+from collections.abc import Mapping
+from dataclasses import fields
 from types import ModuleType
 from typing import Any
 
@@ -73,12 +75,13 @@ def check_ranges(trainer: Namespace) -> None:
         )
 
 
-def check_resumes(config: Namespace, checkpoint: dict[str, Any]) -> None:
+def check_resumes(config: Namespace, checkpoint: dict[str, Any], path: str) -> None:
     """Refuse to resume with other data, another seed, network or optimiser than the run began with.
 
     Args:
         config: The settings of `fit`.
         checkpoint: What `read_checkpoint` returned.
+        path: Its file, for the message.
 
     Raises:
         InputError: If a setting that defines the run has changed.
@@ -96,17 +99,16 @@ def check_resumes(config: Namespace, checkpoint: dict[str, Any]) -> None:
         before |= class_settings(name, stored)
         now |= class_settings(name, given)
     for section, settings in (("model", model), ("data", data)):
-        for name in settings.keys() - NOT_OF_THE_RUN:
-            value = config[section].get(name)
-            before[f"{section}.{name}"] = comparable(settings[name])
-            now[f"{section}.{name}"] = comparable(value)
+        names = settings.keys() - NOT_OF_THE_RUN
+        before |= flat(section, {name: settings[name] for name in names})
+        now |= flat(section, {name: config[section].get(name) for name in names})
     for option in {**before, **now}:
         was, given = before.get(option), now.get(option)
         if was != given:
             raise InputError(
                 f"Expected `{option}` to be {shown(was)}, with which the run began, but got "
                 f"{shown(given)}: a resumed run keeps its data, seed, network and optimiser. To "
-                "start a new run from these weights, give --init_from instead of --ckpt_path"
+                f"start a new run from its weights, give --init_from {shlex.quote(path)}"
             )
 
 
@@ -122,19 +124,24 @@ def class_settings(name: str, config: dict[str, Any] | None) -> dict[str, Any]:
     parameters = inspect.signature(torch_class(config, *TORCH_CLASSES[name])).parameters.values()
     defaults = {each.name: each.default for each in parameters if each.default is not each.empty}
     arguments = {**defaults, **(config.get("init_args") or {})}
-    return {
-        name: config["class_path"].rpartition(".")[2],
-        **{f"{name}.{argument}": comparable(value) for argument, value in arguments.items()},
-    }
+    class_name = config["class_path"].rpartition(".")[2]
+    return {name: class_name, **flat(name, arguments)}
 
 
-def comparable(value: Any) -> Any:
-    """Bring a setting to the form in which a checkpoint stores it."""
-    if isinstance(value, tuple):
-        return list(value)
-    if is_dataclass(value) and not isinstance(value, type):
-        return asdict(value)
-    return value.as_dict() if isinstance(value, Namespace) else value
+def flat(prefix: str, settings: Mapping[str, Any]) -> dict[str, Any]:
+    """Flatten nested settings to dotted names; sequences become lists, as in a checkpoint.
+
+    >>> flat("data", {"augmentation": {"shift": 0.5}, "size": (3, 4)})
+    {'data.augmentation.shift': 0.5, 'data.size': [3, 4]}
+    """
+    found: dict[str, Any] = {}
+    for name, value in settings.items():
+        value = value.as_dict() if isinstance(value, Namespace) else value
+        if isinstance(value, Mapping):
+            found |= flat(f"{prefix}.{name}", value)
+        else:
+            found[f"{prefix}.{name}"] = list(value) if isinstance(value, tuple) else value
+    return found
 
 
 def shown(value: Any) -> str:

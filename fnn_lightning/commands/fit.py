@@ -19,6 +19,7 @@ from fnn_lightning.runs.loggers import read_curves
 from fnn_lightning.runs.run_folder import read_metrics, write_metrics
 from fnn_lightning.runs.signals import LOST, Stopped, lost_a_rank, requeue
 from fnn_lightning.training.checkpointing import Checkpoint
+from fnn_lightning.training.console import validates_on_test_set
 from fnn_lightning.training.optim import MONITORED
 from fnn_lightning.training.resume import Resume
 from fnn_lightning.training.train_log import TrainLog
@@ -175,6 +176,8 @@ class Fit:
         result = ""
         if value is not None:
             percent = name.endswith("acc")
+            if validates_on_test_set(self.datamodule):
+                name += " (on the test set)"
             result = f"{name} {100 * value:.2f} %, " if percent else f"{name} {value:.4f}, "
         print(f"result     {result}{self.trainer.global_step:,} steps in all")
         print(f"checkpoint {path}")

@@ -2,8 +2,10 @@
 
 import json
 import os
+import re
 import reprlib
 import shlex
+from collections.abc import Iterable
 from pathlib import Path
 from typing import Any
 
@@ -104,8 +106,12 @@ def gather_images(argv: list[str]) -> list[str]:
     return [*rest, f"{option}={json.dumps(found, ensure_ascii=False)}"] if named else argv
 
 
-def stored_settings(run: Path) -> dict[str, Any]:
+def stored_settings(run: Path, given: Iterable[str] = ()) -> dict[str, Any]:
     """Read how a run was trained, as far as its checkpoints do not say so themselves.
+
+    Args:
+        run: Folder of the run.
+        given: Names of the options that the user gives, whose stored values are of no interest.
 
     Raises:
         InputError: If the run's config.yaml names code, by which a folder from a stranger could
@@ -115,8 +121,9 @@ def stored_settings(run: Path) -> dict[str, Any]:
     settings = {}
     for section in ("trainer", "checkpoint", "early_stopping", "tensorboard", "ema"):
         for name, value in (config.get(section) or {}).items():
-            if name == "default_root_dir":
-                continue  # the run has its folder
+            is_given = any(re.match(rf"{section}\.{name}\b", option) for option in given)
+            if is_given or name == "default_root_dir":  # the run has its folder
+                continue
             if not is_data(value):
                 raise InputError(
                     f"{run / CONFIG} may name code, as {section}.{name}, which is not run for a "

@@ -180,7 +180,7 @@ class FNNCLI(LightningCLI):
         defaults["ema.decay"] = ema_decay(self.checkpoint)
         resumes = self.argv[0] == "fit" and self._ckpt_path and self._run
         if resumes and not config_is_given(self.argv):
-            defaults |= stored_settings(resumes)
+            defaults |= stored_settings(resumes, self.given)
         try:
             parser.set_defaults(defaults)
         except (KeyError, TypeError, ValueError) as error:
@@ -213,7 +213,7 @@ class FNNCLI(LightningCLI):
             check_what_is_monitored(section)
             if self.checkpoint is not None and self._ckpt_path:
                 check_state(self.checkpoint, self._ckpt_path)
-                check_resumes(section, self.checkpoint)
+                check_resumes(section, self.checkpoint, self._ckpt_path)
         elif self._ckpt_path is None:
             raise InputError(
                 f"Expected --ckpt_path with a checkpoint of a trained network, but got none: "

@@ -13,7 +13,7 @@ from fnn_lightning.errors import InputError
 from fnn_lightning.evaluation.prediction_writer import PredictionWriter
 from fnn_lightning.evaluation.report import Report
 from fnn_lightning.runs.checkpoint_io import AtomicCheckpointIO
-from fnn_lightning.runs.loggers import RunLogger, resuming_logger
+from fnn_lightning.runs.loggers import DropLostSteps, RunLogger, resuming_logger
 from fnn_lightning.training.console import Console, ProgressBar, TerminateOnSigterm
 from fnn_lightning.training.ema import EMA
 
@@ -46,17 +46,19 @@ def setup_trainer(
         config.enable_progress_bar = terminal and subcommand != "predict"
     if config.max_epochs is None and config.max_steps == -1 and config.max_time is None:
         config.max_epochs = MAX_EPOCHS
+    callbacks: list[Callback] = [TerminateOnSigterm(), Console()]
+    first: list[Callback] = []
     if config.logger is not False:
-        step = checkpoint["global_step"] if checkpoint else 0
-        own = make_logger(subcommand, config.default_root_dir or ".", run, step)
+        own = make_logger(subcommand, config.default_root_dir or ".", run)
         given = [] if config.logger in (None, True) else config.logger
         # The run's own comes first: by it the Trainer finds the run's folder.
         config.logger = [*own, *(given if isinstance(given, list) else [given])]
+        if subcommand == "fit" and run is not None:
+            first = [DropLostSteps(own[0], checkpoint["global_step"] if checkpoint else 0)]
     plugins = config.plugins or []
     plugins = plugins if isinstance(plugins, list) else [plugins]
     if not any(isinstance(each, CheckpointIO) for each in plugins):  # or the user has another way
         config.plugins = [AtomicCheckpointIO(), *plugins]
-    callbacks: list[Callback] = [TerminateOnSigterm(), Console()]
     if config.enable_progress_bar:
         callbacks.append(ProgressBar())
     if subcommand == "fit":
@@ -81,12 +83,10 @@ def setup_trainer(
     given = given if isinstance(given, list) else [given]
     if any(isinstance(each, EMA) for each in given):
         raise InputError("Expected --ema.decay, but got an EMA among --trainer.callbacks")
-    config.callbacks = [*given, *callbacks]
+    config.callbacks = [*first, *given, *callbacks]
 
 
-def make_logger(
-    subcommand: str, root_dir: str, run: Path | None, step: int
-) -> list[TensorBoardLogger]:
+def make_logger(subcommand: str, root_dir: str, run: Path | None) -> list[TensorBoardLogger]:
     """Make the run's own logger, as a list that is empty where nothing is to be logged.
 
     A new `fit` logs to a new folder, and others to the run's. `predict` does not log.
@@ -95,13 +95,10 @@ def make_logger(
         subcommand: `fit`, `validate`, `test` or `predict`.
         root_dir: Folder for new runs.
         run: Folder of the run, if there is one already.
-        step: Number of optimiser steps that the checkpoint has seen.
     """
     if subcommand == "fit":
-        return [RunLogger(root_dir) if run is None else resuming_logger(run, step)]
-    if run is None or subcommand == "predict":
-        return []
-    return [resuming_logger(run, None)]
+        return [RunLogger(root_dir) if run is None else resuming_logger(run)]
+    return [] if run is None or subcommand == "predict" else [resuming_logger(run)]
 
 
 def report_folder(section: Namespace, run: Path | None) -> Path | None:

@@ -106,9 +106,11 @@ class Report(PredictionCollector):
         """Draw the curves in the run's folder, and the losses that the checkpoint keeps."""
         figures = []
         curves = read_curves(self.run) if self.run else {}
+        data = self.checkpoint.get("datamodule_hyper_parameters", {})
+        watched = " (on the test set)" if data.get("val_size") == 0 else ""
         for name, ylabel in (("loss", "loss"), ("acc", "accuracy")):
-            tags = [f"{split}/{name}" for split in ("train", "val")]
-            logged = {tag: curves[tag] for tag in tags if curves.get(tag)}
+            labels = {f"train/{name}": f"train/{name}", f"val/{name}": f"val/{name}{watched}"}
+            logged = {label: curves[tag] for tag, label in labels.items() if curves.get(tag)}
             if logged:
                 figures.append(plots.curves_figure(logged, ylabel))
         losses = read_losses(self.checkpoint)

@@ -4,10 +4,11 @@ import logging
 from pathlib import Path
 from typing import Any
 
-from lightning.pytorch import LightningModule, Trainer
+from lightning.pytorch import Callback, LightningModule, Trainer
 from lightning.pytorch.cli import SaveConfigCallback
 from lightning.pytorch.loggers import CSVLogger, TensorBoardLogger
 from lightning.pytorch.utilities import rank_zero_only
+from tensorboard.compat.proto.event_pb2 import Event, SessionLog
 
 from fnn_lightning.runs.files import write_atomic
 from fnn_lightning.runs.run_folder import CONFIG, claim_version
@@ -82,18 +83,34 @@ class SaveConfig(SaveConfigCallback):
             write_atomic(Path(folder) / CONFIG, text.encode())
 
 
-def resuming_logger(run: Path, step: int | None) -> TensorBoardLogger:
-    """Return a logger that continues in the folder of a run.
+def resuming_logger(run: Path) -> TensorBoardLogger:
+    """Return a logger that continues in the folder of a run."""
+    return TensorBoardLogger(run.parent, "", run.name, default_hp_metric=False)
+
+
+class DropLostSteps(Callback):
+    """Lets TensorBoard drop what a run logged after the step that it resumes from.
+
+    It does so when training begins, so that a refused resume hides nothing. It has to come before
+    the callbacks that log.
 
     Args:
-        run: The folder.
-        step: Number of optimiser steps done at which the run resumes; TensorBoard drops what was
-            logged after it. With None nothing is dropped.
+        logger: The run's own.
+        step: Number of optimiser steps at which the run resumes.
     """
-    kwargs: dict[str, Any] = {}
-    if step is not None and any(run.glob("events*")):
-        kwargs["purge_step"] = step + 1 if step else 0
-    return TensorBoardLogger(run.parent, "", run.name, default_hp_metric=False, **kwargs)
+
+    def __init__(self, logger: TensorBoardLogger, step: int) -> None:
+        self.logger = logger
+        self.step = step
+
+    @rank_zero_only
+    def on_train_start(self, trainer: Trainer, pl_module: LightningModule) -> None:
+        if self.logger not in trainer.loggers:  # as with `fast_dev_run`
+            return
+        first_lost = self.step + 1 if self.step else 0
+        restart = Event(step=first_lost, session_log=SessionLog(status=SessionLog.START))
+        # The logger's own `purge_step` would be written when the Trainer is set up.
+        self.logger.experiment.file_writer.add_event(restart)
 
 
 def read_curves(run: Path) -> dict[str, list[tuple[int, float]]]:

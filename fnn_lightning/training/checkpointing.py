@@ -68,6 +68,7 @@ class Checkpoint(callbacks.Checkpoint):
         self.best_model_path = ""
         self.last_model_path = ""
         self._trainer: Trainer | None = None
+        self._has_saved = False
         self._signals = StopSignals()
         self._stop = 0
         self._seen_step = self._saved_step = 0
@@ -80,7 +81,7 @@ class Checkpoint(callbacks.Checkpoint):
 
     def setup(self, trainer: Trainer, pl_module: LightningModule, stage: str) -> None:
         if stage == "fit" and trainer is not self._trainer:
-            self._trainer = trainer
+            self._trainer, self._has_saved = trainer, False
             self.folder = folder_of_run(trainer, claim=self.writes) / "checkpoints"
 
     def on_fit_start(self, trainer: Trainer, pl_module: LightningModule) -> None:
@@ -91,7 +92,7 @@ class Checkpoint(callbacks.Checkpoint):
         """Refuse to replace the checkpoints of another run."""
         found = [each for each in ("last.ckpt", "best.ckpt") if (self.folder / each).exists()]
         resumed = Path(trainer.ckpt_path or "").absolute().parent
-        if found and not self.last_model_path and resumed != self.folder.absolute():
+        if found and not self._has_saved and resumed != self.folder.absolute():
             raise InputError(
                 f"Expected a folder without checkpoints for a new run, but {self.folder} holds "
                 f"{found[0]} of another: give the logger another folder, or resume from it with "
@@ -207,6 +208,7 @@ class Checkpoint(callbacks.Checkpoint):
         for logger in trainer.loggers:
             logger.save()  # a checkpoint must not be ahead of the curves
         trainer.save_checkpoint(path, weights_only=False)  # the whole state, to resume from
+        self._has_saved = True
         return str(path)
 
 

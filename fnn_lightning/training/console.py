@@ -54,7 +54,7 @@ class Console(callbacks.Callback):
         datamodule = trainer.datamodule  # type: ignore[attr-defined]
         if not trainer.enable_validation:
             self._print(trainer, "validation none")
-        elif getattr(datamodule, "val_size", None) == 0:
+        elif validates_on_test_set(datamodule):
             self._print(
                 trainer,
                 "validation watches the test set, since val_size is 0; nothing is selected by it",
@@ -86,6 +86,8 @@ class Console(callbacks.Callback):
         for prefix, (correct, total) in pl_module.counts.items():
             if prefix.startswith(stage):
                 name = "training set" if prefix.endswith("train_set_") else f"{stage} set"
+                if stage == "val" and validates_on_test_set(trainer.datamodule):  # type: ignore[attr-defined]
+                    name = "test set, which validation watches since val_size is 0"
                 self._print(
                     trainer,
                     f"{name}: Got {correct:,} / {total:,} correct ({100 * correct / total:.2f} %)",
@@ -95,6 +97,11 @@ class Console(callbacks.Callback):
     def _print(trainer: Trainer, text: str) -> None:
         if trainer.is_global_zero:
             tqdm.write(text)  # `print` would run into a progress bar
+
+
+def validates_on_test_set(datamodule: Any) -> bool:
+    """Tell whether validation watches the test set, since no training image is held out."""
+    return getattr(datamodule, "val_size", None) == 0
 
 
 class TerminateOnSigterm(callbacks.Callback):

@@ -19,7 +19,7 @@ from fnn_lightning.commands.lightning_cli import FNNCLI
 from fnn_lightning.commands.main import SUBCOMMANDS, main
 from fnn_lightning.training.checkpointing import Checkpoint
 from fnn_lightning.training.train_log import TrainLog
-from tests.support import LAST, RUN, TEST_SIZE, fit, scalars
+from tests.support import LAST, RUN, TEST_SIZE, fit, refused, scalars
 
 Capture = pytest.CaptureFixture[str]
 
@@ -357,19 +357,6 @@ def bad_files(tmp_path: Path) -> None:
     torch.save({"state_dict": {}}, tmp_path / "other.ckpt")
 
 
-def refused(words: list[str], capsys: Capture) -> str:
-    before = set(Path().glob("**/*"))
-    with pytest.raises(SystemExit) as stop:
-        main(words)
-    output = capsys.readouterr()
-    assert stop.value.code == 2
-    assert output.out == ""
-    assert output.err.startswith("error: ")
-    assert output.err.count("\n") == 1
-    assert set(Path().glob("**/*")) == before
-    return output.err
-
-
 @pytest.mark.parametrize("words", BAD)
 @pytest.mark.usefixtures("bad_files")
 def test_bad_input_is_refused_in_one_line(words: str, capsys: Capture) -> None:
@@ -475,18 +462,6 @@ def test_code_that_a_checkpoint_names_is_not_imported(
     capsys.readouterr()
     assert "names code" in refused([command, "--ckpt_path", "evil.ckpt"], capsys)
     assert "evil" not in sys.modules
-
-
-@pytest.mark.parametrize(
-    "words", [["--optimizer.lr", "0.01"], ["--optimizer", "Adam"], ["--lr_scheduler", "null"]]
-)
-def test_resuming_with_another_optimizer_is_refused(
-    data_dir: str, words: list[str], capsys: Capture
-) -> None:
-    fit(data_dir, "--lr_scheduler", "StepLR", "--lr_scheduler.step_size", "1")
-    capsys.readouterr()
-    resume = ["fit", "--ckpt_path", LAST, "--trainer.max_epochs", "3", *words]
-    assert "to be that of the checkpoint, whose state comes with it" in refused(resume, capsys)
 
 
 @pytest.mark.parametrize("config_first", [True, False])
