@@ -51,7 +51,11 @@ def test_a_checkpoint_from_python_resumes_with_the_defaults_of_its_optimizer(
     data_dir: str,
 ) -> None:
     adam = {"class_path": "torch.optim.Adam", "init_args": {"lr": 0.01}}
-    quiet = {"enable_progress_bar": False, "enable_model_summary": False, "accelerator": "cpu"}
+    quiet: dict[str, Any] = {
+        "enable_progress_bar": False,
+        "enable_model_summary": False,
+        "accelerator": "cpu",
+    }
     trainer = Trainer(max_epochs=1, logger=False, enable_checkpointing=False, **quiet)
     module = FNNLitModule(hidden_dims=[8], optimizer=adam)
     trainer.fit(module, datamodule=MNISTDataModule(data_dir=data_dir))

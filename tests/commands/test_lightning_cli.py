@@ -181,7 +181,7 @@ def test_the_result_is_that_of_the_last_step(data_dir: str, capsys: Capture) -> 
     main(["test", "--ckpt_path", LAST])
     tested = re.search(r"\((.*) %\)", capsys.readouterr().out)
     assert tested
-    assert f"result     val/acc {tested[1]} %, 12 steps in all" in output
+    assert f"result     val/acc (on the test set) {tested[1]} %, 12 steps in all" in output
 
 
 def test_without_validation_the_test_set_is_not_looked_at(data_dir: str, capsys: Capture) -> None:
