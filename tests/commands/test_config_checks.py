@@ -1,5 +1,6 @@
 import re
 import shutil
+from typing import Any
 
 import pytest
 import torch
