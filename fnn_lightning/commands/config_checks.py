@@ -84,7 +84,8 @@ def check_resumes(config: Namespace, checkpoint: dict[str, Any], path: str) -> N
         path: Its file, for the message.
 
     Raises:
-        InputError: If a setting that defines the run has changed.
+        InputError: If a setting that defines the run has changed, or the run is to be shorter than
+            it is already.
     """
     model = dict(checkpoint["hyper_parameters"])
     data = dict(checkpoint.get("datamodule_hyper_parameters", {}))
@@ -110,6 +111,12 @@ def check_resumes(config: Namespace, checkpoint: dict[str, Any], path: str) -> N
                 f"{shown(given)}: a resumed run keeps its data, seed, network and optimiser. To "
                 f"start a new run from its weights, give --init_from {shlex.quote(path)}"
             )
+    epoch, limit = checkpoint.get("epoch"), config.trainer.max_epochs
+    if isinstance(epoch, int) and limit is not None and -1 < limit < epoch:
+        raise InputError(
+            f"Expected `trainer.max_epochs` to be {epoch + 1} or more, since the checkpoint is of "
+            f"epoch {epoch + 1}, but got {limit}"
+        )
 
 
 def class_settings(name: str, config: dict[str, Any] | None) -> dict[str, Any]:

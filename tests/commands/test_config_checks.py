@@ -48,6 +48,15 @@ def test_resuming_keeps_what_defines_the_run(data_dir: str, capsys: Capture) -> 
     assert torch.load(LAST, weights_only=True)["global_step"] == 9
 
 
+def test_a_run_cannot_become_shorter_than_it_is(
+    data_dir: str, capsys: pytest.CaptureFixture[str]
+) -> None:
+    fit(data_dir, "--trainer.max_epochs", "3")
+    capsys.readouterr()
+    error = refused(["fit", "--ckpt_path", LAST, "--trainer.max_epochs", "1"], capsys)
+    assert "`trainer.max_epochs` to be 3 or more, since the checkpoint is of epoch 3" in error
+
+
 def test_a_checkpoint_from_python_resumes_with_the_defaults_of_its_optimizer(
     data_dir: str,
 ) -> None:
