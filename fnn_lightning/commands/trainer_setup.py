@@ -11,9 +11,10 @@ from lightning.pytorch.plugins import CheckpointIO
 
 from fnn_lightning.errors import InputError
 from fnn_lightning.evaluation.prediction_writer import PredictionWriter
-from fnn_lightning.evaluation.report import Report
+from fnn_lightning.evaluation.report import PREDICTIONS, REPORT, Report
 from fnn_lightning.runs.checkpoint_io import AtomicCheckpointIO
 from fnn_lightning.runs.loggers import DropLostSteps, RunLogger, resuming_logger
+from fnn_lightning.runs.run_folder import METRICS, read_metrics
 from fnn_lightning.training.console import Console, ProgressBar, TerminateOnSigterm
 from fnn_lightning.training.ema import EMA
 
@@ -105,7 +106,8 @@ def report_folder(section: Namespace, run: Path | None) -> Path | None:
     """Return the folder to write the report to; None if there is none, or it must stay untouched.
 
     Raises:
-        InputError: If the user names a file.
+        InputError: If the user names a file, or a folder where one of another origin would be
+            replaced.
     """
     folder = section.report_folder
     if folder is None and section.trainer.logger is not False:
@@ -115,4 +117,10 @@ def report_folder(section: Namespace, run: Path | None) -> Path | None:
     path = Path(folder).expanduser()
     if path.exists() and not path.is_dir():
         raise InputError(f"Expected --report_folder to be a folder, but got {folder}: it is a file")
+    others = [name for name in (REPORT, PREDICTIONS, METRICS) if (path / name).exists()]
+    if others and path != run and not read_metrics(path).keys() & {"fit", "test"}:
+        raise InputError(
+            f"Expected --report_folder to be new or the folder of a report, but {folder} holds "
+            f"{others[0]} of something else: name another folder"
+        )
     return path

@@ -81,9 +81,10 @@ class Report(PredictionCollector):
         if "test/train_set_" in pl_module.counts:
             correct, total = pl_module.counts["test/train_set_"]
             results["train_set"] = {"correct": correct, "total": total}
-        write_atomic(self.folder / PREDICTIONS, predictions_csv(predictions).encode())
-        in_run = self.run is not None and self.run.samefile(self.folder)
+        in_run = self.run is not None and self.folder.is_dir() and self.run.samefile(self.folder)
+        # first, as the mark by which the folder is known as one of a report
         write_metrics(self.folder, "test", results, keep_other_stage=in_run)
+        write_atomic(self.folder / PREDICTIONS, predictions_csv(predictions).encode())
         write_atomic(self.folder / REPORT, self._page(predictions, results).encode())
         self.written = True
         print(f"report     {os.path.relpath(self.folder / REPORT)}")

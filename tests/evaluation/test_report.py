@@ -231,6 +231,22 @@ def test_a_damaged_metrics_file_is_replaced(fit: Callable[..., None], content: s
     assert json.loads((RUN / "metrics.json").read_text())["test"]["total"] == 100
 
 
+def test_a_report_replaces_no_file_of_another_origin(
+    data_dir: str, capsys: pytest.CaptureFixture[str]
+) -> None:
+    fit(data_dir)
+    Path("mine").mkdir()
+    Path("mine/predictions.csv").write_text("mine")
+    command = ["test", "--ckpt_path", LAST, "--report_folder", "mine"]
+    capsys.readouterr()
+    assert "mine holds predictions.csv of something else" in refused(command, capsys)
+    assert Path("mine/predictions.csv").read_text() == "mine"
+    Path("mine/predictions.csv").unlink()
+    for _ in range(2):  # the second one replaces its own
+        main(command)
+    assert Path("mine/report.html").is_file()
+
+
 def test_no_report_without_a_logger_or_a_writable_folder(
     fit: Callable[..., None], capsys: pytest.CaptureFixture[str]
 ) -> None:
