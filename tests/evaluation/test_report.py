@@ -16,9 +16,7 @@ from fnn_lightning.evaluation.predictions import Predictions
 from fnn_lightning.evaluation.report import measure, predictions_csv
 from fnn_lightning.runs.load import load_trained
 from fnn_lightning.runs.loggers import read_curves
-
-RUN = Path("lightning_logs/version_0")
-LAST = str(RUN / "checkpoints" / "last.ckpt")
+from tests.support import LAST, RUN, refused
 
 
 def four_predictions(last_confidence: float = 0.8) -> Predictions:
@@ -232,9 +230,9 @@ def test_a_damaged_metrics_file_is_replaced(fit: Callable[..., None], content: s
 
 
 def test_a_report_replaces_no_file_of_another_origin(
-    data_dir: str, capsys: pytest.CaptureFixture[str]
+    fit: Callable[..., None], capsys: pytest.CaptureFixture[str]
 ) -> None:
-    fit(data_dir)
+    fit()
     Path("mine").mkdir()
     Path("mine/predictions.csv").write_text("mine")
     command = ["test", "--ckpt_path", LAST, "--report_folder", "mine"]
