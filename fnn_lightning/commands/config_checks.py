@@ -33,6 +33,10 @@ WORDS = (
 )
 
 
+# as the parser writes {"seconds": 1}
+DURATION = r"""\{('(weeks|days|hours|minutes|seconds)': [0-9]+(, )?)+\}"""
+
+
 def check_what_is_monitored(config: Namespace) -> None:
     """Refuse to select by a metric that is not measured, or by the test set."""
     scheduler = (config.lr_scheduler or {}).get("init_args") or {}
@@ -69,7 +73,8 @@ def check_ranges(trainer: Namespace) -> None:
         if value is not None and value < least:
             raise InputError(f"Expected `trainer.{name}` to be {least} or more, but got {value}")
     interval = trainer.val_check_interval
-    if isinstance(interval, int | float) and interval <= 0:
+    is_zero = isinstance(interval, str) and not re.search(r"[^0:]", interval)
+    if is_zero or (isinstance(interval, int | float) and interval <= 0):
         raise InputError(
             f"Expected `trainer.val_check_interval` to be positive, but got {interval}"
         )
@@ -199,7 +204,7 @@ def is_data(value: Any) -> bool:
     if isinstance(value, list | tuple):
         return all(part is None or isinstance(part, int | float) for part in value)
     if isinstance(value, str):
-        return value in WORDS or re.fullmatch(r"[0-9:,.]+", value) is not None
+        return value in WORDS or re.fullmatch(rf"[0-9:,.]+|{DURATION}", value) is not None
     return value is None or isinstance(value, bool | int | float)
 
 

@@ -230,17 +230,19 @@ def free_batches(trainer: Trainer) -> int:
     # one of Lightning's with a higher rate draws nothing at the batches between
     refresh_rate = bar.refresh_rate if type(bar) in CAN_MISS_BATCHES else 1  # type: ignore[union-attr]
     recurring = [
-        # None if the Trainer validates by the clock, infinity if it never does
+        # None if the Trainer validates by the clock, which `MAX_SECONDS` lets it look at in time;
+        # infinity if it never does
         (trainer.val_check_batch, batch if counts_epochs else all_batches),
         (refresh_rate if refresh_rate > 1 else 0, batch),
         *((acts_every_n_steps(each), step) for each in trainer.callbacks),  # type: ignore[attr-defined]
     ]
     due = [-count % every for every, count in recurring if every]
+    due.append(trainer.num_training_batches - batch)
     if trainer.max_steps >= step:  # -1 is no limit
         due.append(trainer.max_steps - step)
     if trainer.min_steps and trainer.min_steps > step:
         due.append(trainer.min_steps - step)
-    return max(0, int(min(*due, trainer.num_training_batches - batch)) - 1)
+    return max(0, int(min(due)) - 1)
 
 
 def bare_step(optimizer: Optimizer) -> Callable[[], Any]:
@@ -286,6 +288,24 @@ def validation_is_due(trainer: Trainer) -> bool:
     """
     fit_loop: Any = trainer.fit_loop
     return bool(fit_loop.epoch_loop._should_check_val_fx(fit_loop._data_fetcher))
+
+
+def check_clock(trainer: Trainer) -> None:
+    """Refuse to validate by the clock on several ranks.
+
+    Each rank looks at its own clock, and Lightning does not compare them: one would validate while
+    another waits for it in a step. The interval is in a private attribute, which a test in
+    `test_multi_step.py` needs.
+
+    Raises:
+        InputError: If there are several ranks.
+    """
+    seconds = trainer._val_check_time_interval  # type: ignore[attr-defined]
+    if seconds is not None and trainer.world_size > 1:
+        raise InputError(
+            "Expected a number of batches as --trainer.val_check_interval on several ranks, whose "
+            f"clocks differ, but got {seconds:g} seconds on {trainer.world_size} ranks"
+        )
 
 
 def training_is_done(trainer: Trainer) -> bool:

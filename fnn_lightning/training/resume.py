@@ -8,6 +8,7 @@ from lightning.pytorch import LightningModule, Trainer, callbacks
 
 from fnn_lightning.errors import InputError
 from fnn_lightning.training.multi_step import (
+    check_clock,
     ends_an_epoch,
     epoch_is_ending,
     resumed_within_epoch,
@@ -45,6 +46,7 @@ class Resume(callbacks.Callback):
 
     def on_fit_start(self, trainer: Trainer, pl_module: LightningModule) -> None:
         self.has_begun = False
+        check_clock(trainer)
         self._check_schedule()
         if self._max_steps is not None:
             # Not earlier: schedules take their length from it. See `set_max_steps`.
@@ -125,5 +127,13 @@ class Resume(callbacks.Callback):
         """
         for config in self._trainer.lr_scheduler_configs:
             if config.reduce_on_plateau and epoch_is_ending(self._trainer):
-                return float(self._trainer.callback_metrics[str(config.monitor)])
+                metric = self._trainer.callback_metrics.get(str(config.monitor))
+                if metric is None:
+                    raise InputError(
+                        "Expected a validation before the first epoch ends, since "
+                        f"ReduceLROnPlateau looks at {config.monitor} after every epoch, but got "
+                        "none: lower --trainer.check_val_every_n_epoch or "
+                        "--trainer.val_check_interval"
+                    )
+                return float(metric)
         return None

@@ -330,6 +330,7 @@ BAD |= {
     "--trainer.accumulate_grad_batches -2": "accumulate_grad_batches` to be 1 or more, but got -2",
     "--trainer.check_val_every_n_epoch 0": "check_val_every_n_epoch` to be 1 or more, but got 0",
     "--trainer.val_check_interval 0": "val_check_interval` to be positive, but got 0",
+    "--trainer.val_check_interval 00:00:00:00": "to be positive, but got 00:00:00:00",
     "--trainer.gradient_clip_val -1": "gradient_clip_val` to be 0 or more, but got -1",
     "--trainer.limit_val_batches 0 --checkpoint.monitor val/acc": "limit_val_batches 0",
     "--trainer.limit_val_batches 0 --early_stopping.patience 1": "limit_val_batches 0",
@@ -474,6 +475,14 @@ def test_a_saved_config_may_accompany_a_checkpoint(data_dir: str, config_first: 
     (log,) = (each for each in cli.trainer.callbacks if isinstance(each, TrainLog))  # type: ignore[attr-defined]
     assert log.validated_step == 9
     assert torch.load(LAST, weights_only=True)["global_step"] == 9
+
+
+def test_a_run_with_times_resumes(data_dir: str) -> None:
+    times = ["--trainer.max_time", "{hours: 1}", "--trainer.val_check_interval", "00:00:00:30"]
+    fit(data_dir, *times, "--data.batch_size", "100")
+    resumed = FNNCLI(["fit", "--ckpt_path", LAST, "--trainer.max_epochs", "3"])
+    assert resumed.trainer.global_step == 9
+    assert resumed.trainer.val_check_batch is None
 
 
 def test_best_can_be_resumed_with_early_stopping(data_dir: str) -> None:

@@ -1,9 +1,11 @@
 """Multi-step training must leave no trace: everything is compared with single steps."""
 
 import re
+import time
 from collections.abc import Callable
 from contextlib import nullcontext
 from datetime import timedelta
+from itertools import count
 from pathlib import Path
 from typing import Any
 
@@ -21,10 +23,12 @@ from torch.utils.data import DataLoader
 
 from fnn_lightning import FNNLitModule, MNISTDataModule
 from fnn_lightning.data.augmentation import Augmentation
+from fnn_lightning.errors import InputError
 from fnn_lightning.training import multi_step as multi_step_file
 from fnn_lightning.training.checkpointing import Checkpoint, EarlyStopping
 from fnn_lightning.training.console import ProgressBar
 from fnn_lightning.training.ema import EMA
+from fnn_lightning.training.multi_step import check_clock
 from tests.support import ROOT, assert_same, scalars, trainer, why_single_steps
 
 MakeData = Callable[..., MNISTDataModule]
@@ -59,11 +63,11 @@ class Run:
         self.trainer_steps = 0
         optimizer_step = self.trainer.strategy.optimizer_step
 
-        def count(*args: Any, **kwargs: Any) -> Any:
+        def counted(*args: Any, **kwargs: Any) -> Any:
             self.trainer_steps += 1
             return optimizer_step(*args, **kwargs)
 
-        vars(self.trainer.strategy)["optimizer_step"] = count
+        vars(self.trainer.strategy)["optimizer_step"] = counted
         self.trainer.fit(model, datamodule=data, ckpt_path=ckpt_path)
         self.scalars = scalars(self.trainer.log_dir) if self.trainer.log_dir else {}
         self.trainer.save_checkpoint(folder / "end.ckpt")
@@ -156,6 +160,7 @@ def stop_early() -> list[Callback]:
         ({"overfit_batches": 6}, 12, 4),
         ({"fast_dev_run": 8}, 8, 2),
         ({"max_time": timedelta(hours=1)}, 28, 4),
+        ({"val_check_interval": timedelta(hours=1)}, 28, 4),
         ({"log_every_n_steps": 0}, 28, 4),
         ({"log_every_n_steps": 1}, 28, 4),
         ({"logger": False}, 28, 4),
@@ -194,6 +199,52 @@ def test_every_limit_counts_steps_as_single_steps_do(
     assert {key: float(value) for key, value in ahead.trainer.callback_metrics.items()} == {
         key: float(value) for key, value in single.trainer.callback_metrics.items()
     }
+
+
+@pytest.fixture
+def ticks(monkeypatch: pytest.MonkeyPatch) -> None:
+    """Let every look at the clock take 0.1 seconds."""
+    looks = count()
+    monkeypatch.setattr(time, "monotonic", lambda: next(looks) / 10)
+
+
+@pytest.mark.usefixtures("ticks")
+@pytest.mark.parametrize("every", [None, 1, 2], ids=["no epochs", "every epoch", "every 2 epochs"])
+def test_validation_by_the_clock_trains_as_any_other(
+    both: Callable[..., list[Run]],
+    make_data: MakeData,
+    make_model: MakeModel,
+    tmp_path: Path,
+    every: int | None,
+) -> None:
+    limits = {
+        "max_epochs": 4,
+        "val_check_interval": timedelta(seconds=2),
+        "check_val_every_n_epoch": every,
+    }
+    callbacks = lambda: [SaveAt20(), Checkpoint()]  # noqa: E731
+    ahead, single = both(callbacks=callbacks, **limits)
+    saved = tmp_path / "True" / "20.ckpt"
+    resumed = Run(
+        make_data(batch_size=20), make_model(), tmp_path / "resumed", ckpt_path=saved, **limits
+    )
+    assert ahead.trainer_steps < single.trainer_steps == 56
+    expected = single.trainer.lightning_module.train_metrics.losses()
+    for run in (ahead, resumed):
+        assert torch.equal(run.trainer.lightning_module.train_metrics.losses(), expected)
+        assert_same(run.end["state_dict"], single.end["state_dict"])
+    for run in (ahead, single):  # more than once, and not after every step
+        validated = [step for step, _ in run.scalars["val/acc"]]
+        assert 1 < len(validated) < 40
+        # epochs of 14 steps; the Trainer counts them from 1
+        assert every != 2 or all(-(-step // 14) % 2 == 0 for step in validated)
+
+
+def test_validation_by_the_clock_needs_one_rank(tmp_path: Path) -> None:
+    interval = timedelta(minutes=1)
+    check_clock(trainer(tmp_path, val_check_interval=interval))
+    with pytest.raises(InputError, match="but got 60 seconds on 2 ranks"):
+        check_clock(trainer(tmp_path, val_check_interval=interval, strategy="ddp", devices=2))
 
 
 class SaveAt20(Callback):

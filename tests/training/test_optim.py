@@ -257,6 +257,18 @@ def test_settings_that_exclude_each_other_are_refused(
         trainer(tmp_path, **limits).fit(make_model(**model), datamodule=make_data(batch_size=55))
 
 
+@pytest.mark.parametrize(
+    "limits", [{"check_val_every_n_epoch": 2}, {"val_check_interval": timedelta(hours=1)}], ids=str
+)
+def test_a_plateau_needs_a_validation_in_the_first_epoch(
+    make_data: MakeData, make_model: MakeModel, tmp_path: Path, limits: Any
+) -> None:
+    module = make_model(lr_scheduler=scheduled("ReduceLROnPlateau", monitor="val/loss"))
+    run = trainer(tmp_path, callbacks=[Checkpoint()], enable_checkpointing=True, **limits)
+    with pytest.raises(InputError, match=r"Expected a validation before the first epoch ends"):
+        run.fit(module, datamodule=make_data())
+
+
 @pytest.mark.parametrize("warmup", [-1, 1.5, float("nan"), float("inf")])
 def test_a_warmup_out_of_range_is_refused(warmup: float) -> None:
     with pytest.raises(InputError, match="Expected `warmup` to be a number of steps"):
