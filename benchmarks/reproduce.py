@@ -23,7 +23,7 @@ import lightning
 import torch
 
 from fnn_lightning.commands.lightning_cli import FNNCLI
-from fnn_lightning.training.checkpointing import Checkpoint
+from fnn_lightning.training.checkpointing import RunCheckpoint
 
 CONFIGS = Path(__file__).parent.parent / "configs"
 TOLERANCE = 0.3  # points
@@ -61,7 +61,7 @@ def train_and_test(config: Path, seed: int, arguments: list[str]) -> tuple[float
         fit = FNNCLI(["fit", "--config", str(config), "--seed_everything", str(seed), *arguments])
         seconds = time.perf_counter() - start
         keeper = fit.trainer.checkpoint_callback
-        assert isinstance(keeper, Checkpoint)
+        assert isinstance(keeper, RunCheckpoint)
         test = FNNCLI(["test", "--ckpt_path", keeper.last_model_path])
     printed, measured = fit.model.counts["val/"], test.model.counts["test/"]
     if printed != measured:

@@ -16,7 +16,7 @@ from fnn_lightning import FNNLitModule
 from fnn_lightning.commands.lightning_cli import FNNCLI
 from fnn_lightning.data.dataloader import InMemoryDataLoader
 from fnn_lightning.training import multi_step
-from fnn_lightning.training.checkpointing import Checkpoint
+from fnn_lightning.training.checkpointing import RunCheckpoint
 from fnn_lightning.training.console import ProgressBar
 from fnn_lightning.training.manual_backward import ManualBackward
 from fnn_lightning.training.metrics import TrainMetrics
@@ -70,7 +70,7 @@ def show_profile(config: Path, data_dir: str) -> None:
     clock.wrap(TrainMetrics, "update", "metrics and logging")
     clock.wrap(TrainLog, "_log", "metrics and logging")
     clock.wrap(FNNLitModule, "log_dict", "metrics and logging")
-    clock.wrap(Checkpoint, "_save", "checkpoints")
+    clock.wrap(RunCheckpoint, "_save", "checkpoints")
     clock.wrap(ProgressBar, "on_train_batch_end", "progress bar")
     on_validation_start, on_validation_end = (
         TrainLog.on_validation_start,

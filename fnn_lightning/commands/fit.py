@@ -18,7 +18,7 @@ from fnn_lightning.lit_module import FNNLitModule
 from fnn_lightning.runs.loggers import read_curves
 from fnn_lightning.runs.run_folder import read_metrics, write_metrics
 from fnn_lightning.runs.signals import LOST, Stopped, lost_a_rank, requeue
-from fnn_lightning.training.checkpointing import Checkpoint
+from fnn_lightning.training.checkpointing import RunCheckpoint
 from fnn_lightning.training.console import validates_on_test_set
 from fnn_lightning.training.optim import MONITORED
 from fnn_lightning.training.resume import Resume
@@ -35,7 +35,7 @@ class Fit:
     """One call of `fit`.
 
     Args:
-        trainer: The Trainer, with a `Checkpoint` among its callbacks.
+        trainer: The Trainer, with a `RunCheckpoint` among its callbacks.
         module: What is trained.
         datamodule: What it is trained on.
         ckpt_path: The checkpoint to resume from; None in a new run.
@@ -119,7 +119,7 @@ class Fit:
         )
 
     def _last_checkpoint(self) -> str:
-        last = self._callback(Checkpoint).last_model_path
+        last = self._callback(RunCheckpoint).last_model_path
         if not last:
             return "no checkpoint was saved yet"
         return f"the last good checkpoint is {os.path.relpath(last)}"
@@ -157,7 +157,7 @@ class Fit:
 
     def _print_result(self, trained: bool, seconds: float) -> None:
         """Write the result into `metrics.json`, and print it with what to do next."""
-        checkpoint_callback = self._callback(Checkpoint)
+        checkpoint_callback = self._callback(RunCheckpoint)
         name, path = "val/acc", checkpoint_callback.last_model_path
         value: Any = self.trainer.callback_metrics.get(name)
         if checkpoint_callback.best_model_path:
@@ -185,7 +185,7 @@ class Fit:
         print(f"look at it tensorboard --logdir {shlex.quote(runs)}")
 
     def _results(
-        self, checkpoint_callback: Checkpoint, checkpoint: Path, seconds: float
+        self, checkpoint_callback: RunCheckpoint, checkpoint: Path, seconds: float
     ) -> dict[str, Any]:
         """Collect the results of a finished run, as plain data."""
         metrics = self.trainer.callback_metrics

@@ -44,7 +44,7 @@ from fnn_lightning.runs.checkpoint_io import (
 )
 from fnn_lightning.runs.load import copy_layers, load_weights
 from fnn_lightning.runs.loggers import SaveConfig
-from fnn_lightning.training.checkpointing import Checkpoint, EarlyStopping
+from fnn_lightning.training.checkpointing import RunCheckpoint, RunEarlyStopping
 from fnn_lightning.training.ema import EMA
 from fnn_lightning.training.optim import SGD
 
@@ -149,8 +149,8 @@ class FNNCLI(LightningCLI):
             parser.add_argument(f"--{name}", type=str | None, default=None, help=text)
         parser.add_optimizer_args()
         parser.add_lr_scheduler_args()
-        parser.add_class_arguments(Checkpoint, "checkpoint")
-        parser.add_class_arguments(EarlyStopping, "early_stopping")
+        parser.add_class_arguments(RunCheckpoint, "checkpoint")
+        parser.add_class_arguments(RunEarlyStopping, "early_stopping")
         parser.add_class_arguments(TensorBoardPlots, "tensorboard")
         parser.add_class_arguments(EMA, "ema")
         parser.set_defaults({"ema.decay": 0.0})  # no EMA

@@ -23,7 +23,7 @@ def default_mode(metric: str) -> Mode:
     return "min" if metric.endswith("loss") else "max"
 
 
-class Checkpoint(callbacks.Checkpoint):
+class RunCheckpoint(callbacks.Checkpoint):
     """Keeps `last.ckpt`, the step saved last, and `best.ckpt`, if a metric is monitored.
 
     Both are in `checkpoints/` of the run's folder. `last.ckpt` is written after every validation,
@@ -212,7 +212,7 @@ class Checkpoint(callbacks.Checkpoint):
         return str(path)
 
 
-class EarlyStopping(callbacks.EarlyStopping):
+class RunEarlyStopping(callbacks.EarlyStopping):
     """Lightning's `EarlyStopping`, off unless it is given a patience.
 
     Args:

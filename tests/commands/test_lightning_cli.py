@@ -17,7 +17,7 @@ from fnn_lightning import FNNLitModule, __version__
 from fnn_lightning.commands.given import resume_options
 from fnn_lightning.commands.lightning_cli import FNNCLI
 from fnn_lightning.commands.main import SUBCOMMANDS, main
-from fnn_lightning.training.checkpointing import Checkpoint
+from fnn_lightning.training.checkpointing import RunCheckpoint
 from fnn_lightning.training.train_log import TrainLog
 from tests.support import LAST, RUN, TEST_SIZE, fit, refused, scalars
 
@@ -46,7 +46,7 @@ def test_fit_prints_and_writes_a_run(data_dir: str, capsys: Capture) -> None:
     assert printed
     assert float(printed[1]) == pytest.approx(mean, abs=6e-5)
     keeper = cli.trainer.checkpoint_callback
-    assert isinstance(keeper, Checkpoint)
+    assert isinstance(keeper, RunCheckpoint)
     best = 100 * float(keeper.best_score or 0)
     assert f"best val/acc {best:.2f} %, 6 steps in all" in lines[-4]
     assert lines[-3:] == [

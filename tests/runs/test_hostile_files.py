@@ -111,7 +111,7 @@ TRAINING: dict[str, Callable[[Any], None]] = {
         {"mean_value": torch.ones(3, 3), "weight": 1},
     ),
     "position": put("loops", "fit_loop", "state_dict", "combined_loader", [{"position": 10**9}]),
-    "callbacks": put("callbacks", {"Checkpoint": {"monitor": None, "best_score": "x"}}),
+    "callbacks": put("callbacks", {"RunCheckpoint": {"monitor": None, "best_score": "x"}}),
     "log": put("callbacks", "TrainLog", 7),
     "resume": put("callbacks", "Resume", 7),
     "ranks": put("callbacks", "TrainLog", "ranks", []),

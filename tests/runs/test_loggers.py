@@ -12,7 +12,7 @@ from fnn_lightning import FNNLitModule, MNISTDataModule
 from fnn_lightning.commands.lightning_cli import FNNCLI
 from fnn_lightning.commands.main import main
 from fnn_lightning.errors import InputError
-from fnn_lightning.training.checkpointing import Checkpoint
+from fnn_lightning.training.checkpointing import RunCheckpoint
 from tests.support import LAST, RUN, fit, scalars, trainer
 
 MakeData = Callable[..., MNISTDataModule]
@@ -110,7 +110,7 @@ def test_from_python_no_run_replaces_the_checkpoints_of_another(
 ) -> None:
     paths = []
     for epochs in (1, 2):
-        callback = Checkpoint()
+        callback = RunCheckpoint()
         run = trainer(Path(), max_epochs=epochs, callbacks=[callback], logger=logger())
         run.fit(FNNLitModule(hidden_dims=[4]), datamodule=make_data())
         paths.append(callback.last_model_path)
@@ -118,23 +118,23 @@ def test_from_python_no_run_replaces_the_checkpoints_of_another(
 
 
 def test_from_python_a_folder_with_checkpoints_is_resumed_or_refused(make_data: MakeData) -> None:
-    def run(epochs: int, callback: Checkpoint, ckpt_path: Any = None) -> None:
+    def run(epochs: int, callback: RunCheckpoint, ckpt_path: Any = None) -> None:
         logger = TensorBoardLogger(".", "logs", version="same")
         one = trainer(Path(), max_epochs=epochs, callbacks=[callback], logger=logger)
         one.fit(FNNLitModule(hidden_dims=[4]), datamodule=make_data(), ckpt_path=ckpt_path)
 
-    first = Checkpoint()
+    first = RunCheckpoint()
     run(1, first)
     before = Path(first.last_model_path).read_bytes()
     with pytest.raises(InputError, match=r"holds last\.ckpt of another"):
-        run(1, Checkpoint())
+        run(1, RunCheckpoint())
     Path("copy.ckpt").write_bytes(before)
     with pytest.raises(InputError, match=r"holds last\.ckpt of another"):
-        run(2, Checkpoint(), "copy.ckpt")
+        run(2, RunCheckpoint(), "copy.ckpt")
     assert Path(first.last_model_path).read_bytes() == before
-    run(2, Checkpoint(), first.last_model_path)
+    run(2, RunCheckpoint(), first.last_model_path)
     assert step_of(first.last_model_path) == 6
-    one = trainer(Path(), max_epochs=1, callbacks=[Checkpoint()])
+    one = trainer(Path(), max_epochs=1, callbacks=[RunCheckpoint()])
     for _ in range(2):  # its own
         one.fit(FNNLitModule(hidden_dims=[4]), datamodule=make_data())
 

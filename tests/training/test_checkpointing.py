@@ -8,7 +8,7 @@ from lightning.pytorch import Trainer
 
 from fnn_lightning import FNNLitModule, MNISTDataModule
 from fnn_lightning.errors import InputError
-from fnn_lightning.training.checkpointing import Checkpoint, EarlyStopping
+from fnn_lightning.training.checkpointing import RunCheckpoint, RunEarlyStopping
 from tests.support import trainer
 
 MakeData = Callable[..., MNISTDataModule]
@@ -47,7 +47,7 @@ def run_with(callback: Any, model: FNNLitModule, data: MNISTDataModule, **kwargs
 def test_best_and_last_are_kept(
     make_data: MakeData, metric: Any, mode: Any, values: list[float], best_epoch: int
 ) -> None:
-    checkpoint = Checkpoint(monitor=metric, mode=mode)
+    checkpoint = RunCheckpoint(monitor=metric, mode=mode)
     run = run_with(checkpoint, Scripted(values), make_data())  # 3 steps an epoch
     folder = Path(str(run.log_dir)) / "checkpoints"
     assert sorted(path.name for path in folder.iterdir()) == ["best.ckpt", "last.ckpt"]
@@ -57,7 +57,7 @@ def test_best_and_last_are_kept(
 
 
 def test_only_last_is_kept_without_a_metric(make_data: MakeData) -> None:
-    run = run_with(Checkpoint(), FNNLitModule(hidden_dims=[4]), make_data())
+    run = run_with(RunCheckpoint(), FNNLitModule(hidden_dims=[4]), make_data())
     assert [path.name for path in Path(str(run.log_dir)).glob("**/*.ckpt")] == ["last.ckpt"]
 
 
@@ -65,7 +65,9 @@ def test_only_last_is_kept_without_a_metric(make_data: MakeData) -> None:
 def test_last_is_the_last_step_even_in_the_middle_of_an_epoch(
     make_data: MakeData, limits: dict[str, int]
 ) -> None:
-    run = run_with(Checkpoint(), FNNLitModule(hidden_dims=[4]), make_data(), max_steps=5, **limits)
+    run = run_with(
+        RunCheckpoint(), FNNLitModule(hidden_dims=[4]), make_data(), max_steps=5, **limits
+    )
     assert step_of(Path(str(run.log_dir)) / "checkpoints" / "last.ckpt") == 5
 
 
@@ -81,16 +83,16 @@ def test_last_is_written_every_n_steps(
 
     monkeypatch.setattr(Trainer, "save_checkpoint", spy)
     data = make_data(batch_size=40)  # 7 steps an epoch
-    run_with(Checkpoint(every_n_steps=2), FNNLitModule(hidden_dims=[4]), data, max_epochs=2)
+    run_with(RunCheckpoint(every_n_steps=2), FNNLitModule(hidden_dims=[4]), data, max_epochs=2)
     # at steps 7 and 14 at the end of the epoch, with what validation found
     assert saved == [2, 4, 6, 7, 8, 10, 12, 14]
 
 
 def test_a_resumed_run_remembers_its_best(make_data: MakeData) -> None:
-    first = Checkpoint(monitor="val/acc")
+    first = RunCheckpoint(monitor="val/acc")
     run = run_with(first, Scripted([0.5, 0.9, 0.7, 0.6]), make_data())
     last = str(Path(str(run.log_dir)) / "checkpoints" / "last.ckpt")
-    second = Checkpoint(monitor="val/acc")
+    second = RunCheckpoint(monitor="val/acc")
     run = trainer(Path(), callbacks=[second], max_epochs=6)
     run.fit(Scripted([0.8, 0.85]), datamodule=make_data(), ckpt_path=last, weights_only=True)
     assert second.best_score == pytest.approx(0.9)
@@ -109,15 +111,15 @@ def test_training_stops_after_patience_validations_without_improvement(
     make_data: MakeData, arguments: dict[str, Any], values: list[float], epochs: int
 ) -> None:
     data = make_data()
-    run = run_with(EarlyStopping(**arguments), Scripted(values), data, max_epochs=len(values))
+    run = run_with(RunEarlyStopping(**arguments), Scripted(values), data, max_epochs=len(values))
     assert run.global_step == 3 * epochs
 
 
 def test_an_argument_out_of_range_is_refused() -> None:
     with pytest.raises(InputError, match="`every_n_steps` to be 1 or more, but got 0"):
-        Checkpoint(every_n_steps=0)
+        RunCheckpoint(every_n_steps=0)
     with pytest.raises(InputError, match="`patience` to be 0 or more, but got -1"):
-        EarlyStopping(patience=-1)
+        RunEarlyStopping(patience=-1)
 
 
 @pytest.mark.parametrize(("minutes", "steps"), [(1e-9, [1, 2, 3, 4, 5, 6, 7]), (60.0, [7])])
@@ -129,5 +131,5 @@ def test_last_is_written_every_n_minutes(
         Trainer, "save_checkpoint", lambda self, *_, **__: saved.append(self.global_step)
     )
     module = FNNLitModule(hidden_dims=[4], multi_step=False)
-    run_with(Checkpoint(every_n_minutes=minutes), module, make_data(batch_size=40), max_epochs=1)
+    run_with(RunCheckpoint(every_n_minutes=minutes), module, make_data(batch_size=40), max_epochs=1)
     assert saved == steps

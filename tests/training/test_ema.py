@@ -15,7 +15,7 @@ from fnn_lightning.commands.lightning_cli import FNNCLI
 from fnn_lightning.commands.main import main
 from fnn_lightning.errors import InputError
 from fnn_lightning.runs.load import load_trained
-from fnn_lightning.training.checkpointing import Checkpoint
+from fnn_lightning.training.checkpointing import RunCheckpoint
 from fnn_lightning.training.ema import EMA
 from tests.support import trainer
 
@@ -64,7 +64,7 @@ def test_the_average_is_over_every_step(
 ) -> None:
     recorder, plain = Recorder(), Recorder()
     model = make_model(batch_norm=True)
-    callbacks = [recorder, EMA(0.75), Checkpoint(monitor="val/acc")]
+    callbacks = [recorder, EMA(0.75), RunCheckpoint(monitor="val/acc")]
     run = trainer(tmp_path / "averaged", callbacks=callbacks)
     run.fit(model, datamodule=make_data())
     other = trainer(tmp_path / "plain", callbacks=[plain])
@@ -105,7 +105,7 @@ def test_the_average_is_over_every_step(
     data.setup("validate")
     images, labels = next(iter(data.val_dataloader()))
     keeper = run.checkpoint_callback
-    assert isinstance(keeper, Checkpoint)
+    assert isinstance(keeper, RunCheckpoint)
     right = (best.probabilities(images).argmax(1) == labels).float().mean()
     assert right.item() == pytest.approx(keeper.best_score)
     figure = float(run.callback_metrics["val/loss"])

@@ -25,7 +25,7 @@ from fnn_lightning import FNNLitModule, MNISTDataModule
 from fnn_lightning.data.augmentation import Augmentation
 from fnn_lightning.errors import InputError
 from fnn_lightning.training import multi_step as multi_step_file
-from fnn_lightning.training.checkpointing import Checkpoint, EarlyStopping
+from fnn_lightning.training.checkpointing import RunCheckpoint, RunEarlyStopping
 from fnn_lightning.training.console import ProgressBar
 from fnn_lightning.training.ema import EMA
 from fnn_lightning.training.multi_step import check_clock
@@ -58,7 +58,7 @@ class Run:
         **kwargs: Any,
     ) -> None:
         ckpt_path = kwargs.pop("ckpt_path", None)
-        kwargs.setdefault("callbacks", [Checkpoint()])
+        kwargs.setdefault("callbacks", [RunCheckpoint()])
         self.trainer = trainer(folder, **{"enable_checkpointing": True, **kwargs})
         self.trainer_steps = 0
         optimizer_step = self.trainer.strategy.optimizer_step
@@ -79,7 +79,7 @@ def both(make_data: MakeData, make_model: MakeModel, tmp_path: Path) -> Callable
     """Return a function that fits twice, ahead of the Trainer and in single steps."""
 
     def fit(model: dict[str, Any] | None = None, batch_size: int = 20, **kwargs: Any) -> list[Run]:
-        make_callbacks = kwargs.pop("callbacks", lambda: [Checkpoint()])
+        make_callbacks = kwargs.pop("callbacks", lambda: [RunCheckpoint()])
         images = {"batch_size": batch_size, **kwargs.pop("data", {})}
         arguments = dict(model or {})
         decay = arguments.pop("ema", 0.0)
@@ -144,7 +144,7 @@ def test_random_layers_and_counters_are_those_of_single_steps(
 
 
 def stop_early() -> list[Callback]:
-    return [EarlyStopping(patience=0, min_delta=1.0)]
+    return [RunEarlyStopping(patience=0, min_delta=1.0)]
 
 
 @pytest.mark.parametrize(
@@ -167,7 +167,7 @@ def stop_early() -> list[Callback]:
         ({"detect_anomaly": True}, 28, 4),
         ({"data": {"augmentation": Augmentation(rotation=20.0, elastic=1.0)}}, 28, 4),
         (
-            {"callbacks": lambda: [Checkpoint(every_n_steps=4)]},
+            {"callbacks": lambda: [RunCheckpoint(every_n_steps=4)]},
             28,
             16,
         ),  # 1, 4, 5, 8, 9, 12, 13, 14 | …
@@ -222,7 +222,7 @@ def test_validation_by_the_clock_trains_as_any_other(
         "val_check_interval": timedelta(seconds=2),
         "check_val_every_n_epoch": every,
     }
-    callbacks = lambda: [SaveAt20(), Checkpoint()]  # noqa: E731
+    callbacks = lambda: [SaveAt20(), RunCheckpoint()]  # noqa: E731
     ahead, single = both(callbacks=callbacks, **limits)
     saved = tmp_path / "True" / "20.ckpt"
     resumed = Run(
@@ -260,7 +260,7 @@ def test_a_checkpoint_of_either_resumes_in_the_other(
 ) -> None:
     model = {"optimizer": ADAM, "lr_scheduler": EVERY_STEP, "lr_interval": "step"}
     # in the middle of the second epoch
-    ahead, single = both(model, max_epochs=3, callbacks=lambda: [SaveAt20(), Checkpoint()])
+    ahead, single = both(model, max_epochs=3, callbacks=lambda: [SaveAt20(), RunCheckpoint()])
     for saved, multi_step in ((ahead, False), (single, True)):
         resumed = Run(
             make_data(batch_size=20),

@@ -15,7 +15,7 @@ from fnn_lightning import FNNLitModule, MNISTDataModule
 from fnn_lightning.commands.main import main
 from fnn_lightning.errors import InputError
 from fnn_lightning.runs.loggers import read_curves
-from fnn_lightning.training.checkpointing import Checkpoint
+from fnn_lightning.training.checkpointing import RunCheckpoint
 from tests.support import scalars, trainer
 
 MakeData = Callable[..., MNISTDataModule]
@@ -201,7 +201,7 @@ def test_a_run_limited_by_steps_resumes_from_the_end_of_an_epoch(
         module = make_model(
             lr_scheduler=scheduled("CosineAnnealingLR"), lr_interval="step", warmup=2
         )
-        callbacks = [SaveFirstEpoch(), Checkpoint()]
+        callbacks = [SaveFirstEpoch(), RunCheckpoint()]
         run = trainer(tmp_path, callbacks=callbacks, max_epochs=max_epochs, max_steps=12)
         run.fit(module, datamodule=make_data(batch_size=55), ckpt_path=ckpt_path)
         assert run.global_step == 12
@@ -264,7 +264,7 @@ def test_a_plateau_needs_a_validation_in_the_first_epoch(
     make_data: MakeData, make_model: MakeModel, tmp_path: Path, limits: Any
 ) -> None:
     module = make_model(lr_scheduler=scheduled("ReduceLROnPlateau", monitor="val/loss"))
-    run = trainer(tmp_path, callbacks=[Checkpoint()], enable_checkpointing=True, **limits)
+    run = trainer(tmp_path, callbacks=[RunCheckpoint()], enable_checkpointing=True, **limits)
     with pytest.raises(InputError, match=r"Expected a validation before the first epoch ends"):
         run.fit(module, datamodule=make_data())
 

@@ -12,7 +12,7 @@ from torch import nn
 
 from fnn_lightning import FNNLitModule, MNISTDataModule
 from fnn_lightning.data.augmentation import Augmentation
-from fnn_lightning.training.checkpointing import Checkpoint, EarlyStopping
+from fnn_lightning.training.checkpointing import RunCheckpoint, RunEarlyStopping
 from fnn_lightning.training.ema import EMA
 from tests.support import assert_same, scalars, trainer
 
@@ -30,10 +30,10 @@ PLATEAU = {
 }
 
 
-class KeepsAll(Checkpoint):
+class KeepsAll(RunCheckpoint):
     """Keeps a copy of every `last.ckpt`."""
 
-    acts_every_n_steps = Checkpoint.acts_every_n_steps
+    acts_every_n_steps = RunCheckpoint.acts_every_n_steps
     copies: list[Path]
 
     def _save_last(self, trainer: Trainer) -> None:
@@ -55,7 +55,7 @@ def fit(
     folder: Path, module: FNNLitModule, data: MNISTDataModule, ckpt_path: Any = None, **kwargs: Any
 ) -> tuple[Trainer, Any, dict[str, Any]]:
     patience, decay = kwargs.pop("patience", None), kwargs.pop("ema", 0.0)
-    extra = [EarlyStopping(patience=patience, min_delta=0.3)] if patience else []
+    extra = [RunEarlyStopping(patience=patience, min_delta=0.3)] if patience else []
     averaging = [EMA(decay)] if decay else []
     every = 3 if module.multi_step else 1
     done = trainer(
