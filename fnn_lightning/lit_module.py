@@ -11,10 +11,11 @@ from fnn_lightning.data.dataloader import Batch, InMemoryDataLoader
 from fnn_lightning.errors import DivergenceError, InputError
 from fnn_lightning.network import FNN, NUM_CLASSES
 from fnn_lightning.training.batch_norm import check_batch_norm
+from fnn_lightning.training.ema import check_no_swa
 from fnn_lightning.training.hard_examples import HardExamples, Sharding
 from fnn_lightning.training.hparams import HParams
 from fnn_lightning.training.metrics import IGNORE_INDEX, SplitMetrics, StepOutput, TrainMetrics
-from fnn_lightning.training.multi_step import MultiStep, run_length
+from fnn_lightning.training.multi_step import MultiStep, check_clock, run_length
 from fnn_lightning.training.optim import SGD, ClassConfig, Optim
 from fnn_lightning.training.resume import Resume
 from fnn_lightning.training.train_log import TrainLog, log_values
@@ -229,10 +230,14 @@ class FNNLitModule(LightningModule):
         A Trainer that is used again has them already.
         """
         try:
-            attached: list[Callback] = self.trainer.callbacks  # type: ignore[attr-defined]
-        except RuntimeError:  # not attached to a Trainer
-            attached = []
-        if any(isinstance(each, TrainLog) for each in attached):
+            trainer: Any = self.trainer
+        except RuntimeError:  # not attached to one
+            trainer = None
+        if trainer and trainer.state.fn == "fit":
+            # in the one hook that comes before the logger makes a folder
+            check_clock(trainer)
+            check_no_swa(trainer)
+        if trainer and any(isinstance(each, TrainLog) for each in trainer.callbacks):
             return []
         log = TrainLog()
         return [log, Resume(), HParams(), MultiStep(log, FNNLitModule)]

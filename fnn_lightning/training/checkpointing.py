@@ -77,7 +77,8 @@ class Checkpoint(callbacks.Checkpoint):
         return self.every_n_steps or 0
 
     def setup(self, trainer: Trainer, pl_module: LightningModule, stage: str) -> None:
-        if stage == "fit":
+        self._resumes = stage == "fit"
+        if self._resumes:
             self.folder = Path(trainer.log_dir or trainer.default_root_dir) / "checkpoints"
 
     def on_train_start(self, trainer: Trainer, pl_module: LightningModule) -> None:
@@ -131,6 +132,8 @@ class Checkpoint(callbacks.Checkpoint):
         }
 
     def load_state_dict(self, state_dict: dict[str, Any]) -> None:
+        if not self._resumes:
+            return  # the state of a run that is tested
         last = self.folder / "last.ckpt"
         self.last_model_path = str(last) if last.is_file() else ""
         score = state_dict["best_score"]

@@ -122,6 +122,23 @@ class EMA(callbacks.Callback):
         self._in_place = not self._in_place
 
 
+def check_no_swa(trainer: Trainer) -> None:
+    """Refuse Lightning's stochastic weight averaging.
+
+    It puts the average into the network when training has ended, so after the last validation and
+    the last checkpoint: it would change neither the result nor what `test` loads.
+
+    Raises:
+        InputError: If it is among the Trainer's callbacks.
+    """
+    given = trainer.callbacks  # type: ignore[attr-defined]
+    if any(isinstance(each, callbacks.StochasticWeightAveraging) for each in given):
+        raise InputError(
+            "Expected an EMA to average the weights, but got StochasticWeightAveraging, whose "
+            "average reaches no checkpoint: give --ema.decay 0.99 (in Python callbacks=[EMA(0.99)])"
+        )
+
+
 def network_of(module: LightningModule) -> nn.Module:
     """Return what is averaged: the network, without the metrics around it."""
     network = module.network

@@ -8,7 +8,6 @@ from lightning.pytorch import LightningModule, Trainer, callbacks
 
 from fnn_lightning.errors import InputError
 from fnn_lightning.training.multi_step import (
-    check_clock,
     ends_an_epoch,
     epoch_is_ending,
     resumed_within_epoch,
@@ -46,7 +45,6 @@ class Resume(callbacks.Callback):
 
     def on_fit_start(self, trainer: Trainer, pl_module: LightningModule) -> None:
         self.has_begun = False
-        check_clock(trainer)
         self._check_schedule()
         if self._max_steps is not None:
             # Not earlier: schedules take their length from it. See `set_max_steps`.
