@@ -49,6 +49,8 @@ class EMA(callbacks.Callback):
     def setup(self, trainer: Trainer, pl_module: LightningModule, stage: str) -> None:
         self._module = pl_module  # Lightning gives `state_dict` no arguments
         self._loaded = None  # by an earlier call, such as `test`; this one's comes after `setup`
+        if stage == "fit":
+            self._average = None  # of an earlier fit, which is in the network
 
     def on_fit_start(self, trainer: Trainer, pl_module: LightningModule) -> None:
         network = network_of(pl_module)
@@ -93,7 +95,8 @@ class EMA(callbacks.Callback):
         return {"decay": self.decay, "steps": steps, "weights": weights}
 
     def load_state_dict(self, state_dict: dict[str, Any]) -> None:
-        self._loaded = state_dict  # applied when the network is on its device
+        # applied when the network is on its device; empty if saved before that, as by a finder
+        self._loaded = state_dict or None
 
     def on_save_checkpoint(
         self, trainer: Trainer, pl_module: LightningModule, checkpoint: dict[str, Any]
