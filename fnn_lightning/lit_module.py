@@ -11,10 +11,12 @@ from fnn_lightning.data.dataloader import Batch, InMemoryDataLoader
 from fnn_lightning.errors import DivergenceError, InputError
 from fnn_lightning.network import FNN, NUM_CLASSES
 from fnn_lightning.training.batch_norm import check_batch_norm
+from fnn_lightning.training.ema import check_no_swa
 from fnn_lightning.training.hard_examples import HardExamples, Sharding
 from fnn_lightning.training.hparams import HParams
+from fnn_lightning.training.lr_finder import FINDERS
 from fnn_lightning.training.metrics import IGNORE_INDEX, SplitMetrics, StepOutput, TrainMetrics
-from fnn_lightning.training.multi_step import MultiStep, run_length
+from fnn_lightning.training.multi_step import MultiStep, check_clock, run_length
 from fnn_lightning.training.optim import SGD, ClassConfig, Optim
 from fnn_lightning.training.resume import Resume
 from fnn_lightning.training.train_log import TrainLog, log_values
@@ -208,6 +210,19 @@ class FNNLitModule(LightningModule):
             self.log("step", float(self.step_count), sync_dist=True, reduce_fx="max")
 
     @property
+    def lr(self) -> float:
+        """The learning rate that the optimiser starts with; the schedule starts from it.
+
+        Setting it takes effect when the optimiser is made, in the next `fit`.
+        """
+        return self.optim.lr
+
+    @lr.setter
+    def lr(self, lr: float) -> None:
+        self.optim = self.optim.with_lr(lr)
+        self.hparams["optimizer"] = self.optim.optimizer
+
+    @property
     def counts(self) -> dict[str, tuple[int, int]]:
         """For each measured split, by its prefix: number of correct images, and of all images."""
         splits = self.train_metrics.split, self.val_metrics, self.test_metrics
@@ -229,10 +244,14 @@ class FNNLitModule(LightningModule):
         A Trainer that is used again has them already.
         """
         try:
-            attached: list[Callback] = self.trainer.callbacks  # type: ignore[attr-defined]
-        except RuntimeError:  # not attached to a Trainer
-            attached = []
-        if any(isinstance(each, TrainLog) for each in attached):
+            trainer: Any = self.trainer
+        except RuntimeError:  # not attached to one
+            trainer = None
+        if trainer and trainer.state.fn == "fit":
+            # in the one hook that comes before the logger makes a folder
+            check_clock(trainer)
+            check_no_swa(trainer)
+        if trainer and any(isinstance(each, TrainLog) for each in trainer.callbacks):
             return []
         log = TrainLog()
         return [log, Resume(), HParams(), MultiStep(log, FNNLitModule)]
@@ -245,6 +264,11 @@ class FNNLitModule(LightningModule):
                 "of FNNLitModule too, but got only its own: return "
                 "[*super().configure_callbacks(), …]"
             )
+        if any(issubclass(each, FINDERS) for each in attached):
+            # They may have changed the learning rate or the length of an epoch, and have left a
+            # schedule as it was.
+            self.trainer.strategy.setup_optimizers(self.trainer)
+            self.trainer.callback_metrics.clear()
 
     def on_train_start(self) -> None:
         if self.hparams["batch_norm"]:

@@ -1,5 +1,6 @@
 """Runs `fit`: turns errors into one line, finishes the run, and prints its result."""
 
+import io
 import math
 import os
 import shlex
@@ -13,13 +14,16 @@ from lightning.pytorch import Callback, Trainer
 from fnn_lightning.commands.main import COMMAND
 from fnn_lightning.datamodule import MNISTDataModule
 from fnn_lightning.errors import DivergenceError, InputError
+from fnn_lightning.evaluation.plots import lr_figure
 from fnn_lightning.evaluation.tensorboard import TensorBoardPlots
 from fnn_lightning.lit_module import FNNLitModule
+from fnn_lightning.runs.files import write_atomic
 from fnn_lightning.runs.loggers import read_curves
 from fnn_lightning.runs.run_folder import read_metrics, write_metrics
 from fnn_lightning.runs.signals import LOST, Stopped, lost_a_rank, requeue
 from fnn_lightning.training.checkpointing import RunCheckpoint
 from fnn_lightning.training.console import validates_on_test_set
+from fnn_lightning.training.lr_finder import find_lr
 from fnn_lightning.training.optim import MONITORED
 from fnn_lightning.training.resume import Resume
 from fnn_lightning.training.train_log import TrainLog
@@ -197,6 +201,30 @@ class Fit:
             "checkpoint": checkpoint.as_posix(),
             "seconds": round(seconds, 1),
         }
+
+
+def search_lr(trainer: Trainer, module: FNNLitModule, datamodule: MNISTDataModule) -> float:
+    """Find a learning rate, give it to the module, print it, and plot it in the run's folder.
+
+    Returns:
+        The learning rate.
+
+    Raises:
+        InputError: If none can be found.
+    """
+    search = find_lr(trainer, module, datamodule)
+    module.lr = search.lr
+    checkpoint = next(each for each in trainer.callbacks if isinstance(each, RunCheckpoint))  # type: ignore[attr-defined]
+    if trainer.is_global_zero:
+        where = ""
+        if checkpoint.writes:
+            picture = io.BytesIO()
+            lr_figure(search.lrs, search.losses, search.lr).savefig(picture)
+            path = checkpoint.folder.parent / "lr_find.png"
+            write_atomic(path, picture.getbuffer())
+            where = f", see {os.path.relpath(path)}"
+        print(f"found      learning rate {search.lr:.3g}{where}")
+    return search.lr
 
 
 def finite(value: Any) -> float | None:

@@ -6,6 +6,7 @@ import warnings
 from argparse import ArgumentError
 from typing import Any
 
+from jsonargparse import Namespace
 from lightning.pytorch import Trainer
 from lightning.pytorch.cli import ArgsType, LightningArgumentParser, LightningCLI
 
@@ -19,7 +20,7 @@ from fnn_lightning.commands.config_checks import (
     stored_augmentation,
 )
 from fnn_lightning.commands.datamodules import MNISTOrPictures, MNISTWithTrainSet
-from fnn_lightning.commands.fit import Fit
+from fnn_lightning.commands.fit import Fit, search_lr
 from fnn_lightning.commands.given import (
     config_is_given,
     find_init,
@@ -112,6 +113,11 @@ class FNNCLI(LightningCLI):
         return {self.argv[0]: fixed | loaders}
 
     def fit(self, **kwargs: Any) -> None:
+        section = self.config["fit"]
+        if section.find_lr and not section.trainer.fast_dev_run:
+            # `config.yaml` holds the rate, so that it runs again as it is
+            lr = search_lr(self.trainer, self.model, self.datamodule)
+            section.optimizer.init_args.lr, section.find_lr = lr, False
         Fit(self.trainer, self.model, self.datamodule, self._ckpt_path, self._run)()
 
     def validate(self, **kwargs: Any) -> None:
@@ -147,6 +153,13 @@ class FNNCLI(LightningCLI):
         self.options = parser
         for name, text in OWN_OPTIONS.get(self.argv[0], {}).items():
             parser.add_argument(f"--{name}", type=str | None, default=None, help=text)
+        if self.argv[0] == "fit":
+            parser.add_argument(
+                "--find_lr",
+                type=bool,
+                default=False,
+                help="Whether to find the learning rate in 100 steps before the run, and use it.",
+            )
         parser.add_optimizer_args()
         parser.add_lr_scheduler_args()
         parser.add_class_arguments(RunCheckpoint, "checkpoint")
@@ -212,6 +225,7 @@ class FNNCLI(LightningCLI):
         if self.subcommand == "fit":
             check_what_is_monitored(section)
             if self.checkpoint is not None and self._ckpt_path:
+                self._keep_found_lr(section)
                 check_state(self.checkpoint, self._ckpt_path)
                 check_resumes(section, self.checkpoint, self._ckpt_path)
         elif self._ckpt_path is None:
@@ -230,6 +244,25 @@ class FNNCLI(LightningCLI):
         if self.subcommand != "fit" or section.trainer.logger is False:
             self.save_config_callback = None
 
+    def _keep_found_lr(self, section: Namespace) -> None:
+        """Let a command with --find_lr that is started anew resume with what it has found.
+
+        Raises:
+            InputError: If --ckpt_path names the checkpoint, and not --run_folder.
+        """
+        if not section.find_lr:
+            return
+        if "ckpt_path" in self.given:
+            raise InputError(
+                "Expected --find_lr in a new run only, since a resumed one keeps its learning "
+                "rate, but got --ckpt_path too: drop one of them"
+            )
+        assert self.checkpoint is not None
+        stored = self.checkpoint["hyper_parameters"].get("optimizer") or SGD
+        section.optimizer.init_args.lr = stored["init_args"]["lr"]
+        section.model.optimizer = plain(section.optimizer)
+        section.find_lr = False
+
     def instantiate_classes(self) -> None:
         try:
             super().instantiate_classes()
@@ -240,6 +273,8 @@ class FNNCLI(LightningCLI):
             raise InputError(str(error).partition("\n")[0]) from error
         if self.subcommand == "fit":
             self.model.configure_optimizers()  # fails now, before anything is written
+            if self.config_init["fit"].find_lr:
+                self.model.optim.check_uses_lr()
         if self.checkpoint is not None and self._ckpt_path:
             load_weights(self.model, self.checkpoint, self._ckpt_path)
         elif self.checkpoint is not None:
@@ -264,6 +299,10 @@ def quiet_lightning() -> None:
     logging.getLogger("lightning.pytorch.utilities.rank_zero").setLevel(logging.WARNING)
     logging.getLogger("lightning.fabric.utilities.seed").setLevel(logging.WARNING)
     logging.getLogger("lightning.fabric.utilities.distributed").setLevel(logging.WARNING)
+    # what --find_lr says in its own words
+    checkpoints = "lightning.pytorch.trainer.connectors.checkpoint_connector"
+    logging.getLogger(checkpoints).setLevel(logging.WARNING)
+    logging.getLogger("lightning.pytorch.tuner.lr_finder").setLevel(logging.CRITICAL)
     # FNNLitModule's logging interval may span epochs
     warnings.filterwarnings("ignore", message="The number of training batches .* is smaller than")
     # Lightning 2.6.6 calls what torch 2.14 has deprecated

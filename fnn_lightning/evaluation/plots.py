@@ -133,6 +133,18 @@ def loss_figure(losses: Tensor, steps: int) -> "Figure":
     return figure
 
 
+def lr_figure(lrs: Sequence[float], losses: Sequence[float], chosen: float) -> "Figure":
+    """Draw the training loss while the learning rate rose, and mark the rate that was chosen."""
+    figure, axes = new_figure(6, 4)
+    axes.plot(lrs, losses)
+    axes.axvline(chosen, color="tab:red", label=f"chosen: {chosen:.3g}")
+    axes.set(xlabel="learning rate", ylabel="training loss, smoothed", xscale="log")
+    axes.grid(alpha=0.3)
+    axes.legend()
+    figure.tight_layout()
+    return figure
+
+
 def curves_figure(curves: Mapping[str, Curve], ylabel: str) -> "Figure":
     """Draw named curves over the number of optimiser steps."""
     figure, axes = new_figure(5, 3.3)

@@ -80,7 +80,8 @@ class RunCheckpoint(callbacks.Checkpoint):
         return self.every_n_steps or 0
 
     def setup(self, trainer: Trainer, pl_module: LightningModule, stage: str) -> None:
-        if stage == "fit" and trainer is not self._trainer:
+        self._resumes = stage == "fit"
+        if self._resumes and trainer is not self._trainer:
             self._trainer, self._has_saved = trainer, False
             self.folder = folder_of_run(trainer, claim=self.writes) / "checkpoints"
 
@@ -150,6 +151,8 @@ class RunCheckpoint(callbacks.Checkpoint):
         }
 
     def load_state_dict(self, state_dict: dict[str, Any]) -> None:
+        if not self._resumes:
+            return  # the state of a run that is tested
         last = self.folder / "last.ckpt"
         self.last_model_path = str(last) if last.is_file() else ""
         score = state_dict["best_score"]

@@ -49,6 +49,8 @@ class EMA(callbacks.Callback):
     def setup(self, trainer: Trainer, pl_module: LightningModule, stage: str) -> None:
         self._module = pl_module  # Lightning gives `state_dict` no arguments
         self._loaded = None  # by an earlier call, such as `test`; this one's comes after `setup`
+        if stage == "fit":
+            self._average = None  # of an earlier fit, which is in the network
 
     def on_fit_start(self, trainer: Trainer, pl_module: LightningModule) -> None:
         network = network_of(pl_module)
@@ -93,7 +95,8 @@ class EMA(callbacks.Callback):
         return {"decay": self.decay, "steps": steps, "weights": weights}
 
     def load_state_dict(self, state_dict: dict[str, Any]) -> None:
-        self._loaded = state_dict  # applied when the network is on its device
+        # applied when the network is on its device; empty if saved before that, as by a finder
+        self._loaded = state_dict or None
 
     def on_save_checkpoint(
         self, trainer: Trainer, pl_module: LightningModule, checkpoint: dict[str, Any]
@@ -120,6 +123,23 @@ class EMA(callbacks.Callback):
             ours.copy_(theirs)
             theirs.copy_(kept)
         self._in_place = not self._in_place
+
+
+def check_no_swa(trainer: Trainer) -> None:
+    """Refuse Lightning's stochastic weight averaging.
+
+    It puts the average into the network when training has ended, so after the last validation and
+    the last checkpoint: it would change neither the result nor what `test` loads.
+
+    Raises:
+        InputError: If it is among the Trainer's callbacks.
+    """
+    given = trainer.callbacks  # type: ignore[attr-defined]
+    if any(isinstance(each, callbacks.StochasticWeightAveraging) for each in given):
+        raise InputError(
+            "Expected an EMA to average the weights, but got StochasticWeightAveraging, whose "
+            "average reaches no checkpoint: give --ema.decay 0.99 (in Python callbacks=[EMA(0.99)])"
+        )
 
 
 def network_of(module: LightningModule) -> nn.Module:

@@ -13,7 +13,8 @@ that fail when Lightning changes.
 import inspect
 import math
 import time
-from collections.abc import Callable
+from collections.abc import Callable, Iterator
+from contextlib import contextmanager
 from functools import partial
 from typing import Any
 
@@ -356,6 +357,21 @@ def set_max_steps(trainer: Trainer, max_steps: int) -> None:
     begins the next one only while training is not limited by steps.
     """
     trainer.fit_loop.epoch_loop.max_steps = max_steps
+
+
+@contextmanager
+def at_least_epochs(trainer: Trainer, epochs: int) -> Iterator[None]:
+    """Raise the number of epochs that ends training, if it is lower, and then restore it.
+
+    Lightning's finders obey it; a test in `test_lr_finder.py` searches in a run of one short epoch.
+    """
+    before = trainer.fit_loop.max_epochs
+    if before is not None and 0 <= before < epochs:
+        trainer.fit_loop.max_epochs = epochs
+    try:
+        yield
+    finally:
+        trainer.fit_loop.max_epochs = before
 
 
 def epoch_is_ending(trainer: Trainer) -> bool:

@@ -1,8 +1,9 @@
 """Optimiser, learning-rate schedule and warm-up, made from plain settings."""
 
+import inspect
 import math
 from collections.abc import Callable, Iterable, Mapping
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 from types import ModuleType
 from typing import Any, Literal, NamedTuple
 
@@ -25,6 +26,8 @@ LENGTH_ARGUMENTS = {
     "LinearLR": "total_iters",
     "PolynomialLR": "total_iters",
 }
+
+OWN_LR = ("CyclicLR", "OneCycleLR")  # schedules that do not start from the optimiser's rate
 
 
 class RunLength(NamedTuple):
@@ -77,12 +80,42 @@ class Optim:
                 "Expected `warmup` to be a number of steps, or a fraction of the run from 0 to "
                 f"below 1, but got {warmup}"
             )
-        torch_class(self.optimizer, torch.optim, Optimizer)
-        lr = (self.optimizer.get("init_args") or {}).get("lr", SGD["init_args"]["lr"])
+        lr = self.lr
         if not isinstance(lr, int | float) or not 0 < lr < math.inf:
             raise InputError(f"Expected the learning rate `lr` to be positive, but got {lr}")
         if self.lr_scheduler is not None:
             torch_class(self.lr_scheduler, torch.optim.lr_scheduler, LRScheduler)
+
+    @property
+    def lr(self) -> float:
+        """The optimiser's learning rate, without a schedule or warm-up."""
+        found = torch_class(self.optimizer, torch.optim, Optimizer)
+        default = inspect.signature(found).parameters["lr"].default
+        lr: float = (self.optimizer.get("init_args") or {}).get("lr", default)
+        return lr
+
+    def check_uses_lr(self) -> None:
+        """Refuse a schedule that replaces the optimiser's learning rate by its own.
+
+        Raises:
+            InputError: If this is one.
+        """
+        name = (self.lr_scheduler or {}).get("class_path", "").rpartition(".")[2]
+        if name in OWN_LR:
+            raise InputError(
+                f"Expected a schedule that starts from the optimiser's learning rate, but got "
+                f"{name}, which replaces it by its own: give --lr_scheduler.max_lr instead"
+            )
+
+    def with_lr(self, lr: float) -> "Optim":
+        """Return the same with another learning rate.
+
+        Raises:
+            InputError: If it would not be used.
+        """
+        self.check_uses_lr()
+        init_args = {**(self.optimizer.get("init_args") or {}), "lr": lr}
+        return replace(self, optimizer={**self.optimizer, "init_args": init_args})
 
     def schedule_lengths(self, run: Callable[[], RunLength]) -> tuple[int, int]:
         """Return the lengths that follow from the length of the run.

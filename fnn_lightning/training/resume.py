@@ -7,8 +7,8 @@ import torch
 from lightning.pytorch import LightningModule, Trainer, callbacks
 
 from fnn_lightning.errors import InputError
+from fnn_lightning.training.lr_finder import check_finders
 from fnn_lightning.training.multi_step import (
-    check_clock,
     ends_an_epoch,
     epoch_is_ending,
     resumed_within_epoch,
@@ -36,17 +36,26 @@ class Resume(callbacks.Callback):
         self._trainer, self._module = trainer, pl_module
         # by an earlier call, such as `test`; this one's comes after `setup`
         self._loaded = self._max_steps = None
+        if stage == "fit":
+            self.has_begun = False
+            self._former_optimizers = trainer.optimizers
 
     def on_load_checkpoint(
         self, trainer: Trainer, pl_module: LightningModule, checkpoint: dict[str, Any]
     ) -> None:
         fitting = trainer.state.fn == "fit"
+        if fitting and self.has_begun:
+            raise InputError(
+                "Expected a learning rate to be searched for before training begins, but got a "
+                "finder that does so in its middle: search in a run of its own"
+            )
+        # optimisers are made after a run's checkpoint is loaded, and before a finder loads its own
+        if fitting and trainer.optimizers is self._former_optimizers:
+            check_finders(trainer)
         if fitting and ends_an_epoch(checkpoint) and checkpoint["global_step"] < trainer.max_steps:
             self._max_steps = trainer.max_steps
 
     def on_fit_start(self, trainer: Trainer, pl_module: LightningModule) -> None:
-        self.has_begun = False
-        check_clock(trainer)
         self._check_schedule()
         if self._max_steps is not None:
             # Not earlier: schedules take their length from it. See `set_max_steps`.

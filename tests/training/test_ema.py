@@ -7,6 +7,11 @@ from typing import Any
 import pytest
 import torch
 from lightning.pytorch import Callback, LightningModule, Trainer
+from lightning.pytorch.callbacks import (
+    EMAWeightAveraging,
+    StochasticWeightAveraging,
+    WeightAveraging,
+)
 from torch import Tensor
 from torch.nn import functional as F
 
@@ -17,7 +22,7 @@ from fnn_lightning.errors import InputError
 from fnn_lightning.runs.load import load_trained
 from fnn_lightning.training.checkpointing import RunCheckpoint
 from fnn_lightning.training.ema import EMA
-from tests.support import trainer
+from tests.support import assert_same, trainer
 
 MakeData = Callable[..., MNISTDataModule]
 MakeModel = Callable[..., FNNLitModule]
@@ -183,3 +188,52 @@ def test_a_damaged_state_is_refused(
 def test_a_decay_out_of_range_is_refused(decay: float) -> None:
     with pytest.raises(InputError, match="`decay` of the EMA to be from 0 to below 1"):
         EMA(decay)
+
+
+SWA = "--trainer.callbacks StochasticWeightAveraging --trainer.callbacks.swa_lrs 0.01"
+
+
+def test_stochastic_weight_averaging_is_refused_before_anything_is_written(
+    make_data: MakeData,
+    make_model: MakeModel,
+    data_dir: str,
+    tmp_path: Path,
+    capsys: pytest.CaptureFixture[str],
+) -> None:
+    with pytest.raises(SystemExit):
+        main(["fit", "--data.data_dir", data_dir, *SWA.split()])
+    error = capsys.readouterr().err
+    assert re.fullmatch(
+        r"error: Expected an EMA .* give --ema.decay 0.99 \(in Python .*\)\n", error
+    )
+    run = trainer(tmp_path / "python", callbacks=[StochasticWeightAveraging(0.01)])
+    with pytest.raises(InputError, match=r"callbacks=\[EMA\(0.99\)\]"):
+        run.fit(make_model(), datamodule=make_data())
+    assert [path.name for path in tmp_path.iterdir()] == ["tiny"]
+
+
+@pytest.mark.parametrize("averaging", [WeightAveraging, EMAWeightAveraging])
+def test_weight_averaging_of_lightning_reaches_the_checkpoint_and_resumes(
+    make_data: MakeData,
+    make_model: MakeModel,
+    tmp_path: Path,
+    averaging: type[WeightAveraging],
+) -> None:
+    def fit(name: str, epochs: int, ckpt_path: str | None = None) -> tuple[FNNLitModule, Trainer]:
+        callbacks = [averaging(), RunCheckpoint()]
+        run = trainer(tmp_path / name, max_epochs=epochs, callbacks=callbacks)
+        model = make_model(batch_norm=True)
+        run.fit(model, datamodule=make_data(), ckpt_path=ckpt_path)
+        return model, run
+
+    model, run = fit("short", 2)
+    last = f"{run.log_dir}/checkpoints/last.ckpt"
+    tested = trainer(tmp_path, logger=False, callbacks=[RunCheckpoint()])
+    with pytest.warns(UserWarning, match="callbacks used to create the checkpoint"):
+        tested.validate(other := make_model(batch_norm=True), make_data(), last, verbose=False)
+    assert tested.callback_metrics["val/loss"] == run.callback_metrics["val/loss"]
+    for module, (expected, _) in (
+        (other, (model, 2)),
+        (fit("resumed", 4, last)[0], fit("long", 4)),
+    ):
+        assert_same(module.network.state_dict(), expected.network.state_dict())
