@@ -112,11 +112,22 @@ class MNISTDataModule(LightningDataModule):
         else:
             sklearn_digits.read_digits(train=True)  # fails now, before a run's folder is made
 
-    def setup(self, stage: str) -> None:
-        """Read the images that `stage` (fit, validate, test or predict) needs into memory."""
-        if stage in ("test", "predict") or self.val_size == 0:
+    def setup(self, stage: str | None = None) -> None:
+        """Read the images that a stage needs into memory.
+
+        Args:
+            stage: `fit`, `validate`, `test` or `predict`; all of them by default.
+
+        Raises:
+            InputError: If there is no such stage, or a file is missing or damaged.
+        """
+        if stage not in (None, "fit", "validate", "test", "predict"):
+            raise InputError(
+                f"Expected `stage` to be fit, validate, test, predict or None, but got {stage!r}"
+            )
+        if stage in (None, "test", "predict") or self.val_size == 0:
             self._splits["test"] = self._read(train=False)
-        if stage in ("fit", "validate"):
+        if stage in (None, "fit", "validate"):
             self.read_train_and_val()
 
     def read_train_and_val(self) -> None:
@@ -151,20 +162,28 @@ class MNISTDataModule(LightningDataModule):
 
     def serve(
         self,
-        split: Literal["train", "val", "test"] | Split,
+        split: str,
         batch_size: int | None = None,
         shuffle_seed: int | None = None,
     ) -> InMemoryDataLoader:
         """Serve a split to the Trainer's ranks.
 
         Args:
-            split: One that was read, by its name, or other images.
+            split: Name of one that was read: `train`, `val` or `test`.
             batch_size: Over all ranks; one that suits evaluation by default.
             shuffle_seed: Seed of the order. None serves the images in their own order, without
                 augmentation.
+
+        Raises:
+            InputError: If the split was not read.
         """
+        if split not in self._splits:
+            raise InputError(
+                f"Expected the {split} images to be in memory, but they were not read: call "
+                "`prepare_data()` and `setup()` first"
+            )
         return InMemoryDataLoader(
-            *(self._splits[split] if isinstance(split, str) else split),
+            *self._splits[split],
             batch_size=batch_size or EVAL_BATCH_SIZE,
             shuffle_seed=shuffle_seed,
             rank=self.trainer.global_rank if self.trainer else 0,

@@ -8,6 +8,7 @@ from torch import Tensor
 from torch.nn import functional as F
 
 from fnn_lightning.data.dataloader import Batch, InMemoryDataLoader
+from fnn_lightning.data.pixel_scale import PixelScaleCheck, wrong_scale
 from fnn_lightning.errors import DivergenceError, InputError
 from fnn_lightning.network import FNN, NUM_CLASSES
 from fnn_lightning.training.batch_norm import check_batch_norm
@@ -33,10 +34,11 @@ class FNNLitModule(LightningModule):
     """Trains an `FNN` on digits with cross-entropy and measures loss and accuracy.
 
     A batch is `(images, labels)`: raw pixels as `FNN` takes them, and `int64` labels of shape
-    `(B,)`. Logged are `train/loss`, `train/acc` and `lr` (see `TrainLog`), and `val/loss`,
-    `val/acc`, `test/loss`, `test/acc` over the whole split. The x-axis is the number of optimiser
-    steps done. All arguments are plain data, so that `torch.load(…, weights_only=True)` opens a
-    checkpoint.
+    `(B,)`. A dataloader of your own must not scale the pixels as `ToTensor` and `Normalize` do:
+    training and evaluation then warn, and `predict` refuses them. Logged are `train/loss`,
+    `train/acc` and `lr` (see `TrainLog`), and `val/loss`, `val/acc`, `test/loss`, `test/acc` over
+    the whole split. The x-axis is the number of optimiser steps done. All arguments are plain
+    data, so that `torch.load(…, weights_only=True)` opens a checkpoint.
 
     Args:
         label_smoothing: Share of the target's probability that is spread evenly over all classes
@@ -102,6 +104,10 @@ class FNNLitModule(LightningModule):
         self.schedule_lengths = (0, 0)
         """Steps of warm-up and length of the schedule where the run's length gives them, else 0."""
         self._loaded_step = 0
+        self._pixel_scale = PixelScaleCheck()
+
+    def setup(self, stage: str) -> None:
+        self._pixel_scale = PixelScaleCheck()
 
     def forward(self, images: Tensor) -> Tensor:
         """Compute logits of shape `(B, 10)` from raw pixels, as `FNN` does."""
@@ -133,7 +139,12 @@ class FNNLitModule(LightningModule):
         Returns:
             `probabilities` of shape `(B, 10)`, whose rows add up to 1, and `digit`, the most
             probable one, `int64` of shape `(B,)`.
+
+        Raises:
+            InputError: If the pixels of the first batch are on another scale than 0–255.
         """
+        if batch_idx == 0 and (message := wrong_scale(batch)):
+            raise InputError(message)
         images = batch if isinstance(batch, Tensor) else batch[0]
         probabilities = self(images).softmax(dim=1)
         return {"probabilities": probabilities, "digit": probabilities.argmax(dim=1)}
@@ -166,6 +177,17 @@ class FNNLitModule(LightningModule):
         if self.hard_examples is not None:
             size = self.hard_examples.count(size)
         return output.loss * (len(output.labels) * loader.world_size / size)
+
+    def on_train_batch_start(self, batch: Any, batch_idx: int) -> None:
+        self._pixel_scale.look_at("train", batch)
+
+    def on_validation_batch_start(
+        self, batch: Any, batch_idx: int, dataloader_idx: int = 0
+    ) -> None:
+        self._pixel_scale.look_at("val", batch)
+
+    def on_test_batch_start(self, batch: Any, batch_idx: int, dataloader_idx: int = 0) -> None:
+        self._pixel_scale.look_at("test", batch)
 
     def on_validation_epoch_start(self) -> None:
         # not at the end of the last one, whose inference mode the sums would keep
@@ -271,6 +293,8 @@ class FNNLitModule(LightningModule):
             self.trainer.callback_metrics.clear()
 
     def on_train_start(self) -> None:
+        if isinstance(self.trainer.train_dataloader, InMemoryDataLoader):
+            self._pixel_scale.trust("train")  # augmentation may move nearly all ink out of an image
         if self.hparams["batch_norm"]:
             check_batch_norm(self.trainer, self.hard_examples)
 

@@ -1,11 +1,14 @@
-from collections.abc import Callable
+from collections.abc import Callable, Collection
 from pathlib import Path
+from typing import Any
 
 import pytest
 import torch
+from lightning.pytorch.trainer.states import TrainerFn
+from PIL import Image
 
 from fnn_lightning import MNISTDataModule
-from fnn_lightning.commands.datamodules import MNISTWithTrainSet
+from fnn_lightning.commands.datamodules import MNISTOrPictures, MNISTWithTrainSet
 from fnn_lightning.data.dataloader import InMemoryDataLoader
 from fnn_lightning.errors import InputError
 from tests.support import TEST_SIZE, TRAIN_SIZE, tiny_files
@@ -107,6 +110,52 @@ def test_an_argument_out_of_range_is_refused(arguments: dict[str, object], messa
 def test_val_size_is_checked_against_the_files(make_data: MakeData) -> None:
     with pytest.raises(InputError, match=f"from 0 to {TRAIN_SIZE - 1}, .* but got {TRAIN_SIZE}"):
         make_data(val_size=TRAIN_SIZE).prepare_data()
+
+
+SPLITS = {"train": TRAIN_SIZE - 25, "val": 25, "test": TEST_SIZE, "predict": TEST_SIZE}
+
+
+@pytest.mark.parametrize(
+    ("stages", "served"),
+    [
+        ((), SPLITS),
+        ((None,), SPLITS),
+        (("fit",), ("train", "val")),
+        ((TrainerFn.FITTING,), ("train", "val")),
+        ((TrainerFn.VALIDATING,), ("train", "val")),
+        ((TrainerFn.TESTING,), ("test", "predict")),
+        (("predict",), ("test", "predict")),
+    ],
+)
+@pytest.mark.parametrize("kind", [MNISTDataModule, MNISTWithTrainSet, MNISTOrPictures])
+def test_setup_reads_what_a_stage_needs_and_everything_by_default(
+    data_dir: str, kind: type[MNISTDataModule], stages: tuple[Any, ...], served: Collection[str]
+) -> None:
+    data = kind(data_dir=data_dir)
+    data.prepare_data()
+    data.setup(*stages)
+    for split, size in SPLITS.items():
+        dataloader = getattr(data, f"{split}_dataloader")
+        if split in served:
+            assert sum(len(labels) for _, labels in dataloader()) == size
+        else:
+            with pytest.raises(InputError, match=r"images .* were not read: call `prepare_data"):
+                dataloader()
+
+
+def test_setup_without_a_stage_reads_the_pictures(tmp_path: Path) -> None:
+    digit = torch.zeros(40, 40, dtype=torch.uint8)
+    digit[8:32, 18:22] = 255
+    Image.fromarray(digit.numpy()).save(tmp_path / "1.png")
+    data = MNISTOrPictures(images=[str(tmp_path)])
+    data.prepare_data()
+    data.setup()
+    assert len(images_of(data.predict_dataloader())) == 1
+
+
+def test_an_unknown_stage_is_refused(make_data: MakeData) -> None:
+    with pytest.raises(InputError, match=r"`stage` to be fit, .* or None, but got 'train'"):
+        make_data().setup("train")
 
 
 def test_different_counts_of_images_and_labels_are_refused(

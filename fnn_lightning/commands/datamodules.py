@@ -22,7 +22,7 @@ class MNISTWithTrainSet(MNISTDataModule):
         super().__init__(**data)
         self.test_train_set = test_train_set
 
-    def setup(self, stage: str) -> None:
+    def setup(self, stage: str | None = None) -> None:
         super().setup(stage)
         if stage == "test" and self.test_train_set:
             self.read_train_and_val()
@@ -53,15 +53,16 @@ class MNISTOrPictures(MNISTDataModule):
         if self.images is None:
             super().prepare_data()
 
-    def setup(self, stage: str) -> None:
-        if self.images is None:
+    def setup(self, stage: str | None = None) -> None:
+        """Read the pictures, or else the images that a stage needs, into memory."""
+        if self.images is None or stage not in (None, "predict"):
             super().setup(stage)
         else:
             self._read_pictures(self.images)
 
     def predict_dataloader(self) -> InMemoryDataLoader:
         """Serve the pictures, with label 0, or else the test images."""
-        return super().predict_dataloader() if self.images is None else self.serve(self._read_in)
+        return super().predict_dataloader() if self.images is None else self.serve("pictures")
 
     def _read_pictures(self, paths: list[str]) -> None:
         # slow to import, and of use here only
@@ -77,4 +78,4 @@ class MNISTOrPictures(MNISTDataModule):
                 self.unread[path] = str(error)
         count = len(self.pictures)
         labels = torch.zeros(count, dtype=torch.int64)
-        self._read_in = Split(torch.cat(images), labels, torch.arange(count))
+        self._splits["pictures"] = Split(torch.cat(images), labels, torch.arange(count))

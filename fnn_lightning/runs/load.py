@@ -7,6 +7,7 @@ import torch
 from torch import Tensor, nn
 
 from fnn_lightning import __version__
+from fnn_lightning.data.pixel_scale import wrong_scale
 from fnn_lightning.datamodule import EVAL_BATCH_SIZE, MNISTDataModule
 from fnn_lightning.errors import InputError
 from fnn_lightning.lit_module import FNNLitModule
@@ -54,11 +55,16 @@ class TrainedNetwork(NamedTuple):
         """Compute the probabilities of the ten digits, on the CPU.
 
         Args:
-            images: Raw pixels 0–255, `uint8` of shape `(N, 28, 28)`.
+            images: Raw pixels 0–255, as `FNN` takes them, of shape `(N, 28, 28)`.
 
         Returns:
             `float32` of shape `(N, 10)`; each row sums to 1.
+
+        Raises:
+            InputError: If the pixels are on another scale.
         """
+        if message := wrong_scale(images):
+            raise InputError(message)
         logits = [self.module(batch).float() for batch in torch.split(images, EVAL_BATCH_SIZE)]
         return torch.cat(logits).softmax(dim=1) if logits else torch.empty(0, NUM_CLASSES)
 

@@ -34,6 +34,9 @@ def test_probabilities_equal_those_of_predict(
     )
     assert data.val_size == 0
     assert trained.probabilities(source.images[:0]).shape == (0, 10)
+    assert torch.equal(trained.probabilities(source.images.float()), probabilities)
+    with pytest.raises(InputError, match=r"pixels from 0 to 255, .* but got 0 to 1:"):
+        trained.probabilities(source.images / 255)
 
 
 def test_a_run_loads_its_best_checkpoint_or_else_its_last(run: Path) -> None:

@@ -1,0 +1,67 @@
+"""Notices images whose pixels are not 0–255, as the network expects them."""
+
+import math
+from typing import Any
+
+from lightning.pytorch.utilities import rank_zero_warn
+from torch import Tensor
+
+TOLERANCE = 0.01  # grey levels; rounding, when pixels are resampled
+
+
+def wrong_scale(batch: Any) -> str | None:
+    """Tell whether the pixels of a batch are on another scale than 0–255.
+
+    Args:
+        batch: Images, alone or followed by labels. Only images of floating point are looked at. A
+            batch without ink is on any scale.
+
+    Returns:
+        A message that says what was expected, what was given and what to do; None if nothing is
+        wrong.
+
+    Example:
+        >>> import torch
+        >>> wrong_scale(torch.tensor([0.0, 255.0])) is None
+        True
+        >>> wrong_scale(torch.tensor([0.0, 0.5])).partition(":")[0]
+        'Expected pixels from 0 to 255, which the network scales itself, but got 0 to 0.5'
+    """
+    images = batch[0] if isinstance(batch, list | tuple) and batch else batch
+    if not (isinstance(images, Tensor) and images.is_floating_point() and images.numel()):
+        return None
+    least, most = (float(each) for each in images.detach().aminmax())
+    in_range = least >= -TOLERANCE and 1 < most <= 255 + TOLERANCE
+    if in_range or least == most == 0 or not math.isfinite(most - least):
+        return None
+    return (
+        f"Expected pixels from 0 to 255, which the network scales itself, but got {least:.3g} to "
+        f"{most:.3g}: leave out Normalize and use PILToTensor instead of ToTensor, or undo the "
+        "scaling"
+    )
+
+
+class PixelScaleCheck:
+    """Warns once in a run if images are on another scale than 0–255.
+
+    It looks at the first batch of each split alone: reading a value in every step would make the
+    host wait for the device.
+    """
+
+    def __init__(self) -> None:
+        self._looked_at: set[str] = set()
+        self._warned = False
+
+    def trust(self, split: str) -> None:
+        """Leave a split out."""
+        self._looked_at.add(split)
+
+    def look_at(self, split: str, batch: Any) -> None:
+        """Look at a batch of a split, unless one was looked at before."""
+        if split in self._looked_at:
+            return
+        self._looked_at.add(split)
+        message = None if self._warned else wrong_scale(batch)
+        if message:
+            self._warned = True
+            rank_zero_warn(message)
