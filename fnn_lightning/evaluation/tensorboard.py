@@ -24,6 +24,7 @@ from fnn_lightning.evaluation.predictions import (
 from fnn_lightning.lit_module import FNNLitModule
 from fnn_lightning.network import FNN, NUM_CLASSES
 from fnn_lightning.runs.files import write_atomic
+from fnn_lightning.runs.loggers import event_writer
 from fnn_lightning.training.console import validates_on_test_set
 
 MAX_SHARE = 0.02  # of the time since training began that pictures may take before it ends
@@ -76,8 +77,7 @@ class TensorBoardPlots(PredictionCollector):
         board.add_custom_scalars(LAYOUT)
         if validates_on_test_set(trainer.datamodule):  # type: ignore[attr-defined]
             board.add_text("val", "`val/…` is measured on the test set, since `val_size` is 0.")
-        # `file_writer` is None once the logger was closed, as by an earlier fit of the same Trainer
-        board._get_file_writer().add_event(graph_event(pl_module.network))
+        event_writer(board).add_event(graph_event(pl_module.network))
         source = trainer.train_dataloader
         if isinstance(source, InMemoryDataLoader) and source.augments:
             images, _ = source.peek()

@@ -88,6 +88,15 @@ def resuming_logger(run: Path) -> TensorBoardLogger:
     return TensorBoardLogger(run.parent, "", run.name, default_hp_metric=False)
 
 
+def event_writer(experiment: Any) -> Any:
+    """Return what writes the events of a TensorBoardLogger's `experiment`.
+
+    The public `file_writer` is None once the logger was closed, as by an earlier fit of the same
+    Trainer; tests fit twice.
+    """
+    return experiment._get_file_writer()
+
+
 class DropLostSteps(Callback):
     """Lets TensorBoard drop what a run logged after the step that it resumes from.
 
@@ -110,7 +119,7 @@ class DropLostSteps(Callback):
         first_lost = self.step + 1 if self.step else 0
         restart = Event(step=first_lost, session_log=SessionLog(status=SessionLog.START))
         # The logger's own `purge_step` would be written when the Trainer is set up.
-        self.logger.experiment.file_writer.add_event(restart)
+        event_writer(self.logger.experiment).add_event(restart)
 
 
 def read_curves(run: Path) -> dict[str, list[tuple[int, float]]]:

@@ -8,6 +8,7 @@ from lightning.pytorch import LightningModule, Trainer, callbacks
 from lightning.pytorch.loggers import TensorBoardLogger
 from torch.utils.tensorboard.summary import hparams as hparams_summary
 
+from fnn_lightning.runs.loggers import event_writer
 from fnn_lightning.training.ema import EMA
 from fnn_lightning.training.optim import SGD
 
@@ -35,9 +36,7 @@ class HParams(callbacks.Callback):
             # The tab shows the newest value of each scalar named here, so a run can be compared
             # while it trains, and the figures of a later `test` appear too.
             metrics = dict.fromkeys(SHOWN_METRICS, 0.0)  # the values do not matter
-            # The public `file_writer` is None once the logger was closed, as by an earlier fit of
-            # the same Trainer; a test fits twice.
-            writer = logger.experiment._get_file_writer()
+            writer = event_writer(logger.experiment)
             for summary in hparams_summary(settings, metrics):  # type: ignore[no-untyped-call]
                 writer.add_summary(summary)
 

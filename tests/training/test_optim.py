@@ -293,7 +293,7 @@ def test_the_command_line_fills_in_the_length_of_a_schedule(
     capsys.readouterr()
     for changed, message in (
         (["--trainer.max_epochs", "3"], "2 steps of warm-up and a length of 8 then"),
-        (["--model.warmup", "0"], "Expected `model.warmup` to be that of the checkpoint"),
+        (["--model.warmup", "0"], "Expected `model.warmup` to be 0.2, with which the run began"),
     ):
         with pytest.raises(SystemExit) as stop:
             main(["fit", "--ckpt_path", last, *changed])
