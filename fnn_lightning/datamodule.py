@@ -3,6 +3,7 @@
 import os
 from collections.abc import Mapping
 from dataclasses import asdict
+from fractions import Fraction
 from pathlib import Path
 from typing import Literal, NamedTuple
 
@@ -12,7 +13,7 @@ from torch import Tensor
 
 from fnn_lightning.data import sklearn_digits
 from fnn_lightning.data.augmentation import Augmentation
-from fnn_lightning.data.dataloader import InMemoryDataLoader
+from fnn_lightning.data.dataloader import InMemoryDataLoader, evaluation_batch_size
 from fnn_lightning.data.mnist_files import (
     fetch_mnist,
     image_count,
@@ -150,47 +151,67 @@ class MNISTDataModule(LightningDataModule):
 
     def val_dataloader(self) -> InMemoryDataLoader:
         """Serve the held-out training images, or the test images if none are held out."""
-        return self.serve("val")
+        return self.serve_evaluation("val", "limit_val_batches")
 
     def test_dataloader(self) -> InMemoryDataLoader | list[InMemoryDataLoader]:
         """Serve the test images."""
-        return self.serve("test")
+        return self.serve_evaluation("test", "limit_test_batches")
 
     def predict_dataloader(self) -> InMemoryDataLoader:
         """Serve the test images."""
-        return self.serve("test")
+        return self.serve_evaluation("test", "limit_predict_batches")
+
+    def serve_evaluation(self, split: str, limit_name: str) -> InMemoryDataLoader:
+        """Serve a split in its own order, in large batches.
+
+        Args:
+            split: Name of one that was read: `train`, `val` or `test`.
+            limit_name: The Trainer's limit of it. A fraction means a fraction of the images.
+
+        Raises:
+            InputError: If the split was not read, or the limit is less than an image.
+        """
+        limit = getattr(self.trainer, limit_name) if self.trainer else 1.0
+        size = len(self._split(split).indices)
+        batch_size = evaluation_batch_size(size, limit, EVAL_BATCH_SIZE)
+        if batch_size is None:
+            raise InputError(
+                f"Expected `{limit_name}` to be at least one of {size:,} images, but got {limit:g} "
+                "of them: give a larger fraction, or a whole number of batches"
+            )
+        return self.serve(split, batch_size)
 
     def serve(
-        self,
-        split: str,
-        batch_size: int | None = None,
-        shuffle_seed: int | None = None,
+        self, split: str, batch_size: int | Fraction, shuffle_seed: int | None = None
     ) -> InMemoryDataLoader:
         """Serve a split to the Trainer's ranks.
 
         Args:
             split: Name of one that was read: `train`, `val` or `test`.
-            batch_size: Over all ranks; one that suits evaluation by default.
+            batch_size: Over all ranks.
             shuffle_seed: Seed of the order. None serves the images in their own order, without
                 augmentation.
 
         Raises:
             InputError: If the split was not read.
         """
-        if split not in self._splits:
-            raise InputError(
-                f"Expected the {split} images to be in memory, but they were not read: call "
-                "`prepare_data()` and `setup()` first"
-            )
         return InMemoryDataLoader(
-            *self._splits[split],
-            batch_size=batch_size or EVAL_BATCH_SIZE,
+            *self._split(split),
+            batch_size=batch_size,
             shuffle_seed=shuffle_seed,
             rank=self.trainer.global_rank if self.trainer else 0,
             world_size=self.trainer.world_size if self.trainer else 1,
             augmentation=self.augmentation,
             device=self.trainer.strategy.root_device if self.trainer else "cpu",
         )
+
+    def _split(self, name: str) -> Split:
+        if name not in self._splits:
+            raise InputError(
+                f"Expected the {name} split to be in memory, but it was not read: call "
+                "`prepare_data()` and `setup()` first"
+            )
+        return self._splits[name]
 
     def _read(self, train: bool) -> Split:
         if self.dataset == "mnist":

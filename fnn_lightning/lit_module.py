@@ -216,7 +216,7 @@ class FNNLitModule(LightningModule):
         if self.trainer.sanity_checking:
             return
         if isinstance(loader, InMemoryDataLoader):
-            expected = min(len(loader.indices), int(batches) * loader.batch_size)
+            expected = loader.image_count(int(batches))
             total = self.counts[str(split.prefix)][1]
             if total != expected:  # some left out, or some counted on several ranks
                 raise RuntimeError(f"{total:,} images were counted instead of {expected:,}")

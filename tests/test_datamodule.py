@@ -139,7 +139,7 @@ def test_setup_reads_what_a_stage_needs_and_everything_by_default(
         if split in served:
             assert sum(len(labels) for _, labels in dataloader()) == size
         else:
-            with pytest.raises(InputError, match=r"images .* were not read: call `prepare_data"):
+            with pytest.raises(InputError, match=r"split .* was not read: call `prepare_data"):
                 dataloader()
 
 

@@ -106,6 +106,50 @@ def test_validation_and_test_measure_the_whole_split(
         )
 
 
+@pytest.mark.parametrize("eval_batch_size", [2000, 11])
+@pytest.mark.parametrize(
+    ("limits", "train_batches", "val_size"),
+    [({"limit_val_batches": 0.25}, 6, 15), ({"overfit_batches": 0.5}, 3, 30)],
+)
+def test_a_fraction_evaluates_that_fraction_of_the_images(
+    data_dir: str,
+    make_model: MakeModel,
+    tmp_path: Path,
+    monkeypatch: pytest.MonkeyPatch,
+    eval_batch_size: int,
+    limits: dict[str, float],
+    train_batches: int,
+    val_size: int,
+) -> None:
+    monkeypatch.setattr("fnn_lightning.datamodule.EVAL_BATCH_SIZE", eval_batch_size)
+    data = MNISTWithTrainSet(data_dir=data_dir, val_size=60, batch_size=40, test_train_set=True)
+    model = make_model()
+    limits = {"limit_test_batches": 0.07, "limit_predict_batches": 0.33, **limits}
+    run = trainer(tmp_path, max_epochs=1, logger=False, enable_checkpointing=False, **limits)
+    run.fit(model, datamodule=data)
+    assert run.global_step == train_batches
+    images, labels = data._splits["val"].images, data._splits["val"].labels
+    first = data._splits["val"].indices[:val_size]
+    with torch.no_grad():
+        correct = int((model(images[first]).argmax(1) == labels[first]).sum())
+    assert model.counts["val/"] == (correct, val_size)
+    run.test(model, datamodule=data, verbose=False)
+    assert model.counts["test/"][1] == 7
+    assert model.counts["test/train_set_"][1] == 16  # 0.07 of 240 is 16.8
+    batches: Any = run.predict(model, datamodule=data)
+    assert sum(len(batch["digit"]) for batch in batches) == 33
+
+
+def test_a_fraction_of_less_than_an_image_is_refused(
+    make_data: MakeData, make_model: MakeModel, tmp_path: Path
+) -> None:
+    for stage, size in (("validate", 60), ("test", 100), ("predict", 100)):
+        name = f"limit_{stage.removesuffix('idate')}_batches"
+        run = trainer(tmp_path, logger=False, **{name: 0.009})
+        with pytest.raises(InputError, match=f"`{name}` to be at least one of {size} images, but"):
+            getattr(run, stage)(make_model(), datamodule=make_data(val_size=60))
+
+
 def test_a_module_can_be_fitted_again(
     make_data: MakeData, make_model: MakeModel, tmp_path: Path
 ) -> None:

@@ -29,8 +29,9 @@ class MNISTWithTrainSet(MNISTDataModule):
 
     def test_dataloader(self) -> InMemoryDataLoader | list[InMemoryDataLoader]:
         """Serve the test images and, if wanted, the training images after them."""
-        test = self.serve("test")
-        return [test, self.serve("train")] if self.test_train_set else test
+        names = ["test", "train"] if self.test_train_set else ["test"]
+        loaders = [self.serve_evaluation(name, "limit_test_batches") for name in names]
+        return loaders if self.test_train_set else loaders[0]
 
 
 class MNISTOrPictures(MNISTDataModule):
@@ -62,7 +63,8 @@ class MNISTOrPictures(MNISTDataModule):
 
     def predict_dataloader(self) -> InMemoryDataLoader:
         """Serve the pictures, with label 0, or else the test images."""
-        return super().predict_dataloader() if self.images is None else self.serve("pictures")
+        split = "test" if self.images is None else "pictures"
+        return self.serve_evaluation(split, "limit_predict_batches")
 
     def _read_pictures(self, paths: list[str]) -> None:
         # slow to import, and of use here only

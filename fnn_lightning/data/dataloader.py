@@ -1,6 +1,7 @@
 """Serves batches from tensors in memory: one tensor index per batch, no Python per image."""
 
 from collections.abc import Iterator
+from fractions import Fraction
 from typing import Any
 
 import numpy as np
@@ -60,7 +61,8 @@ class InMemoryDataLoader:
         images: `uint8` of shape `(N, 28, 28)`.
         labels: `int64` of shape `(N,)`.
         indices: The images to serve, `int64` of shape `(M,)`.
-        batch_size: Size of the global batch, over all ranks.
+        batch_size: Size of the global batch, over all ranks. With a fraction such as 5/2, batches
+            of 2 and 3 images take turns.
         shuffle_seed: Seed of the order, which is new in every epoch. None keeps the order of
             `indices`.
         rank: Rank of this process.
@@ -83,7 +85,7 @@ class InMemoryDataLoader:
         labels: Tensor,
         indices: Tensor,
         *,
-        batch_size: int,
+        batch_size: int | Fraction,
         shuffle_seed: int | None = None,
         rank: int = 0,
         world_size: int = 1,
@@ -113,9 +115,13 @@ class InMemoryDataLoader:
         """Return the number of batches in an epoch."""
         return -(-len(self.indices) // self.batch_size)
 
+    def image_count(self, batches: int) -> int:
+        """Return how many images the first batches of the epoch have in all, over all ranks."""
+        return min(int(batches * self.batch_size), len(self.indices))
+
     def global_batch_size(self, batch_idx: int) -> int:
         """Return how many images a batch of the epoch has, over all ranks."""
-        return min(self.batch_size, len(self.indices) - batch_idx * self.batch_size)
+        return self.image_count(batch_idx + 1) - self.image_count(batch_idx)
 
     def __iter__(self) -> Iterator[Batch]:
         """Start an epoch, and yield this rank's share of every batch."""
@@ -143,7 +149,7 @@ class InMemoryDataLoader:
         return self.indices[self.sampler.order()] if hasattr(self, "sampler") else self.indices
 
     def _batch(self, order: Tensor, position: int) -> Batch:
-        batch = order[position * self.batch_size : (position + 1) * self.batch_size]
+        batch = order[int(position * self.batch_size) : int((position + 1) * self.batch_size)]
         share = batch[self.rank :: self.world_size]
         # `index_select` takes half the time of `self.images[share]`
         images, labels = self.images.index_select(0, share), self.labels.index_select(0, share)
@@ -172,6 +178,38 @@ class InMemoryDataLoader:
                 f"Expected a position in an epoch of {len(self):,} batches, but got {position!r}"
             )
         self._start = position
+
+
+def evaluation_batch_size(images: int, limit: int | float, at_most: int) -> int | Fraction | None:
+    """Choose the batch size with which the Trainer's limit means a fraction of the images.
+
+    Of `n` batches the Trainer takes the first `int(n * limit)`. With few batches of a fixed size
+    these would be none, or hold another fraction of the images.
+
+    Args:
+        images: Number of images in the split.
+        limit: `limit_val_batches` and the like: a number of batches or, if it is a float, a
+            fraction.
+        at_most: Number of images in a batch that suits evaluation.
+
+    Returns:
+        The size of the batches. None if the fraction is less than an image.
+
+    Example:
+        >>> evaluation_batch_size(10_000, 0.25, at_most=2000)  # two batches of eight
+        Fraction(1250, 1)
+        >>> evaluation_batch_size(10_000, 5, at_most=2000)
+        2000
+    """
+    if images == 0 or not (isinstance(limit, float) and 0 < limit < 1):
+        return at_most
+    # 0.57 of 10,000 is 5,699.999… in floating point; the Trainer's product can be as far off
+    for wanted in (int(images * limit + 1e-9), int(images * limit)):
+        for batches in range(-(-wanted // at_most), 0, -1):
+            size = Fraction(wanted, batches)
+            if int(-(-images // size) * limit) == batches:
+                return size
+    return None
 
 
 def all_gather_batch(share: Tensor, loader: InMemoryDataLoader, batch_idx: int) -> Tensor:
