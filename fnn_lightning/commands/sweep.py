@@ -279,7 +279,7 @@ def open_study(
         write_or_compare(folder / SWEEP_CONFIG, settings)
         write_or_compare(folder / SPACE, space_yaml(space))
         try:
-            storage = optuna.storages.RDBStorage(url or f"sqlite:///{folder.absolute()}/sweep.db")
+            storage = open_storage(url or f"sqlite:///{folder.absolute()}/sweep.db")
             study = optuna.create_study(
                 storage=storage,
                 study_name=folder.absolute().name,
@@ -302,6 +302,29 @@ def open_study(
                 f"{trial_folder(folder, trials).name}, which the storage does not know"
             )
     return storage, study
+
+
+def open_storage(url: str) -> "RDBStorage":
+    """Open Optuna's storage in a database; no connection stays open between two questions.
+
+    Raises:
+        InputError: If the database is in memory only, or of another version of Optuna.
+    """
+    from optuna.storages import RDBStorage
+    from sqlalchemy.pool import NullPool
+
+    if url in ("sqlite://", "sqlite:///:memory:"):
+        raise InputError(
+            f"Expected --storage to be a file or a server, but got {url}: it is lost at the end"
+        )
+    try:
+        # A pool would hold connections open while trials train, for hours in which the server or
+        # a firewall may drop them, and at the end of the process.
+        return RDBStorage(url, engine_kwargs={"poolclass": NullPool})
+    except RuntimeError as error:
+        raise InputError(
+            f"Expected --storage to be a database that can be used, but got: {error}"
+        ) from error
 
 
 @contextmanager

@@ -1,11 +1,16 @@
 import signal
+import sqlite3
 import sys
+from contextlib import closing
 from pathlib import Path
 from typing import Any
 
 import optuna
 import pytest
 from optuna.distributions import CategoricalDistribution, FloatDistribution, IntDistribution
+from optuna.storages import RDBStorage
+from sqlalchemy import event
+from sqlalchemy.pool import NullPool, Pool
 
 from fnn_lightning.commands.main import main
 from fnn_lightning.commands.sweep_space import first_value, fit_options, read_space
@@ -22,8 +27,12 @@ def _space() -> None:
 
 
 def trials(folder: str) -> list[optuna.trial.FrozenTrial]:
-    name = Path(folder).name
-    return optuna.load_study(study_name=name, storage=f"sqlite:///{folder}/sweep.db").trials
+    return stored(folder, f"sqlite:///{folder}/sweep.db")
+
+
+def stored(folder: str, url: str) -> list[optuna.trial.FrozenTrial]:
+    storage = RDBStorage(url, engine_kwargs={"poolclass": NullPool})
+    return optuna.load_study(study_name=Path(folder).name, storage=storage).trials
 
 
 def read(text: str) -> Any:
@@ -181,6 +190,8 @@ def test_a_sweep_fails_if_all_trials_do(stand_in: None, capfd: pytest.CaptureFix
 @pytest.mark.parametrize(
     ("argv", "message"),
     [
+        (["--space", "space.yaml", "--folder", "x", "--storage", "sqlite://"],
+         "Expected --storage to be a file or a server, but got sqlite://: it is lost at the end"),
         (["--space", "missing.yaml"], "Expected --space to be a YAML file"),
         ([], "space"),
         (["--space", "space.yaml", "--trials", "0"], "Expected `trials` to be 1 or more"),
@@ -291,6 +302,39 @@ def test_two_processes_share_the_trials(start: Start) -> None:
     own = [sum(line.startswith("trial  ") for line in out.splitlines()) for _, out, _ in results]
     assert len(list(Path("joint").glob("trial_*"))) == 7
     assert sum(own) == 7 + 2  # and the header of each table
+
+
+def test_no_connection_to_the_database_stays_open(
+    stand_in: None, capfd: pytest.CaptureFixture[str]
+) -> None:
+    opened: set[int] = set()
+    listeners = {
+        "connect": lambda connection, _: opened.add(id(connection)),
+        "close": lambda connection, _: opened.remove(id(connection)),
+    }
+    for name, listener in listeners.items():
+        event.listen(Pool, name, listener)
+    try:
+        argv = ["sweep", "--space", "space.yaml", "--folder", "new"]
+        main([*argv, "--trials", "2"])
+        assert not opened
+        with closing(sqlite3.connect("new/sweep.db")) as database, database:
+            database.execute("UPDATE alembic_version SET version_num = 'later'")
+        with pytest.raises(SystemExit, match="2"):
+            main([*argv, "--trials", "3"])
+        Path("no.db").write_text("no database, but long enough to look like one")
+        with pytest.raises(SystemExit, match="2"):
+            main([*argv[:-1], "other", "--storage", "sqlite:///no.db"])
+    finally:
+        for name, listener in listeners.items():
+            event.remove(Pool, name, listener)
+    assert not opened
+    err = capfd.readouterr().err.splitlines()
+    assert [line.startswith("error: Expected --storage to be a database") for line in err] == [
+        True
+    ] * 2
+    assert "Please try updating optuna" in err[0]
+    assert "file is not a database" in err[1]
 
 
 @pytest.mark.parametrize("space", SPACES, ids=lambda space: space.stem)
