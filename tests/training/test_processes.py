@@ -2,11 +2,13 @@
 
 import os
 import re
+import shutil
 import signal
 import socket
 import subprocess
 import sys
 import time
+from collections.abc import Iterator
 from pathlib import Path
 from typing import Any
 
@@ -336,3 +338,66 @@ def test_a_full_disk_keeps_the_last_checkpoint(data_dir: str, start: Start) -> N
     )
     assert list(Path(new).parent.iterdir()) == []
     assert last.read_bytes() == before
+
+
+@pytest.fixture
+def machines() -> Iterator[list[str]]:
+    """Make two network namespaces, joined by a cable: what `ip netns exec` takes for each."""
+    names = [f"fnn{os.getpid()}n{node}" for node in (0, 1)]
+    ip = shutil.which("ip")
+    commands = [
+        *(f"netns add {name}" for name in names),
+        f"link add cable0 netns {names[0]} type veth peer name cable1 netns {names[1]}",
+    ]
+    for node, name in enumerate(names):
+        commands += [
+            f"-n {name} address add 10.201.0.{node + 1}/24 dev cable{node}",
+            f"-n {name} link set cable{node} up",
+            f"-n {name} link set lo up",
+        ]
+    try:
+        for command in commands if ip else ():
+            made = subprocess.run([str(ip), *command.split()], capture_output=True, text=True)
+            if made.returncode:
+                pytest.skip(f"network namespaces are not allowed: {made.stderr.strip()}")
+        if not ip:
+            pytest.skip("needs `ip` of iproute2")
+        yield names
+    finally:
+        for name in names if ip else ():
+            subprocess.run([str(ip), "netns", "delete", name], capture_output=True)
+
+
+@pytest.mark.soak
+def test_a_cut_network_ends_the_run_which_resumes_bit_for_bit(
+    data_dir: str, start: Start, machines: list[str]
+) -> None:
+    options = ["--data.data_dir", data_dir, *LONG, "--trainer.max_epochs=30", "--trainer.devices=1"]
+    options += ["--trainer.num_nodes=2", "--trainer.strategy=DDPStrategy"]
+    options += ["--trainer.strategy.timeout=00:00:15"]
+
+    def nodes(folder: str) -> list[subprocess.Popen[str]]:
+        rendezvous = "-m torch.distributed.run --nnodes=2 --nproc-per-node=1 --master-port=29500"
+        return [
+            start("bash", "-c", 'exec ip netns exec "$@"', "bash", name, sys.executable,
+                  *rendezvous.split(), "--master-addr=10.201.0.1", f"--node-rank={node}",
+                  *FIT, *options, "--run_folder", folder, GLOO_SOCKET_IFNAME=f"cable{node}")
+            for node, name in enumerate(machines)
+        ]  # fmt: skip
+
+    for node in nodes("straight"):
+        done(node)
+    cut = nodes("cut")
+    wait_for(cut[0], 10 * STEPS)
+    cable = ["ip", "-n", machines[0], "link", "set", "cable0"]
+    subprocess.run([*cable, "down"], check=True)
+    for node in cut:
+        status, _, err = ended(node, seconds=60)
+        assert status == 1
+        assert re.search(r"error( on rank 1)?: another rank died or is unreachable", err), err
+        assert "the last good checkpoint is cut/checkpoints/last.ckpt" in err
+    assert STEPS * 9 <= end_of("cut")["global_step"] < STEPS * 30  # in the middle
+    subprocess.run([*cable, "up"], check=True)
+    for node in nodes("cut"):
+        done(node)
+    assert_same_run("cut", "straight")
