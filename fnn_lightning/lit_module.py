@@ -12,6 +12,12 @@ from fnn_lightning.data.pixel_scale import PixelScaleCheck, wrong_scale
 from fnn_lightning.errors import DivergenceError, InputError
 from fnn_lightning.network import FNN, NUM_CLASSES
 from fnn_lightning.training.batch_norm import check_batch_norm
+from fnn_lightning.training.compilation import (
+    add_prefix,
+    check_module_not_compiled,
+    compile_network,
+    drop_prefix,
+)
 from fnn_lightning.training.ema import check_no_swa
 from fnn_lightning.training.hard_examples import HardExamples, Sharding
 from fnn_lightning.training.hparams import HParams
@@ -58,6 +64,9 @@ class FNNLitModule(LightningModule):
         multi_step: Whether several optimiser steps are taken for one of the Trainer's where it
             has nothing else to do. For a small net that is faster. The result is bit for bit the
             same. See `MultiStep`.
+        compile: Whether the network is compiled by `torch.compile`, when it is first used. That
+            takes half a minute, needs a C++ compiler, and pays only for a large network. The
+            result is the same but for rounding.
         network: Arguments of `FNN`.
 
     Raises:
@@ -80,10 +89,13 @@ class FNNLitModule(LightningModule):
         lr_interval: Literal["epoch", "step"] = "epoch",
         warmup: float = 0.0,
         multi_step: bool = True,
+        compile: bool = False,
         **network: Any,
     ) -> None:
         super().__init__()
         self.network = FNN(in_features=784, out_features=NUM_CLASSES, **network)
+        if compile:
+            compile_network(self.network)
         if not 0 <= label_smoothing < 1:
             raise InputError(
                 f"Expected `label_smoothing` to be from 0 to below 1, but got {label_smoothing}"
@@ -94,7 +106,7 @@ class FNNLitModule(LightningModule):
         self.optim = Optim(optimizer or SGD, lr_scheduler, lr_interval, warmup)
         self.multi_step = multi_step
         # `HParams` logs them: the Trainer would log them with `hp_metric: -1` beside them.
-        self.save_hyperparameters(ignore=["multi_step"], logger=False)
+        self.save_hyperparameters(ignore=["multi_step", "compile"], logger=False)
         self.hparams.update(NETWORK_DEFAULTS | network)
 
         self.train_metrics = TrainMetrics()
@@ -271,6 +283,7 @@ class FNNLitModule(LightningModule):
             trainer = None
         if trainer and trainer.state.fn == "fit":
             # in the one hook that comes before the logger makes a folder
+            check_module_not_compiled(self)
             check_clock(trainer)
             check_no_swa(trainer)
         if trainer and any(isinstance(each, TrainLog) for each in trainer.callbacks):
@@ -304,6 +317,8 @@ class FNNLitModule(LightningModule):
             raise DivergenceError(
                 f"A weight is no longer a finite number at step {self.global_step}"
             )
+        checkpoint["state_dict"] = drop_prefix(checkpoint["state_dict"])
 
     def on_load_checkpoint(self, checkpoint: dict[str, Any]) -> None:
         self._loaded_step = checkpoint["global_step"]
+        checkpoint["state_dict"] = add_prefix(checkpoint["state_dict"], self)

@@ -130,6 +130,8 @@ def stored_settings(run: Path, given: Iterable[str] = ()) -> dict[str, Any]:
                     f"checkpoint: add --config {shlex.quote(str(run / CONFIG))} if you trust it"
                 )
             settings[f"{section}.{name}"] = value
+    # in no checkpoint, since a network is tested without it; but it rounds otherwise
+    settings["model.compile"] = (config.get("model") or {}).get("compile") is True
     return settings
 
 

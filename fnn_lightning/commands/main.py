@@ -90,9 +90,15 @@ def main(args: list[str] | None = None) -> None:
             # a path that begins with ~nobody
             or (isinstance(error, RuntimeError) and module.startswith("pathlib"))
         ):
-            if not lost_a_rank(error):
+            if type(error).__module__.startswith(("torch._dynamo", "torch._inductor")):
+                error = InputError(
+                    "Expected a C++ compiler that torch.compile can use, but got "
+                    f"{str(error).partition(chr(10))[0]}: install one, or drop --model.compile"
+                )
+            elif not lost_a_rank(error):
                 raise
-            error = ConnectionError(LOST)
+            else:
+                error = ConnectionError(LOST)
         where = f" on rank {rank()}" if rank() else ""
         print(f"error{where}: {one_line(str(error))}", file=sys.stderr)
         wrong_input = not isinstance(error, DivergenceError | ConnectionError)

@@ -9,6 +9,7 @@ from torch import Tensor, nn
 from torch.optim.swa_utils import AveragedModel, get_ema_multi_avg_fn
 
 from fnn_lightning.errors import InputError
+from fnn_lightning.training.compilation import add_prefix, drop_prefix
 
 
 class EMA(callbacks.Callback):
@@ -59,7 +60,7 @@ class EMA(callbacks.Callback):
         self._average = AveragedModel(network, multi_avg_fn=average, use_buffers=True)
         self._in_place = False
         if self._loaded is not None:
-            network.load_state_dict(self._loaded["weights"])
+            network.load_state_dict(add_prefix(self._loaded["weights"], network))
             self._average.n_averaged.fill_(self._loaded["steps"])
             self._loaded = None
 
@@ -91,7 +92,7 @@ class EMA(callbacks.Callback):
         if self._average is None:
             return {}
         steps = int(self._average.n_averaged)
-        weights = self._networks()[1].state_dict()
+        weights = drop_prefix(self._networks()[1].state_dict())
         return {"decay": self.decay, "steps": steps, "weights": weights}
 
     def load_state_dict(self, state_dict: dict[str, Any]) -> None:
