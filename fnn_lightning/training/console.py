@@ -1,6 +1,7 @@
 """What a run shows in the terminal."""
 
 import time
+from contextlib import suppress
 from typing import Any
 
 from lightning.pytorch import LightningModule, Trainer, callbacks
@@ -25,6 +26,16 @@ class ProgressBar(callbacks.TQDMProgressBar):
         if time.monotonic() - self._drawn > 0.1 or trainer.is_last_batch:
             super().on_train_batch_end(trainer, *args)
             self._drawn = time.monotonic()
+
+    def on_exception(
+        self, trainer: Trainer, pl_module: LightningModule, exception: BaseException
+    ) -> None:
+        # Otherwise they stay in the terminal, and are drawn again below the message.
+        for stage in ("train", "val", "test", "predict"):
+            with suppress(TypeError):  # there is none
+                bar = getattr(self, f"{stage}_progress_bar")
+                bar.leave = False
+                bar.close()
 
     def get_metrics(self, trainer: Trainer, pl_module: LightningModule) -> dict[str, Any]:
         metrics = super().get_metrics(trainer, pl_module)

@@ -13,7 +13,7 @@ from fnn_lightning import FNNLitModule, MNISTDataModule
 from fnn_lightning.commands.main import main
 from fnn_lightning.errors import InputError
 from fnn_lightning.runs.load import load_trained
-from fnn_lightning.training.checkpointing import Checkpoint
+from fnn_lightning.training.checkpointing import RunCheckpoint
 from fnn_lightning.training.ema import EMA
 from tests.support import assert_same, trainer, why_single_steps
 
@@ -44,7 +44,7 @@ COMPILE = [compile_around, compile_in_place, compile_a_layer]
 def train(
     folder: Path, module: FNNLitModule, data: MNISTDataModule, epochs: int = 3, **fit: Any
 ) -> tuple[Trainer, dict[str, Any]]:
-    callbacks = [EMA(0.9), Checkpoint(monitor="val/acc")]
+    callbacks = [EMA(0.9), RunCheckpoint(monitor="val/acc")]
     run = trainer(folder, callbacks=callbacks, max_epochs=epochs)
     run.fit(module, datamodule=data, **fit)
     return run, torch.load(f"{run.log_dir}/checkpoints/last.ckpt", weights_only=True)
