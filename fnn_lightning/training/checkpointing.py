@@ -66,6 +66,7 @@ class Checkpoint(callbacks.Checkpoint):
         self.best_score: float | None = None
         self.best_model_path = ""
         self.last_model_path = ""
+        self._module: LightningModule | None = None
         self._signals = StopSignals()
         self._stop = 0
         self._seen_step = self._saved_step = 0
@@ -78,6 +79,10 @@ class Checkpoint(callbacks.Checkpoint):
 
     def setup(self, trainer: Trainer, pl_module: LightningModule, stage: str) -> None:
         self._resumes = stage == "fit"
+        if self._resumes and pl_module is not self._module:  # a Trainer can fit another one
+            self._module = pl_module
+            self.best_score = None
+            self.best_model_path = self.last_model_path = ""
         if self._resumes:
             self.folder = Path(trainer.log_dir or trainer.default_root_dir) / "checkpoints"
 
