@@ -80,6 +80,22 @@ def check_ranges(trainer: Namespace) -> None:
         )
 
 
+def check_strategy(strategy: Any) -> None:
+    """Refuse strategies that train in processes of which only the weights come back.
+
+    Args:
+        strategy: The Trainer's, by its name or as a class with its arguments.
+    """
+    arguments = strategy.get("init_args") if isinstance(strategy, Namespace) else None
+    method = (arguments or {}).get("start_method", "popen")
+    name = strategy if isinstance(strategy, str) else f"start_method {method}"
+    if re.match(r"ddp_(spawn|fork|notebook)", name) or method != "popen":
+        raise InputError(
+            f"Expected --trainer.strategy ddp, but got {name}, whose checkpoints and results do "
+            "not come back to the command line: ddp starts as many processes"
+        )
+
+
 def check_resumes(config: Namespace, checkpoint: dict[str, Any], path: str) -> None:
     """Refuse to resume with other data, another seed, network or optimiser than the run began with.
 

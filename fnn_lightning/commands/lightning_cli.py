@@ -15,6 +15,7 @@ from fnn_lightning.commands.config_checks import (
     check_ranges,
     check_resumes,
     check_stored_class,
+    check_strategy,
     check_what_is_monitored,
     plain,
     stored_augmentation,
@@ -209,6 +210,7 @@ class FNNCLI(LightningCLI):
             raise InputError(explain(str(error), self.options.get_defaults().keys())) from None
         section = self.config[self.config.subcommand]
         check_ranges(section.trainer)
+        check_strategy(section.trainer.strategy)
         if not 0 <= section.seed_everything < 2**32:
             raise InputError(
                 f"Expected `seed_everything` to be from 0 to {2**32 - 1}, "

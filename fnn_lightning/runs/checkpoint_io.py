@@ -23,6 +23,9 @@ ALLOWED_GLOBALS = re.compile(
     r"collections\.OrderedDict|torch\._utils\._rebuild_(tensor_v2|parameter)|torch\.\w+Storage"
 )
 
+# in which ddp_spawn and ddp_fork hand the trained weights, alone, to the process that called `fit`
+TRAINED_WEIGHTS = ".temp.ckpt"
+
 
 class AtomicCheckpointIO(TorchCheckpointIO):
     """The Trainer's plugin that writes and reads checkpoints with the functions below."""
@@ -35,6 +38,8 @@ class AtomicCheckpointIO(TorchCheckpointIO):
     def load_checkpoint(
         self, path: Any, map_location: Any = None, weights_only: bool | None = None
     ) -> dict[str, Any]:
+        if Path(path).name == TRAINED_WEIGHTS:
+            return super().load_checkpoint(path, map_location, weights_only=True)
         return read_checkpoint(str(path))
 
 

@@ -69,6 +69,7 @@ class RunCheckpoint(callbacks.Checkpoint):
         self.last_model_path = ""
         self._trainer: Trainer | None = None
         self._has_saved = False
+        self._module: LightningModule | None = None
         self._signals = StopSignals()
         self._stop = 0
         self._seen_step = self._saved_step = 0
@@ -81,6 +82,10 @@ class RunCheckpoint(callbacks.Checkpoint):
 
     def setup(self, trainer: Trainer, pl_module: LightningModule, stage: str) -> None:
         self._resumes = stage == "fit"
+        if self._resumes and pl_module is not self._module:  # a Trainer can fit another one
+            self._module = pl_module
+            self.best_score = None
+            self.best_model_path = self.last_model_path = ""
         if self._resumes and trainer is not self._trainer:
             self._trainer, self._has_saved = trainer, False
             self.folder = folder_of_run(trainer, claim=self.writes) / "checkpoints"

@@ -133,3 +133,22 @@ def test_last_is_written_every_n_minutes(
     module = FNNLitModule(hidden_dims=[4], multi_step=False)
     run_with(RunCheckpoint(every_n_minutes=minutes), module, make_data(batch_size=40), max_epochs=1)
     assert saved == steps
+
+
+def test_the_best_of_a_module_is_not_that_of_one_fitted_before(
+    make_data: MakeData, tmp_path: Path
+) -> None:
+    best = RunCheckpoint(monitor="val/loss")
+    run = trainer(tmp_path, callbacks=[best], max_epochs=6)
+    run.fit(FNNLitModule(hidden_dims=[16]), datamodule=make_data(batch_size=20))
+    first = best.best_score
+    run.fit_loop.max_epochs = 7
+    second = FNNLitModule(hidden_dims=[8])
+    run.fit(second, datamodule=make_data())
+    assert first is not None
+    assert best.best_score is not None
+    assert best.best_score > first
+    stored = torch.load(best.best_model_path, weights_only=True)["state_dict"]
+    assert torch.equal(
+        stored["network.layers.0.bias"], second.state_dict()["network.layers.0.bias"]
+    )

@@ -401,3 +401,45 @@ def test_a_cut_network_ends_the_run_which_resumes_bit_for_bit(
     for node in nodes("cut"):
         done(node)
     assert_same_run("cut", "straight")
+
+
+IN_PYTHON = """
+import sys, torch
+from lightning.pytorch import Trainer
+from fnn_lightning import FNNLitModule, MNISTDataModule
+from fnn_lightning.runs.checkpoint_io import AtomicCheckpointIO
+from fnn_lightning.training.checkpointing import RunCheckpoint
+
+if __name__ == "__main__":
+    module, data = FNNLitModule(hidden_dims=[8]), MNISTDataModule(data_dir=sys.argv[2])
+    plugins = [AtomicCheckpointIO()] if len(sys.argv) > 3 else None
+    trainer = Trainer(
+        strategy=sys.argv[1], devices=2, accelerator="cpu", max_epochs=1, plugins=plugins,
+        callbacks=[RunCheckpoint()], default_root_dir="run", enable_progress_bar=False,
+    )
+    trainer.fit(module, datamodule=data)
+    torch.save(module.state_dict(), "trained.pt")
+"""
+
+
+@pytest.mark.parametrize(
+    ("strategy", "plugin"),
+    [
+        ("ddp_notebook", ["AtomicCheckpointIO"]),
+        pytest.param("ddp_notebook", [], marks=pytest.mark.soak),
+        pytest.param("ddp_spawn", ["AtomicCheckpointIO"], marks=pytest.mark.soak),
+    ],
+)
+def test_a_module_trained_in_other_processes_gets_its_weights(
+    data_dir: str, tmp_path: Path, start: Start, strategy: str, plugin: list[str]
+) -> None:
+    Path("train.py").write_text(IN_PYTHON)
+    temporary = tmp_path / "temporary"
+    temporary.mkdir()
+    done(
+        start("train.py", strategy, data_dir, *plugin, TMPDIR=str(temporary), PYTHONPATH=str(ROOT))
+    )
+    last = torch.load("run/lightning_logs/version_0/checkpoints/last.ckpt", weights_only=True)
+    assert last["global_step"] == 3
+    assert_same(dict(torch.load("trained.pt")), dict(last["state_dict"]))
+    assert not list(tmp_path.rglob(".temp.ckpt"))

@@ -8,10 +8,12 @@ from typing import Any
 import pytest
 import torch
 from lightning.pytorch import Callback, LightningModule, Trainer
+from lightning.pytorch.tuner.tuning import Tuner
 from torch import nn
 
 from fnn_lightning import FNNLitModule, MNISTDataModule
 from fnn_lightning.data.augmentation import Augmentation
+from fnn_lightning.evaluation.tensorboard import TensorBoardPlots
 from fnn_lightning.training.checkpointing import RunCheckpoint, RunEarlyStopping
 from fnn_lightning.training.ema import EMA
 from tests.support import assert_same, scalars, trainer
@@ -170,3 +172,45 @@ def test_a_checkpoint_that_was_tested_is_not_resumed_by_the_next_fit(
     assert torch.equal(model.train_metrics.losses(), other.train_metrics.losses())
     for ours, theirs in zip(model.parameters(), other.parameters(), strict=True):
         assert torch.equal(ours, theirs)
+
+
+@pytest.mark.parametrize(
+    "before", [["validate"], ["test", "predict"], ["tuner"], ["validate with it", "tuner", "test"]]
+)
+def test_what_a_trainer_did_before_changes_nothing_in_a_fit(
+    make_data: MakeData, tmp_path: Path, before: list[str]
+) -> None:
+    def make() -> FNNLitModule:
+        torch.manual_seed(0)
+        return Dropping(hidden_dims=[8])
+
+    def make_trainer(folder: str) -> Trainer:
+        parts = [
+            EMA(0.5),
+            RunCheckpoint(monitor="val/acc"),
+            RunEarlyStopping(5),
+            TensorBoardPlots(),
+        ]
+        return trainer(tmp_path / folder, callbacks=parts)
+
+    straight, model, data = make_trainer("straight"), make(), make_data(batch_size=50)
+    straight.fit(model, datamodule=data)
+    last = f"{straight.log_dir}/checkpoints/last.ckpt"
+    run, other = make_trainer("used"), make()
+    calls: dict[str, Callable[[], Any]] = {
+        "validate": lambda: run.validate(other, datamodule=data, verbose=False),
+        "validate with it": lambda: run.validate(other, data, ckpt_path=last, verbose=False),
+        "test": lambda: run.test(other, datamodule=data, verbose=False),
+        "predict": lambda: run.predict(other, datamodule=data),
+        "tuner": lambda: Tuner(run).lr_find(other, datamodule=data, update_attr=False),
+    }
+    for name in before:
+        calls[name]()
+    other.load_state_dict(make().state_dict())
+    make()  # sets the random numbers
+    run.fit(other, datamodule=make_data(batch_size=50))
+    paths = [f"{each.log_dir}/checkpoints/last.ckpt" for each in (run, straight)]
+    ends = [torch.load(path, weights_only=True) for path in paths]
+    for end in ends:
+        end["loops"] = end["loops"]["fit_loop"]  # the others count what was done before
+    assert_same(*ends)
