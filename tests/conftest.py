@@ -113,6 +113,8 @@ def real_data_dir(tmp_path_factory: pytest.TempPathFactory) -> str:
 @pytest.fixture
 def start() -> Iterator[Start]:
     """Return a function that starts Python, or bash; what still runs at the end is killed."""
+    if os.name == "nt":
+        pytest.skip("needs process groups of POSIX")
     processes: list[subprocess.Popen[str]] = []
 
     def run(*words: str, **env: str) -> subprocess.Popen[str]:

@@ -11,6 +11,7 @@ from pathlib import Path
 from typing import Any
 
 import numpy as np
+import pytest
 import torch
 from lightning.pytorch import Trainer
 from tensorboard.backend.event_processing.event_accumulator import EventAccumulator
@@ -18,6 +19,9 @@ from tensorboard.backend.event_processing.event_accumulator import EventAccumula
 from fnn_lightning.commands.lightning_cli import FNNCLI
 from fnn_lightning.training.multi_step import MultiStep
 
+NEEDS_POSIX = pytest.mark.skipif(
+    os.name == "nt", reason="needs signals, file modes or links of POSIX"
+)
 ROOT = Path(__file__).parents[1]
 CONFIGS = ROOT / "configs"
 TRAIN_SIZE, TEST_SIZE = 300, 100

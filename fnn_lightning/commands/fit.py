@@ -1,8 +1,6 @@
 """Runs `fit`: turns errors into one line, finishes the run, and prints its result."""
 
 import math
-import os
-import shlex
 import signal
 import time
 from pathlib import Path
@@ -15,6 +13,7 @@ from fnn_lightning.datamodule import MNISTDataModule
 from fnn_lightning.errors import DivergenceError, InputError
 from fnn_lightning.evaluation.tensorboard import TensorBoardPlots
 from fnn_lightning.lit_module import FNNLitModule
+from fnn_lightning.runs.files import quote, relative_path
 from fnn_lightning.runs.loggers import read_curves
 from fnn_lightning.runs.run_folder import read_metrics, write_metrics
 from fnn_lightning.runs.signals import LOST, Stopped, lost_a_rank, requeue
@@ -121,7 +120,7 @@ class Fit:
         last = self._callback(Checkpoint).last_model_path
         if not last:
             return "no checkpoint was saved yet"
-        return f"the last good checkpoint is {os.path.relpath(last)}"
+        return f"the last good checkpoint is {relative_path(last)}"
 
     def _finish(self) -> int | None:
         """Finish the results of a run that was interrupted after its last step.
@@ -171,15 +170,15 @@ class Fit:
         if trained or "fit" not in read_metrics(run):
             checkpoint = Path(path).absolute().relative_to(run)
             write_metrics(run, "fit", self._results(checkpoint_callback, checkpoint, seconds))
-        path, runs = os.path.relpath(path), os.path.relpath(run.parent)
+        path, runs = relative_path(path), relative_path(run.parent)
         result = ""
         if value is not None:
             percent = name.endswith("acc")
             result = f"{name} {100 * value:.2f} %, " if percent else f"{name} {value:.4f}, "
         print(f"result     {result}{self.trainer.global_step:,} steps in all")
         print(f"checkpoint {path}")
-        print(f"test it    {COMMAND} test --ckpt_path {shlex.quote(path)}")
-        print(f"look at it tensorboard --logdir {shlex.quote(runs)}")
+        print(f"test it    {COMMAND} test --ckpt_path {quote(path)}")
+        print(f"look at it tensorboard --logdir {quote(runs)}")
 
     def _results(
         self, checkpoint_callback: Checkpoint, checkpoint: Path, seconds: float
