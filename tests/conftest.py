@@ -8,8 +8,10 @@ import signal
 import socket
 import subprocess
 import sys
+import tempfile
 from collections.abc import Callable, Iterator
 from pathlib import Path
+from typing import Any
 
 import pytest
 from selenium.webdriver import Chrome, ChromeOptions
@@ -113,6 +115,8 @@ def real_data_dir(tmp_path_factory: pytest.TempPathFactory) -> str:
 @pytest.fixture
 def start() -> Iterator[Start]:
     """Return a function that starts Python, or bash; what still runs at the end is killed."""
+    if os.name == "nt":
+        pytest.skip("needs process groups of POSIX")
     processes: list[subprocess.Popen[str]] = []
 
     def run(*words: str, **env: str) -> subprocess.Popen[str]:
@@ -152,6 +156,36 @@ def tensorboard() -> Iterator[str]:
     finally:
         process.terminate()
         process.wait(timeout=30)
+
+
+@pytest.fixture
+def postgres() -> Iterator[str]:
+    """Start PostgreSQL on a free port of the loopback interface, and end it; return its URL."""
+    found = sorted(Path("/usr/lib/postgresql").glob("*/bin/initdb"))
+    initdb = str(found[-1]) if found else shutil.which("initdb")
+    if initdb is None:
+        pytest.skip("needs PostgreSQL: apt-get install postgresql")
+    as_user: dict[str, Any] = {}
+    if os.getuid() == 0:  # PostgreSQL refuses to run as root
+        as_user = {"user": "nobody", "group": "nogroup", "extra_groups": []}
+    with socket.socket() as probe:
+        probe.bind(("127.0.0.1", 0))
+        port = probe.getsockname()[1]
+    # not in tmp_path: others than root cannot enter it
+    with tempfile.TemporaryDirectory() as folder:
+        if as_user:
+            shutil.chown(folder, "nobody", "nogroup")
+        init = [initdb, "-D", f"{folder}/db", "-U", "sweep", "-A", "trust", "--no-sync"]
+        subprocess.run(init, cwd=folder, stdout=subprocess.DEVNULL, check=True, **as_user)
+        server = [str(Path(initdb).with_name("postgres")), "-D", f"{folder}/db", "-F"]
+        server += ["-h", "127.0.0.1", "-p", str(port), "-k", ""]
+        with Path("postgres.log").open("w") as log:
+            process = subprocess.Popen(server, cwd=folder, stderr=log, **as_user)
+        try:
+            yield f"postgresql+psycopg://sweep@127.0.0.1:{port}/postgres"
+        finally:
+            process.send_signal(signal.SIGINT)  # ends the connections that are left, too
+            process.wait(timeout=30)
 
 
 @pytest.fixture

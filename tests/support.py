@@ -20,6 +20,9 @@ from fnn_lightning.commands.lightning_cli import FNNCLI
 from fnn_lightning.commands.main import main
 from fnn_lightning.training.multi_step import MultiStep
 
+NEEDS_POSIX = pytest.mark.skipif(
+    os.name == "nt", reason="needs signals, file modes or links of POSIX"
+)
 ROOT = Path(__file__).parents[1]
 CONFIGS = ROOT / "configs"
 TRAIN_SIZE, TEST_SIZE = 300, 100

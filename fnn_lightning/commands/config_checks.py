@@ -2,7 +2,6 @@
 
 import inspect
 import re
-import shlex
 from collections.abc import Mapping
 from dataclasses import fields
 from types import ModuleType
@@ -16,6 +15,7 @@ from torch.optim.lr_scheduler import LRScheduler
 from fnn_lightning.data.augmentation import Augmentation
 from fnn_lightning.errors import InputError
 from fnn_lightning.runs.checkpoint_io import ema_decay
+from fnn_lightning.runs.files import quote
 from fnn_lightning.training.optim import torch_class
 
 TORCH_CLASSES: dict[str, tuple[ModuleType, type]] = {
@@ -130,7 +130,7 @@ def check_resumes(config: Namespace, checkpoint: dict[str, Any], path: str) -> N
             raise InputError(
                 f"Expected `{option}` to be {shown(was)}, with which the run began, but got "
                 f"{shown(given)}: a resumed run keeps its data, seed, network and optimiser. To "
-                f"start a new run from its weights, give --init_from {shlex.quote(path)}"
+                f"start a new run from its weights, give --init_from {quote(path)}"
             )
     epoch, limit = checkpoint.get("epoch"), config.trainer.max_epochs
     if isinstance(epoch, int) and limit is not None and -1 < limit < epoch:

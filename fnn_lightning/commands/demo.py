@@ -8,7 +8,7 @@ from pathlib import Path
 from typing import Any
 
 import numpy as np
-from PIL import Image
+from PIL import Image, ImageOps
 
 from fnn_lightning.commands.options import make_parser, parse
 from fnn_lightning.data.preprocessing import SUFFIXES, out_of_distribution, read_picture, to_mnist
@@ -17,6 +17,7 @@ from fnn_lightning.runs.load import TrainedNetwork, load_trained
 from fnn_lightning.runs.signals import StopSignals
 
 CANVAS = 280  # pixels
+MARGIN = 20  # pixels of paper around it
 BRUSH = 12  # radius in pixels: strokes as wide as MNIST's on a digit of usual size
 MAX_UPLOAD = "50mb"
 # otherwise the user would have to select the sketchpad's brush before drawing
@@ -136,9 +137,11 @@ def make_page(trained: TrainedNetwork) -> tuple[Any, dict[str, Any]]:
         return probabilities, enlarged, f"⚠ {warning}" if warning else ""
 
     def on_drawing(value: dict[str, Any] | None) -> tuple[Any, Any, str]:
-        if value is None or not np.asarray(value["composite"])[..., 3].any():
+        drawing = value and value["composite"]
+        if not drawing or not np.asarray(drawing)[..., 3].any():
             return None, None, ""
-        return predict_or_warn(lambda: to_mnist(value["composite"]))
+        # a drawing may touch the edge, but of a photo what touches the edge is no digit
+        return predict_or_warn(lambda: to_mnist(ImageOps.expand(drawing, MARGIN)))
 
     def on_upload(path: str | None) -> tuple[Any, Any, str]:
         if path is None:
@@ -188,6 +191,7 @@ def make_page(trained: TrainedNetwork) -> tuple[Any, dict[str, Any]]:
         outputs = [label, seen, note]
         quiet: dict[str, Any] = {"show_progress": "hidden", "api_visibility": "private"}
         sketch.change(on_drawing, sketch, outputs, **quiet)
+        sketch.clear(None, js=SELECT_BRUSH, **quiet)
         file.change(on_upload, file, outputs, **quiet)
     # other themes load their fonts from the web
     return page, {"theme": gr.themes.Base(), "js": SELECT_BRUSH, "footer_links": []}

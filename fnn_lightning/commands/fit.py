@@ -2,8 +2,6 @@
 
 import io
 import math
-import os
-import shlex
 import signal
 import time
 from pathlib import Path
@@ -17,7 +15,7 @@ from fnn_lightning.errors import DivergenceError, InputError
 from fnn_lightning.evaluation.plots import lr_figure
 from fnn_lightning.evaluation.tensorboard import TensorBoardPlots
 from fnn_lightning.lit_module import FNNLitModule
-from fnn_lightning.runs.files import write_atomic
+from fnn_lightning.runs.files import quote, relative_path, write_atomic
 from fnn_lightning.runs.loggers import read_curves
 from fnn_lightning.runs.run_folder import read_metrics, write_metrics
 from fnn_lightning.runs.signals import LOST, Stopped, lost_a_rank, requeue
@@ -126,7 +124,7 @@ class Fit:
         last = self._callback(RunCheckpoint).last_model_path
         if not last:
             return "no checkpoint was saved yet"
-        return f"the last good checkpoint is {os.path.relpath(last)}"
+        return f"the last good checkpoint is {relative_path(last)}"
 
     def _finish(self) -> int | None:
         """Finish the results of a run that was interrupted after its last step.
@@ -176,7 +174,7 @@ class Fit:
         if trained or "fit" not in read_metrics(run):
             checkpoint = Path(path).absolute().relative_to(run)
             write_metrics(run, "fit", self._results(checkpoint_callback, checkpoint, seconds))
-        path, runs = os.path.relpath(path), os.path.relpath(run.parent)
+        path, runs = relative_path(path), relative_path(run.parent)
         result = ""
         if value is not None:
             percent = name.endswith("acc")
@@ -185,8 +183,8 @@ class Fit:
             result = f"{name} {100 * value:.2f} %, " if percent else f"{name} {value:.4f}, "
         print(f"result     {result}{self.trainer.global_step:,} steps in all")
         print(f"checkpoint {path}")
-        print(f"test it    {COMMAND} test --ckpt_path {shlex.quote(path)}")
-        print(f"look at it tensorboard --logdir {shlex.quote(runs)}")
+        print(f"test it    {COMMAND} test --ckpt_path {quote(path)}")
+        print(f"look at it tensorboard --logdir {quote(runs)}")
 
     def _results(
         self, checkpoint_callback: RunCheckpoint, checkpoint: Path, seconds: float
@@ -222,7 +220,7 @@ def search_lr(trainer: Trainer, module: FNNLitModule, datamodule: MNISTDataModul
             lr_figure(search.lrs, search.losses, search.lr).savefig(picture)
             path = checkpoint.folder.parent / "lr_find.png"
             write_atomic(path, picture.getbuffer())
-            where = f", see {os.path.relpath(path)}"
+            where = f", see {relative_path(path)}"
         print(f"found      learning rate {search.lr:.3g}{where}")
     return search.lr
 

@@ -1,10 +1,8 @@
 """What the user gave: on the command line, in config files, and in the run that is resumed."""
 
 import json
-import os
 import re
 import reprlib
-import shlex
 from collections.abc import Iterable
 from pathlib import Path
 from typing import Any
@@ -13,6 +11,7 @@ import yaml
 
 from fnn_lightning.commands.config_checks import is_data
 from fnn_lightning.errors import InputError
+from fnn_lightning.runs.files import quote, relative_path
 from fnn_lightning.runs.load import find_checkpoint
 from fnn_lightning.runs.run_folder import BEST, CONFIG, LAST, METRICS, run_folder
 
@@ -127,7 +126,7 @@ def stored_settings(run: Path, given: Iterable[str] = ()) -> dict[str, Any]:
             if not is_data(value):
                 raise InputError(
                     f"{run / CONFIG} may name code, as {section}.{name}, which is not run for a "
-                    f"checkpoint: add --config {shlex.quote(str(run / CONFIG))} if you trust it"
+                    f"checkpoint: add --config {quote(run / CONFIG)} if you trust it"
                 )
             settings[f"{section}.{name}"] = value
     # in no checkpoint, since a network is tested without it; but it rounds otherwise
@@ -140,13 +139,13 @@ def resume_options(ckpt_path: str) -> str:
 
     The run's config is among them if it names code, which is run only if the user says so.
     """
-    options = f"--ckpt_path {shlex.quote(os.path.relpath(ckpt_path))}"
+    options = f"--ckpt_path {quote(relative_path(ckpt_path))}"
     run = run_folder(ckpt_path)
     if run is not None:
         try:
             stored_settings(run)
         except InputError:
-            options += f" --config {shlex.quote(os.path.relpath(run / CONFIG))}"
+            options += f" --config {quote(relative_path(run / CONFIG))}"
     return options
 
 
@@ -201,7 +200,7 @@ def find_run(subcommand: str, given: dict[str, Any]) -> tuple[str | None, Path |
     if (run / CONFIG).exists() and given.keys() == {"run_folder"}:
         raise InputError(
             f"Expected a checkpoint in {named}, but it holds none yet: give the settings again, "
-            f"as --config {shlex.quote(str(Path(str(named)) / CONFIG))}"
+            f"as --config {quote(str(Path(str(named)) / CONFIG))}"
         )
     return None, run
 

@@ -1,6 +1,5 @@
 """The subcommand `seeds`: trains one config with several seeds and measures their spread."""
 
-import shlex
 import sys
 from collections.abc import Sequence
 from pathlib import Path
@@ -10,6 +9,7 @@ import yaml
 from fnn_lightning.commands.options import make_parser, parse, refuse_options, split_argv
 from fnn_lightning.errors import InputError
 from fnn_lightning.evaluation.stats import mean_interval
+from fnn_lightning.runs.files import quote
 from fnn_lightning.runs.multirun_folder import (
     LOCK,
     choose_folder,
@@ -74,7 +74,7 @@ def main(argv: list[str]) -> None:
             if settings is not None:
                 write_or_compare(folder / SEEDS_CONFIG, settings)
             resume = f"python -m fnn_lightning seeds {args.seeds} --folder "
-            resume += shlex.quote(str(folder)) + " --test true" * args.test
+            resume += quote(folder) + " --test true" * args.test
             failed = train(children, folder, range(args.seeds), args.test, lock.fileno(), resume)
             if failed is None:
                 if is_new:
@@ -187,7 +187,7 @@ def print_results(folder: Path, seeds: Sequence[int], test: bool) -> None:
     print(results_table(columns, seeds))
     if yaml.safe_load((folder / SEEDS_CONFIG).read_text(encoding="utf-8"))["data"]["val_size"] == 0:
         print("validation is the test set, since val_size is 0")
-    print(f"look at them: tensorboard --logdir {shlex.quote(str(folder))}")
+    print(f"look at them: tensorboard --logdir {quote(folder)}")
 
 
 def results_table(columns: dict[str, Column], seeds: Sequence[int]) -> str:

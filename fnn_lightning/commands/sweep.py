@@ -1,7 +1,6 @@
 """The subcommand `sweep`: searches with Optuna for the settings that validate best."""
 
 import os
-import shlex
 import sys
 from collections.abc import Iterator
 from contextlib import contextmanager
@@ -19,6 +18,7 @@ from fnn_lightning.commands.sweep_space import (
     space_yaml,
 )
 from fnn_lightning.errors import InputError
+from fnn_lightning.runs.files import quote
 from fnn_lightning.runs.multirun_folder import (
     LOCK,
     choose_folder,
@@ -106,7 +106,7 @@ def main(argv: list[str]) -> None:
             sweep.run(args.trials, args.workers)
             if children.stop_signal:
                 new_folder = [] if args.folder else ["--folder", str(folder)]
-                resume = f"python -m fnn_lightning sweep {shlex.join([*argv, *new_folder])}"
+                resume = f"python -m fnn_lightning sweep {quote(*argv, *new_folder)}"
                 exit_stopped(children.stop_signal, f"resume with: {resume}")
             print_best_trials(study, folder)
 
@@ -395,6 +395,6 @@ def print_best_trials(study: "Study", folder: Path) -> None:
         accuracy = 100 * (trial.value or 0)
         print(f"{trial.number:>5}   {accuracy:>10.2f}   {format_params(trial.params)}")
     run = trial_folder(folder, completed[0].number)
-    best = shlex.quote(str(run / read_metrics(run)["fit"]["checkpoint"]))
+    best = quote(run / read_metrics(run)["fit"]["checkpoint"])
     print(f"test the best  python -m fnn_lightning test --ckpt_path {best}")
-    print(f"look at all    tensorboard --logdir {shlex.quote(str(folder))}")
+    print(f"look at all    tensorboard --logdir {quote(folder)}")

@@ -4,9 +4,15 @@ Importing this file must stay quick: no torch.
 """
 
 import os
+import shlex
+import time
 from pathlib import Path
 
 from fnn_lightning.errors import InputError
+
+# Windows renames no file that another program, such as a virus scanner, has open
+RETRIES = 10 if os.name == "nt" else 0
+RETRY_SECONDS = 0.1
 
 
 def write_atomic(path: Path, content: bytes | memoryview) -> None:
@@ -25,7 +31,7 @@ def write_atomic(path: Path, content: bytes | memoryview) -> None:
             file.write(content)
             file.flush()
             os.fsync(file.fileno())
-        part.replace(path)
+        replace_file(part, path)
     finally:
         part.unlink(missing_ok=True)
     if hasattr(os, "O_DIRECTORY"):  # the rename itself reaches the disk with the folder
@@ -34,6 +40,48 @@ def write_atomic(path: Path, content: bytes | memoryview) -> None:
             os.fsync(folder)
         finally:
             os.close(folder)
+
+
+def replace_file(source: Path, target: Path) -> None:
+    """Rename a file, in place of another if there is one."""
+    for _ in range(RETRIES):
+        try:
+            source.replace(target)
+            return
+        except PermissionError:
+            time.sleep(RETRY_SECONDS)
+    source.replace(target)
+
+
+def relative_path(path: Path | str, start: Path | str = os.curdir) -> str:
+    """Write a path relative to a folder; absolute if they lie on different drives of Windows.
+
+    Args:
+        path: The path.
+        start: The folder; by default the current one.
+
+    Example:
+        >>> relative_path("runs/../data")
+        'data'
+    """
+    try:
+        return os.path.relpath(path, start)
+    except ValueError:
+        return os.path.abspath(path)  # noqa: PTH100 - resolve() would follow links
+
+
+def quote(*words: Path | str) -> str:
+    """Write words of a command line as the user's shell takes them.
+
+    Example:
+        >>> quote("--ckpt_path", "my run").replace('"', "'")
+        "--ckpt_path 'my run'"
+    """
+    if os.name == "nt":  # cmd.exe takes single quotes for part of the word
+        from subprocess import list2cmdline  # slow to import
+
+        return list2cmdline(map(str, words))
+    return shlex.join(map(str, words))
 
 
 def check_writable(path: Path, option: str) -> None:

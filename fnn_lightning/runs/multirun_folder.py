@@ -1,16 +1,26 @@
 """A folder of several runs that share their settings: choosing, locking and cleaning it up."""
 
-# Not the package filelock: it keeps its file descriptor private, so that children cannot inherit
-# the lock, and a run whose parent was killed would lose it.
-import fcntl
+import contextlib
+import os
+import time
+from importlib import import_module
 from pathlib import Path
-from typing import IO
+from typing import IO, Any
 
 from fnn_lightning.errors import InputError
 from fnn_lightning.runs.files import write_atomic
 from fnn_lightning.runs.run_folder import claim_version
 
+# Not the package filelock: it keeps its file descriptor private, so that children cannot inherit
+# the lock, and a run whose parent was killed would lose it.
+try:
+    import fcntl
+except ImportError:  # Windows, where no child inherits a lock: there such a run does lose it
+    fcntl = None  # type: ignore[assignment]
+
 LOCK = ".lock"
+LOCKED_BYTE = 2**40  # Windows locks bytes, also against the children that write to the file
+RETRY_SECONDS = 0.1
 
 
 def choose_folder(given: str | None, parent: str, settings_file: str) -> Path:
@@ -43,7 +53,8 @@ def lock_file(path: Path, wait: bool = False) -> IO[bytes] | None:
     """Open a file to append to, and lock it.
 
     Children that inherit the file share the lock. It is released when all of them and this process
-    have closed the file, so a run whose parent was killed keeps it until it ends.
+    have closed the file, so a run whose parent was killed keeps it until it ends. On Windows the
+    lock is this process's alone.
 
     Args:
         path: The file; made if it is not there.
@@ -53,12 +64,26 @@ def lock_file(path: Path, wait: bool = False) -> IO[bytes] | None:
         The open file, or None if another process holds the lock.
     """
     file = path.open("ab")
-    try:
-        fcntl.flock(file, fcntl.LOCK_EX | (0 if wait else fcntl.LOCK_NB))
-    except BlockingIOError:
-        file.close()
-        return None
+    while not _try_lock(file, wait):
+        if not wait:
+            file.close()
+            return None
+        time.sleep(RETRY_SECONDS)
     return file
+
+
+def _try_lock(file: IO[bytes], wait: bool) -> bool:
+    try:
+        if fcntl is not None:
+            fcntl.flock(file, fcntl.LOCK_EX | (0 if wait else fcntl.LOCK_NB))
+            return True
+        msvcrt: Any = import_module("msvcrt")
+        os.lseek(file.fileno(), LOCKED_BYTE, os.SEEK_SET)
+        msvcrt.locking(file.fileno(), msvcrt.LK_NBLCK, 1)
+    except (BlockingIOError, PermissionError):
+        return False
+    os.lseek(file.fileno(), 0, os.SEEK_END)  # where a child that inherits the file writes
+    return True
 
 
 def write_or_compare(file: Path, settings: str) -> None:
@@ -88,6 +113,7 @@ def remove_if_unused(folder: Path, *names: str) -> None:
         names: The files written before the first run; with any other file the folder stays.
     """
     if {path.name for path in folder.iterdir()} <= set(names):
-        for name in names:
-            (folder / name).unlink(missing_ok=True)
-        folder.rmdir()
+        with contextlib.suppress(PermissionError):  # on Windows the lock stays while it is held
+            for name in names:
+                (folder / name).unlink(missing_ok=True)
+            folder.rmdir()

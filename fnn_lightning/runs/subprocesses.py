@@ -1,6 +1,7 @@
 """Subcommands that another subcommand runs, each in a process of its own."""
 
 import math
+import os
 import signal
 import subprocess
 import sys
@@ -20,7 +21,8 @@ class Subprocesses:
 
     A stop signal (Ctrl-C, SIGTERM) is passed on as SIGTERM, on which `fit` saves a checkpoint. Not
     as SIGINT: the terminal sends Ctrl-C to all processes anyway, and on a second one `fit` would
-    not save. A child that was itself stopped by a signal stops all others.
+    not save. A child that was itself stopped by a signal stops all others. Windows has no SIGTERM:
+    there the children only get the Ctrl-C of the terminal.
     """
 
     def __init__(self) -> None:
@@ -53,6 +55,8 @@ class Subprocesses:
             kwargs: Arguments of `Popen`.
         """
         sys.stdout.flush()  # the child may write there too
+        if os.name == "nt":
+            kwargs.pop("pass_fds", None)  # which Windows cannot
         child = subprocess.Popen([*PYTHON, *argv], stdin=subprocess.DEVNULL, **kwargs)
         self.running.append(child)
         return child
@@ -74,7 +78,7 @@ class Subprocesses:
                 self._signals.received = self.stop_signal or signal_in_status(child.returncode)
             if self.stop_signal and not self._terminated:
                 self._terminated = True
-                for child in self.running:
+                for child in self.running if os.name != "nt" else ():
                     child.terminate()
             if ended or time.monotonic() > deadline:
                 return ended
@@ -116,6 +120,19 @@ def signal_in_status(status: int) -> int:
     return signum if signum in stop_signals else 0
 
 
+def signal_name(signum: int) -> str:
+    """Return a signal's name, or its number if it has none, such as a real-time signal.
+
+    Example:
+        >>> signal_name(15), signal_name(35)
+        ('SIGTERM', 'signal 35')
+    """
+    try:
+        return signal.Signals(signum).name
+    except ValueError:
+        return f"signal {signum}"
+
+
 def exit_stopped(signum: int, hint: str) -> NoReturn:
     """Exit as after a signal, with one line on stderr that names it.
 
@@ -126,7 +143,7 @@ def exit_stopped(signum: int, hint: str) -> NoReturn:
     Raises:
         SystemExit: With status 128 plus the signal.
     """
-    print(f"stopped by {signal.Signals(signum).name}; {hint}", file=sys.stderr)
+    print(f"stopped by {signal_name(signum)}; {hint}", file=sys.stderr)
     raise SystemExit(128 + signum)
 
 
@@ -140,10 +157,10 @@ def failure_reason(output: bytes, status: int) -> str:
     Example:
         >>> failure_reason(b"step 1\nerror: The loss is no longer finite\n", 1)
         'The loss is no longer finite'
-        >>> failure_reason(b"", -9)
-        'killed by SIGKILL'
+        >>> failure_reason(b"", -15)
+        'killed by SIGTERM'
     """
     if status < 0:
-        return f"killed by {signal.Signals(-status).name}"
+        return f"killed by {signal_name(-status)}"
     lines = output.decode(errors="replace").strip().splitlines()
     return lines[-1].removeprefix("error: ") if lines else f"exited with status {status}"

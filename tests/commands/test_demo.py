@@ -67,6 +67,79 @@ def bars(browser: WebDriver) -> dict[int, int]:
     return {int(digit): int(share) for digit, share in re.findall(r"(\d)\s+(\d+)\s*%", text)}
 
 
+def until_ready_to_draw(browser: WebDriver) -> None:
+    WebDriverWait(browser, SECONDS).until(
+        lambda page: (
+            page.find_elements(By.CSS_SELECTOR, "#sketch button[aria-label='Erase']")
+            and "draw tool" not in page.find_element(By.ID, "sketch").text
+        )
+    )
+
+
+def draw(browser: WebDriver, start: tuple[int, int], *ends: tuple[int, int]) -> None:
+    """Draw a line through points; (0, 0) is the centre of the canvas, 280 pixels wide."""
+    canvas = browser.find_element(By.CSS_SELECTOR, "#sketch canvas")
+    strokes = ActionChains(browser, duration=20)
+    strokes.move_to_element_with_offset(canvas, *start).click_and_hold()
+    x, y = start
+    for end_x, end_y in ends:
+        for _ in range(10):
+            strokes.move_by_offset((end_x - x) // 10, (end_y - y) // 10)
+        x, y = end_x, end_y
+    strokes.release().perform()
+
+
+def clear(browser: WebDriver) -> None:
+    """Press Clear, and wait until no answer is shown."""
+    browser.find_element(By.CSS_SELECTOR, "#sketch button[aria-label='Clear canvas']").click()
+    wait = WebDriverWait(browser, SECONDS)
+    wait.until_not(lambda page: page.find_elements(By.CSS_SELECTOR, "#seen img"))
+    wait.until_not(bars)
+    assert browser.find_element(By.ID, "note").text == ""
+    until_ready_to_draw(browser)
+
+
+def size(pixels: torch.Tensor) -> tuple[int, int]:
+    """Return the height and width of what is inked."""
+    inked = pixels.gt(127)
+    return int(inked.any(dim=1).sum()), int(inked.any(dim=0).sum())
+
+
+def strokes(row: torch.Tensor) -> int:
+    """Count the separate strokes that a row of inked pixels crosses."""
+    return int((row[1:] & ~row[:-1]).sum())
+
+
+def test_draw_clear_draw(demo: tuple[subprocess.Popen[str], str], browser: WebDriver) -> None:
+    process, address = demo
+    browser.get(address)
+    until_ready_to_draw(browser)
+    for _ in range(2):
+        draw(browser, (0, -60), (0, 60))
+        height, width = size(shown(browser))
+        assert 4 * width < height
+        clear(browser)
+        draw(browser, (-60, 0), (60, 0))
+        height, width = size(shown(browser))
+        assert 4 * height < width
+        clear(browser)
+
+    # a 4 whose longer stroke touches the edge
+    draw(browser, (-60, -90), (-60, 10), (50, 10))
+    shown(browser)
+    draw(browser, (40, -90), (40, 130))
+    wait = WebDriverWait(browser, SECONDS)
+    wait.until(lambda page: size(shown(page))[1] < 15)  # with the first stroke alone it is 20
+    four = shown(browser).gt(127)
+    top = int(four.any(dim=1).nonzero()[0])
+    # both strokes in the upper part, the longer one alone below
+    assert [strokes(four[top + 3]), strokes(four[top + 16])] == [2, 1]
+
+    browser.get("about:blank")
+    process.send_signal(signal.SIGTERM)
+    assert process.communicate(timeout=SECONDS) == ("", "")
+
+
 def test_the_page_predicts_drawings_and_uploads_offline(
     demo: tuple[subprocess.Popen[str], str], browser: WebDriver
 ) -> None:
@@ -74,21 +147,8 @@ def test_the_page_predicts_drawings_and_uploads_offline(
     trained = load_trained(RUN)
     wait = WebDriverWait(browser, SECONDS)
     browser.get(address)
-    wait.until(
-        lambda page: (
-            page.find_elements(By.CSS_SELECTOR, "#sketch button[aria-label='Erase']")
-            and "draw tool" not in page.find_element(By.ID, "sketch").text
-        )
-    )
-    canvas = browser.find_element(By.CSS_SELECTOR, "#sketch canvas")
-
-    strokes = ActionChains(browser, duration=20)
-    strokes.move_to_element_with_offset(canvas, -30, -60).click_and_hold()
-    for _ in range(12):
-        strokes.move_by_offset(0, 10)
-    for _ in range(6):
-        strokes.move_by_offset(10, 0)
-    strokes.release().perform()
+    until_ready_to_draw(browser)
+    draw(browser, (-30, -60), (-30, 60), (30, 60))
     pixels = shown(browser)
     rows, columns = (pixels.gt(127).any(dim=dim).nonzero().flatten() for dim in (1, 0))
     assert rows[-1] - rows[0] in (18, 19)  # an L in a box 20 high

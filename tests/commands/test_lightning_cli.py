@@ -19,7 +19,7 @@ from fnn_lightning.commands.lightning_cli import FNNCLI
 from fnn_lightning.commands.main import SUBCOMMANDS, main
 from fnn_lightning.training.checkpointing import RunCheckpoint
 from fnn_lightning.training.train_log import TrainLog
-from tests.support import LAST, RUN, TEST_SIZE, fit, refused, scalars
+from tests.support import LAST, NEEDS_POSIX, RUN, TEST_SIZE, fit, refused, scalars
 
 Capture = pytest.CaptureFixture[str]
 
@@ -571,6 +571,7 @@ def test_a_single_callback_is_accepted(data_dir: str) -> None:
     assert cli.trainer.global_step == 6
 
 
+@NEEDS_POSIX
 def test_ctrl_c_saves_and_says_how_to_resume(data_dir: str) -> None:
     command = [sys.executable, "-u", "-m", "fnn_lightning", "fit", "--data.data_dir", data_dir]
     command += ["--trainer.max_epochs", "100000"]

@@ -1,6 +1,9 @@
+import os
 import signal
+import socket
 import sqlite3
 import sys
+import time
 from contextlib import closing
 from pathlib import Path
 from typing import Any
@@ -9,7 +12,7 @@ import optuna
 import pytest
 from optuna.distributions import CategoricalDistribution, FloatDistribution, IntDistribution
 from optuna.storages import RDBStorage
-from sqlalchemy import event
+from sqlalchemy import event, make_url
 from sqlalchemy.pool import NullPool, Pool
 
 from fnn_lightning.commands.main import main
@@ -335,6 +338,49 @@ def test_no_connection_to_the_database_stays_open(
     ] * 2
     assert "Please try updating optuna" in err[0]
     assert "file is not a database" in err[1]
+
+
+def test_a_worker_on_postgresql_takes_over_the_trials_of_one_that_was_killed(
+    postgres: str, start: Start
+) -> None:
+    Path("hold").touch()
+    argv = ["-c", PARENT, STAND_IN, "sweep", "--space", "space.yaml", "--trials", "6"]
+    argv += ["--workers", "2", "--folder", "joint", "--storage", postgres]
+    until_listening(postgres)
+    workers = [start(*argv) for _ in range(2)]
+    for number in range(4):
+        until(Path(f"joint/trial_000{number}/began"))
+    os.killpg(workers[0].pid, signal.SIGKILL)
+    workers[0].communicate()
+    before = stored("joint", postgres)
+    assert [trial.state.name for trial in before] == ["RUNNING"] * 4
+
+    Path("hold").unlink()
+    status, out, err = ended(workers[1])
+    assert (status, err) == (0, "")
+    assert "the best of 6 trials, 0 of which failed" in out
+    after = stored("joint", postgres)
+    assert [trial.number for trial in after] == list(range(6))
+    assert [trial.state.name for trial in after] == ["COMPLETE"] * 6
+    assert [trial.params for trial in after[:4]] == [trial.params for trial in before]
+    outputs = [Path(f"joint/trial_000{number}/output.txt").read_text() for number in range(6)]
+    starts = [output.count("fit ") for output in outputs]
+    assert sorted(starts[:4]) == [1, 1, 2, 2]  # those of the worker that was killed
+    assert starts[4:] == [1, 1]
+    for trial in after:
+        assert trial.value == pytest.approx(0.9 + trial.params["optimizer.lr"] / 1000)
+
+
+def until_listening(url: str) -> None:
+    address = make_url(url)
+    begin = time.monotonic()
+    while True:
+        try:
+            socket.create_connection((address.host, address.port), timeout=10).close()
+            return
+        except ConnectionRefusedError:
+            assert time.monotonic() < begin + 30, Path("postgres.log").read_text()
+            time.sleep(0.05)
 
 
 @pytest.mark.parametrize("space", SPACES, ids=lambda space: space.stem)

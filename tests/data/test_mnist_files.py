@@ -11,7 +11,7 @@ import torch
 from fnn_lightning.data.mnist_files import FILES, fetch_mnist, raw_dir, read_images, read_labels
 from fnn_lightning.datamodule import MNISTDataModule
 from fnn_lightning.errors import InputError
-from tests.support import idx_bytes, tiny_files
+from tests.support import NEEDS_POSIX, idx_bytes, tiny_files
 
 Damage = Callable[[bytes], bytes]
 IMAGES = np.arange(3 * 28 * 28, dtype=np.uint32).astype(np.uint8).reshape(3, 28, 28)
@@ -60,6 +60,7 @@ def test_archives_in_the_data_folder_are_extracted(mirror: Path) -> None:
     assert tiny_files().items() <= contents("data").items()
 
 
+@NEEDS_POSIX
 def test_intact_files_are_not_fetched_again(data_dir: str) -> None:
     raw_dir(data_dir).chmod(0o500)
     fetch_mnist(data_dir, "/there/is/no/mirror")
