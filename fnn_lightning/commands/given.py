@@ -37,7 +37,7 @@ def given_options(argv: list[str]) -> dict[str, Any]:
 def read_config(path: str) -> dict[str, Any]:
     """Read a config file: a YAML mapping."""
     try:
-        config = yaml.safe_load(Path(path).read_text(encoding="utf-8"))
+        config = yaml.safe_load(Path(path).expanduser().read_text(encoding="utf-8"))
     except OSError as error:
         raise InputError(
             f"Expected --config to be a YAML file, but got {path!r}: {error.strerror}"
@@ -74,6 +74,42 @@ def read_config(path: str) -> dict[str, Any]:
                     f"Expected `{instead}` at the top level of {path}, but got {section}.{name}"
                 )
     return config
+
+
+def configs_first(argv: list[str]) -> list[str]:
+    """Put config files before all other options, which so win over them wherever they stand.
+
+    Otherwise `--optimizer.lr 0.01 --config FILE` would set the rate of an optimiser that the parser
+    does not know yet.
+    """
+    configs: list[str] = []
+    rest: list[str] = []
+    words = iter(argv)
+    for word in words:
+        if word in ("-c", "--config"):
+            configs += [f"--config={value}" for value in [next(words, "")]]
+        elif word.startswith("--config="):
+            configs.append(word)
+        else:
+            rest.append(word)
+    return [*rest[:1], *configs, *rest[1:]]
+
+
+def with_config_texts(argv: list[str]) -> list[str]:
+    """Replace the name of each config file by its content, in ASCII.
+
+    The parser takes either, but reads a file in the encoding of the locale, not as UTF-8.
+    """
+    return [
+        f"--config={config_text(value)}" if word == "--config" else f"{word}{equals}{value}"
+        for word, equals, value in (word.partition("=") for word in argv)
+    ]
+
+
+def config_text(path: str) -> str:
+    """Return the content of a config file that `read_config` accepts, written anew in ASCII."""
+    content = Path(path).expanduser().read_text(encoding="utf-8")
+    return str(yaml.serialize(yaml.compose(content, yaml.SafeLoader), Dumper=yaml.SafeDumper))
 
 
 def names_a_class(value: Any) -> bool:

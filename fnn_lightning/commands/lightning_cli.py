@@ -3,7 +3,7 @@
 import logging
 import sys
 import warnings
-from argparse import ArgumentError
+from argparse import SUPPRESS, ArgumentError
 from typing import Any
 
 from lightning.pytorch import Trainer
@@ -22,11 +22,13 @@ from fnn_lightning.commands.datamodules import MNISTOrPictures, MNISTWithTrainSe
 from fnn_lightning.commands.fit import Fit
 from fnn_lightning.commands.given import (
     config_is_given,
+    configs_first,
     find_run,
     gather_images,
     given_options,
     names_a_class,
     stored_settings,
+    with_config_texts,
 )
 from fnn_lightning.commands.main import COMMAND
 from fnn_lightning.commands.options import explain
@@ -74,8 +76,9 @@ class FNNCLI(LightningCLI):
 
     def __init__(self, argv: list[str]) -> None:
         quiet_lightning()
-        self.argv = argv = gather_images(argv)
+        argv = configs_first(gather_images(argv))
         self.given = given_options(argv)
+        self.argv = with_config_texts(argv)
         self._ckpt_path, self._run = find_run(argv[0], self.given)
         self.checkpoint = None if self._ckpt_path is None else read_checkpoint(self._ckpt_path)
         # An error is raised, and `main` prints it; a shortened option is one.
@@ -91,7 +94,7 @@ class FNNCLI(LightningCLI):
                 "description": "Trains feed-forward neural nets on MNIST.",
                 "version": f"fnn_lightning {__version__}",
             },
-            args=argv,
+            args=self.argv,
             auto_configure_optimizers=False,  # FNNLitModule does it
             load_from_checkpoint_support=False,  # its arguments are of plain types
             save_config_callback=SaveConfig,
@@ -139,7 +142,9 @@ class FNNCLI(LightningCLI):
     def add_arguments_to_parser(self, parser: LightningArgumentParser) -> None:
         self.options = parser
         for name, text in OWN_OPTIONS.get(self.argv[0], {}).items():
-            parser.add_argument(f"--{name}", type=str | None, default=None, help=text)
+            # left out of a saved config unless given: it has to fit the other subcommands too
+            default = SUPPRESS if self.argv[0] == "fit" else None
+            parser.add_argument(f"--{name}", type=str | None, default=default, help=text)
         parser.add_optimizer_args()
         parser.add_lr_scheduler_args()
         parser.add_class_arguments(RunCheckpoint, "checkpoint")
@@ -195,9 +200,8 @@ class FNNCLI(LightningCLI):
             )
         # Hidden from LightningCLI, which would let the checkpoint win over the user's options, and
         # from the run's config.yaml, which starts a new run.
-        section.ckpt_path = None
-        if "run_folder" in section:
-            section.run_folder = None
+        for name in ("ckpt_path", "run_folder"):
+            section.pop(name, None)
 
     def before_instantiate_classes(self) -> None:
         section = self.config[self.subcommand]

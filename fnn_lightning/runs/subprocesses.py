@@ -1,6 +1,7 @@
 """Subcommands that another subcommand runs, each in a process of its own."""
 
 import math
+import os
 import signal
 import subprocess
 import sys
@@ -50,8 +51,11 @@ class Subprocesses:
 
         Args:
             argv: Its command line after `python -m fnn_lightning`.
-            kwargs: Arguments of `Popen`.
+            kwargs: Arguments of `Popen`. What goes to a file given as `stdout` is UTF-8.
         """
+        if "stdout" in kwargs:
+            env = kwargs.get("env") or os.environ
+            kwargs["env"] = {**env, "PYTHONIOENCODING": "utf-8"}
         sys.stdout.flush()  # the child may write there too
         child = subprocess.Popen([*PYTHON, *argv], stdin=subprocess.DEVNULL, **kwargs)
         self.running.append(child)

@@ -81,6 +81,23 @@ def test_a_saved_config_runs_again_as_it_is(data_dir: str) -> None:
     assert saved[0] == saved[1]
 
 
+def test_a_saved_config_fits_every_subcommand(data_dir: str, capsys: Capture) -> None:
+    fit(data_dir, "--run_folder", "run")
+    config = ["--config", "run/config.yaml"]
+    for name in ("validate", "test", "predict", "fit"):
+        FNNCLI([name, *config, "--ckpt_path", "run/checkpoints/last.ckpt"])
+    # what `seeds` and `sweep` do with it
+    main(["fit", *config, "--run_folder", "again", "--seed_everything", "1"])
+    assert Path("again/metrics.json").is_file()
+    saved = yaml.safe_load(Path("run/config.yaml").read_text())
+    assert saved.keys().isdisjoint({"run_folder", "ckpt_path", "init_from"})
+    Path("given.yaml").write_text("run_folder: run\n")
+    capsys.readouterr()
+    last = "run/checkpoints/last.ckpt"
+    message = refused(["test", "--config", "given.yaml", "--ckpt_path", last], capsys)
+    assert "only `fit` takes it: drop it, from the config too" in message
+
+
 def test_another_optimizer_does_not_inherit_the_learning_rate(
     data_dir: str, tmp_path: Path
 ) -> None:
@@ -499,6 +516,18 @@ def test_a_saved_config_may_accompany_a_checkpoint(data_dir: str, config_first: 
     (log,) = (each for each in cli.trainer.callbacks if isinstance(each, TrainLog))  # type: ignore[attr-defined]
     assert log.validated_step == 9
     assert torch.load(LAST, weights_only=True)["global_step"] == 9
+
+
+def test_an_option_wins_over_a_config_wherever_it_stands(data_dir: str) -> None:
+    text = "# –\noptimizer:\n  class_path: torch.optim.Adam\n  init_args:\n    lr: 1e-2\n"
+    Path("adam.yaml").write_text(text, encoding="utf-8")
+    Path("seed.yaml").write_text("seed_everything: 3\n", encoding="utf-8")
+    cli = fit(data_dir, "--trainer.fast_dev_run", "1", "--optimizer.lr", "0.5",
+              "--config", "adam.yaml", "--seed_everything=4", "-c", "seed.yaml")  # fmt: skip
+    (optimizer,) = cli.trainer.optimizers
+    assert isinstance(optimizer, torch.optim.Adam)
+    assert optimizer.param_groups[0]["lr"] == 0.5
+    assert cli.datamodule.seed == 4
 
 
 def test_best_can_be_resumed_with_early_stopping(data_dir: str) -> None:
