@@ -11,6 +11,7 @@ import yaml
 
 from fnn_lightning.commands.config_checks import is_data
 from fnn_lightning.errors import InputError
+from fnn_lightning.runs.load import find_checkpoint
 from fnn_lightning.runs.run_folder import CONFIG, LAST, run_folder
 
 
@@ -199,10 +200,13 @@ def find_run(subcommand: str, given: dict[str, Any]) -> tuple[str | None, Path |
     Raises:
         InputError: If they cannot be used.
     """
-    ckpt_path: str | None = given.get("ckpt_path")
+    ckpt_path = given.get("ckpt_path")
     named = given.get("run_folder") if subcommand == "fit" else None
     if named is None:
-        return ckpt_path, run_folder(ckpt_path) if ckpt_path else None
+        if ckpt_path is None:
+            return None, None
+        found = str(find_checkpoint(str(ckpt_path), resume=subcommand == "fit"))
+        return found, run_folder(found)
     if ckpt_path is not None:
         raise InputError(
             "Expected either --run_folder, which resumes from its own last.ckpt, or --ckpt_path, "

@@ -46,6 +46,8 @@ def setup_trainer(
         config.enable_progress_bar = terminal and subcommand != "predict"
     if config.max_epochs is None and config.max_steps == -1 and config.max_time is None:
         config.max_epochs = MAX_EPOCHS
+    if config.default_root_dir is not None:
+        config.default_root_dir = str(Path(config.default_root_dir).expanduser())
     if config.logger in (None, True):
         step = checkpoint["global_step"] if checkpoint else 0
         config.logger = make_logger(subcommand, config.default_root_dir or ".", run, step)

@@ -73,15 +73,7 @@ def load_trained(path: str | Path) -> TrainedNetwork:
     Raises:
         InputError: If there is no checkpoint, or it is not of `FNNLitModule`.
     """
-    path = Path(path).expanduser()
-    if path.is_dir():
-        candidates = [path / LAST.with_name("best.ckpt"), path / LAST]
-        found = [each for each in candidates if each.is_file()]
-        if not found:
-            raise InputError(
-                f"Expected a checkpoint or the folder of a run, but {path} holds no {LAST}"
-            )
-        path = found[0]
+    path = find_checkpoint(path)
     checkpoint = read_checkpoint(str(path))
     try:
         module = FNNLitModule(**checkpoint["hyper_parameters"])
@@ -89,6 +81,29 @@ def load_trained(path: str | Path) -> TrainedNetwork:
         raise mismatch_error(path, error) from error
     load_weights(module, checkpoint, str(path))
     return TrainedNetwork(path, module.eval(), checkpoint)
+
+
+def find_checkpoint(path: str | Path, resume: bool = False) -> Path:
+    """Return the checkpoint that a path names.
+
+    Args:
+        path: A checkpoint, or the folder of a run; `~` stands for the home directory.
+        resume: Whether training resumes from it. Of a run's folder it is then `last.ckpt`,
+            otherwise `best.ckpt` if there is one.
+
+    Raises:
+        InputError: If the folder holds no checkpoint. A file need not exist.
+    """
+    path = Path(path).expanduser()
+    if not path.is_dir():
+        return path
+    candidates = [path / LAST] if resume else [path / LAST.with_name("best.ckpt"), path / LAST]
+    found = [each for each in candidates if each.is_file()]
+    if not found:
+        raise InputError(
+            f"Expected a checkpoint or the folder of a run, but {path} holds no {LAST}"
+        )
+    return found[0]
 
 
 def load_weights(module: FNNLitModule, checkpoint: dict[str, Any], path: str) -> None:
