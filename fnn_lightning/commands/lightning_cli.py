@@ -11,6 +11,7 @@ from lightning.pytorch.cli import ArgsType, LightningArgumentParser, LightningCL
 
 from fnn_lightning import __version__
 from fnn_lightning.commands.config_checks import (
+    check_barebones,
     check_ranges,
     check_resumes,
     check_stored_class,
@@ -206,6 +207,7 @@ class FNNCLI(LightningCLI):
     def before_instantiate_classes(self) -> None:
         section = self.config[self.subcommand]
         if self.subcommand == "fit":
+            check_barebones(section, self.given.get("run_folder"))
             check_what_is_monitored(section)
             if self.checkpoint is not None:
                 check_state(self.checkpoint, str(self._ckpt_path))
@@ -223,7 +225,8 @@ class FNNCLI(LightningCLI):
             # The states of the callbacks that watched the training are of no use here.
             warnings.filterwarnings("ignore", message="Be aware that when using `ckpt_path`")
         # Only `fit` makes a run's folder; without a logger there is none.
-        if self.subcommand != "fit" or section.trainer.logger is False:
+        logs = section.trainer.logger is not False and not section.trainer.barebones
+        if self.subcommand != "fit" or not logs:
             self.save_config_callback = None
 
     def instantiate_classes(self) -> None:
@@ -256,6 +259,10 @@ def quiet_lightning() -> None:
     logging.getLogger("lightning.pytorch.utilities.rank_zero").setLevel(logging.WARNING)
     logging.getLogger("lightning.fabric.utilities.seed").setLevel(logging.WARNING)
     logging.getLogger("lightning.fabric.utilities.distributed").setLevel(logging.WARNING)
+    # asked for
+    warnings.filterwarnings("ignore", message=".*but `Trainer.barebones=True.` is configured")
+    # the run's own are there, beside which a ModelCheckpoint of the user writes
+    warnings.filterwarnings("ignore", message="Checkpoint directory .* exists and is not empty")
     # FNNLitModule's logging interval may span epochs
     warnings.filterwarnings("ignore", message="The number of training batches .* is smaller than")
     # Lightning 2.6.6 calls what torch 2.14 has deprecated

@@ -5,13 +5,16 @@ import shutil
 import signal
 import subprocess
 import sys
+from argparse import ArgumentError
 from pathlib import Path
 from typing import Any
 
+import lightning.pytorch
 import pytest
 import torch
 import yaml
 from lightning.pytorch import Trainer
+from lightning.pytorch.cli import LightningArgumentParser
 
 from fnn_lightning import FNNLitModule, __version__
 from fnn_lightning.commands.given import resume_options
@@ -610,6 +613,97 @@ def test_early_stopping_from_the_command_line(data_dir: str) -> None:
 def test_a_single_callback_is_accepted(data_dir: str) -> None:
     cli = fit(data_dir, "--trainer.callbacks", "LearningRateMonitor")
     assert cli.trainer.global_step == 6
+
+
+@pytest.mark.parametrize("name", lightning.pytorch.callbacks.__all__)
+def test_callbacks_are_found_by_their_short_names(name: str) -> None:
+    parser = LightningArgumentParser(exit_on_error=False)
+    parser.add_argument("--callback", type=lightning.pytorch.Callback)
+    try:
+        found = parser.parse_args(["--callback", name]).callback.class_path
+    except ArgumentError as error:  # for want of arguments
+        found = str(error)
+    assert re.search(rf"\blightning\.(\w+\.)*{name}\b", found)
+
+
+OWN_CALLBACKS = """
+trainer:
+  callbacks:
+  - class_path: EarlyStopping
+    init_args: {monitor: val/loss, patience: 9}
+  - class_path: ModelCheckpoint
+    init_args: {monitor: val/acc, mode: max, filename: mine}
+"""
+
+
+def test_callbacks_of_the_user_work_beside_ours_and_resume(data_dir: str) -> None:
+    Path("own.yaml").write_text(OWN_CALLBACKS)
+    ours = ["--config", "own.yaml", "--early_stopping.patience", "9",
+            "--checkpoint.monitor", "val/loss"]  # fmt: skip
+    whole = fit(data_dir, *ours, "--run_folder", "whole", "--trainer.max_epochs", "4")
+    fit(data_dir, *ours, "--run_folder", "parts")
+    saved = ["--config", "parts/config.yaml"]
+    parts = FNNCLI(["fit", *saved, "--ckpt_path", "parts", "--trainer.max_epochs", "4"])
+    for name, weight in whole.model.state_dict().items():
+        assert torch.equal(parts.model.state_dict()[name], weight)
+    for run in ("whole", "parts"):
+        names = {path.name for path in Path(run, "checkpoints").iterdir()}
+        assert names == {"best.ckpt", "last.ckpt", "mine.ckpt"}
+    states = [
+        torch.load(f"{run}/checkpoints/last.ckpt", weights_only=True)["callbacks"]
+        for run in ("whole", "parts")
+    ]
+    stoppers = [key for key in states[0] if "EarlyStopping" in key]
+    assert len(stoppers) == 2
+    assert [states[0][key] for key in stoppers] == [states[1][key] for key in stoppers]
+    for command in ("validate", "test"):
+        FNNCLI([command, *saved, "--ckpt_path", "parts"])
+
+
+@pytest.mark.parametrize("name", ["RichProgressBar", "TQDMProgressBar"])
+def test_a_progress_bar_of_the_user_takes_the_place_of_ours(data_dir: str, name: str) -> None:
+    for options in ([], ["--trainer.enable_progress_bar", "true"]):
+        bar = fit(data_dir, f"--trainer.callbacks+={name}", *options).trainer.progress_bar_callback
+        assert type(bar).__name__ == name
+    cli = FNNCLI(["test", "--ckpt_path", LAST, f"--trainer.callbacks+={name}"])
+    assert type(cli.trainer.progress_bar_callback).__name__ == name
+
+
+BAREBONES = ["--trainer.barebones", "true"]
+
+
+def test_a_barebones_trainer_trains_and_writes_nothing(data_dir: str, capsys: Capture) -> None:
+    before = files()
+    bare = fit(data_dir, *BAREBONES)
+    assert files() == before
+    output = capsys.readouterr()
+    assert output.err == ""
+    assert output.out.count("val set: Got ") == 2
+    whole = fit(data_dir)
+    for name, weight in whole.model.state_dict().items():
+        assert torch.equal(bare.model.state_dict()[name], weight)
+    FNNCLI(["test", "--ckpt_path", LAST, *BAREBONES])
+
+
+@pytest.mark.parametrize(
+    ("words", "named"),
+    [
+        ("--run_folder a", "--run_folder"),
+        ("--checkpoint.monitor val/acc", "--checkpoint.monitor"),
+        ("--checkpoint.every_n_steps 3", "--checkpoint.every_n_steps"),
+        ("--early_stopping.patience 3", "--early_stopping.patience"),
+        ("--trainer.logger true", "logger=True"),
+        ("--trainer.enable_checkpointing true", "enable_checkpointing=True"),
+        ("--trainer.enable_progress_bar true", "enable_progress_bar=True"),
+        ("--trainer.log_every_n_steps 5", "log_every_n_steps=5"),
+        ("--trainer.callbacks+=TQDMProgressBar", "TQDMProgressBar"),
+    ],
+)
+def test_what_a_barebones_trainer_lacks_is_refused_by_name(
+    data_dir: str, capsys: Capture, words: str, named: str
+) -> None:
+    options = ["--data.data_dir", data_dir, *BAREBONES, *words.split()]
+    assert named in refused(["fit", *options], capsys)
 
 
 def test_ctrl_c_saves_and_says_how_to_resume(data_dir: str) -> None:
