@@ -17,7 +17,7 @@ from fnn_lightning.commands.lightning_cli import FNNCLI
 from fnn_lightning.data.dataloader import InMemoryDataLoader
 from fnn_lightning.training import multi_step
 from fnn_lightning.training.checkpointing import RunCheckpoint
-from fnn_lightning.training.console import ProgressBar
+from fnn_lightning.training.console import RunProgressBar
 from fnn_lightning.training.manual_backward import ManualBackward
 from fnn_lightning.training.metrics import TrainMetrics
 from fnn_lightning.training.train_log import TrainLog
@@ -71,7 +71,7 @@ def show_profile(config: Path, data_dir: str) -> None:
     clock.wrap(TrainLog, "_log", "metrics and logging")
     clock.wrap(FNNLitModule, "log_dict", "metrics and logging")
     clock.wrap(RunCheckpoint, "_save", "checkpoints")
-    clock.wrap(ProgressBar, "on_train_batch_end", "progress bar")
+    clock.wrap(RunProgressBar, "on_train_batch_end", "progress bar")
     on_validation_start, on_validation_end = (
         TrainLog.on_validation_start,
         TrainLog.on_validation_end,

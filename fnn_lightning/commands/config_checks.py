@@ -60,6 +60,26 @@ def check_what_is_monitored(config: Namespace) -> None:
         raise InputError("--checkpoint.monitor needs checkpoints, which are switched off")
 
 
+def check_barebones(config: Namespace, run_folder: str | None) -> None:
+    """Refuse what needs files or metrics, if the Trainer is barebones and writes none."""
+    asked = {
+        "--run_folder": run_folder,
+        "--checkpoint.monitor": config.checkpoint.monitor,
+        "--checkpoint.every_n_steps": config.checkpoint.every_n_steps,
+        "--checkpoint.every_n_minutes": config.checkpoint.every_n_minutes,
+        "--early_stopping.patience": config.early_stopping.patience,
+        "--lr_scheduler.monitor": ((config.lr_scheduler or {}).get("init_args") or {}).get(
+            "monitor"
+        ),
+    }
+    for option, value in asked.items():
+        if value is not None and config.trainer.barebones:
+            raise InputError(
+                f"{option} needs files or metrics, but --trainer.barebones true writes none: "
+                "drop either"
+            )
+
+
 def check_ranges(trainer: Namespace) -> None:
     """Check the numbers that the Trainer itself takes as they come."""
     at_least = {

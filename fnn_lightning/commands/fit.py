@@ -121,6 +121,8 @@ class Fit:
         )
 
     def _last_checkpoint(self) -> str:
+        if self.trainer.barebones:
+            return "no checkpoint is saved, since the Trainer is barebones"
         last = self._callback(RunCheckpoint).last_model_path
         if not last:
             return "no checkpoint was saved yet"
@@ -159,6 +161,8 @@ class Fit:
 
     def _print_result(self, trained: bool, seconds: float) -> None:
         """Write the result into `metrics.json`, and print it with what to do next."""
+        if self.trainer.barebones:
+            return  # it logs and saves nothing
         checkpoint_callback = self._callback(RunCheckpoint)
         name, path = "val/acc", checkpoint_callback.last_model_path
         value: Any = self.trainer.callback_metrics.get(name)

@@ -39,7 +39,7 @@ def given_options(argv: list[str]) -> dict[str, Any]:
 def read_config(path: str) -> dict[str, Any]:
     """Read a config file: a YAML mapping."""
     try:
-        config = yaml.safe_load(Path(path).read_text(encoding="utf-8"))
+        config = yaml.safe_load(Path(path).expanduser().read_text(encoding="utf-8"))
     except OSError as error:
         raise InputError(
             f"Expected --config to be a YAML file, but got {path!r}: {error.strerror}"
@@ -76,6 +76,42 @@ def read_config(path: str) -> dict[str, Any]:
                     f"Expected `{instead}` at the top level of {path}, but got {section}.{name}"
                 )
     return config
+
+
+def configs_first(argv: list[str]) -> list[str]:
+    """Put config files before all other options, which so win over them wherever they stand.
+
+    Otherwise `--optimizer.lr 0.01 --config FILE` would set the rate of an optimiser that the parser
+    does not know yet.
+    """
+    configs: list[str] = []
+    rest: list[str] = []
+    words = iter(argv)
+    for word in words:
+        if word in ("-c", "--config"):
+            configs += [f"--config={value}" for value in [next(words, "")]]
+        elif word.startswith("--config="):
+            configs.append(word)
+        else:
+            rest.append(word)
+    return [*rest[:1], *configs, *rest[1:]]
+
+
+def with_config_texts(argv: list[str]) -> list[str]:
+    """Replace the name of each config file by its content, in ASCII.
+
+    The parser takes either, but reads a file in the encoding of the locale, not as UTF-8.
+    """
+    return [
+        f"--config={config_text(value)}" if word == "--config" else f"{word}{equals}{value}"
+        for word, equals, value in (word.partition("=") for word in argv)
+    ]
+
+
+def config_text(path: str) -> str:
+    """Return the content of a config file that `read_config` accepts, written anew in ASCII."""
+    content = Path(path).expanduser().read_text(encoding="utf-8")
+    return str(yaml.serialize(yaml.compose(content, yaml.SafeLoader), Dumper=yaml.SafeDumper))
 
 
 def names_a_class(value: Any) -> bool:
@@ -172,7 +208,7 @@ def find_run(subcommand: str, given: dict[str, Any]) -> tuple[str | None, Path |
     Raises:
         InputError: If they cannot be used.
     """
-    ckpt_path: str | None = given.get("ckpt_path")
+    ckpt_path = given.get("ckpt_path")
     if subcommand == "fit" and None not in (ckpt_path, given.get("init_from")):
         raise InputError(
             "Expected either --ckpt_path, which resumes a run, or --init_from, which starts a new "
@@ -180,7 +216,10 @@ def find_run(subcommand: str, given: dict[str, Any]) -> tuple[str | None, Path |
         )
     named = given.get("run_folder") if subcommand == "fit" else None
     if named is None:
-        return ckpt_path, run_folder(ckpt_path) if ckpt_path else None
+        if ckpt_path is None:
+            return None, None
+        found = str(find_checkpoint(str(ckpt_path), resume=subcommand == "fit"))
+        return found, run_folder(found)
     if ckpt_path is not None:
         raise InputError(
             "Expected either --run_folder, which resumes from its own last.ckpt, or --ckpt_path, "

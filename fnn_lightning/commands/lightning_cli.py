@@ -3,7 +3,7 @@
 import logging
 import sys
 import warnings
-from argparse import ArgumentError
+from argparse import SUPPRESS, ArgumentError
 from typing import Any
 
 from jsonargparse import Namespace
@@ -12,6 +12,7 @@ from lightning.pytorch.cli import ArgsType, LightningArgumentParser, LightningCL
 
 from fnn_lightning import __version__
 from fnn_lightning.commands.config_checks import (
+    check_barebones,
     check_ranges,
     check_resumes,
     check_stored_class,
@@ -24,12 +25,14 @@ from fnn_lightning.commands.datamodules import MNISTOrPictures, MNISTWithTrainSe
 from fnn_lightning.commands.fit import Fit, search_lr
 from fnn_lightning.commands.given import (
     config_is_given,
+    configs_first,
     find_init,
     find_run,
     gather_images,
     given_options,
     names_a_class,
     stored_settings,
+    with_config_texts,
 )
 from fnn_lightning.commands.main import COMMAND
 from fnn_lightning.commands.options import explain
@@ -81,8 +84,9 @@ class FNNCLI(LightningCLI):
 
     def __init__(self, argv: list[str]) -> None:
         quiet_lightning()
-        self.argv = argv = gather_images(argv)
+        argv = configs_first(gather_images(argv))
         self.given = given_options(argv)
+        self.argv = with_config_texts(argv)
         self._ckpt_path, self._run = find_run(argv[0], self.given)
         self._init_from = None if self._ckpt_path else find_init(argv[0], self.given)
         loaded = self._ckpt_path or self._init_from
@@ -100,7 +104,7 @@ class FNNCLI(LightningCLI):
                 "description": "Trains feed-forward neural nets on MNIST.",
                 "version": f"fnn_lightning {__version__}",
             },
-            args=argv,
+            args=self.argv,
             auto_configure_optimizers=False,  # FNNLitModule does it
             load_from_checkpoint_support=False,  # its arguments are of plain types
             save_config_callback=SaveConfig,
@@ -115,10 +119,10 @@ class FNNCLI(LightningCLI):
 
     def fit(self, **kwargs: Any) -> None:
         section = self.config["fit"]
-        if section.find_lr and not section.trainer.fast_dev_run:
+        if self._finds_lr and not section.trainer.fast_dev_run:
             # `config.yaml` holds the rate, so that it runs again as it is
             lr = search_lr(self.trainer, self.model, self.datamodule)
-            section.optimizer.init_args.lr, section.find_lr = lr, False
+            section.optimizer.init_args.lr = lr
         Fit(self.trainer, self.model, self.datamodule, self._ckpt_path, self._run)()
 
     def validate(self, **kwargs: Any) -> None:
@@ -153,12 +157,14 @@ class FNNCLI(LightningCLI):
     def add_arguments_to_parser(self, parser: LightningArgumentParser) -> None:
         self.options = parser
         for name, text in OWN_OPTIONS.get(self.argv[0], {}).items():
-            parser.add_argument(f"--{name}", type=str | None, default=None, help=text)
+            # left out of a saved config unless given: it has to fit the other subcommands too
+            default = SUPPRESS if self.argv[0] == "fit" else None
+            parser.add_argument(f"--{name}", type=str | None, default=default, help=text)
         if self.argv[0] == "fit":
             parser.add_argument(
                 "--find_lr",
                 type=bool,
-                default=False,
+                default=SUPPRESS,
                 help="Whether to find the learning rate in 100 steps before the run, and use it.",
             )
         parser.add_optimizer_args()
@@ -218,13 +224,14 @@ class FNNCLI(LightningCLI):
             )
         # Hidden from LightningCLI, which would let the checkpoint win over the user's options, and
         # from the run's config.yaml, which starts a new run.
+        self._finds_lr = bool(section.pop("find_lr", False))
         for name in ("ckpt_path", "run_folder", "init_from"):
-            if name in section:
-                section[name] = None
+            section.pop(name, None)
 
     def before_instantiate_classes(self) -> None:
         section = self.config[self.subcommand]
         if self.subcommand == "fit":
+            check_barebones(section, self.given.get("run_folder"))
             check_what_is_monitored(section)
             if self.checkpoint is not None and self._ckpt_path:
                 self._keep_found_lr(section)
@@ -243,7 +250,8 @@ class FNNCLI(LightningCLI):
             # The states of the callbacks that watched the training are of no use here.
             warnings.filterwarnings("ignore", message="Be aware that when using `ckpt_path`")
         # Only `fit` makes a run's folder; without a logger there is none.
-        if self.subcommand != "fit" or section.trainer.logger is False:
+        logs = section.trainer.logger is not False and not section.trainer.barebones
+        if self.subcommand != "fit" or not logs:
             self.save_config_callback = None
 
     def _keep_found_lr(self, section: Namespace) -> None:
@@ -252,7 +260,7 @@ class FNNCLI(LightningCLI):
         Raises:
             InputError: If --ckpt_path names the checkpoint, and not --run_folder.
         """
-        if not section.find_lr:
+        if not self._finds_lr:
             return
         if "ckpt_path" in self.given:
             raise InputError(
@@ -263,7 +271,7 @@ class FNNCLI(LightningCLI):
         stored = self.checkpoint["hyper_parameters"].get("optimizer") or SGD
         section.optimizer.init_args.lr = stored["init_args"]["lr"]
         section.model.optimizer = plain(section.optimizer)
-        section.find_lr = False
+        self._finds_lr = False
 
     def instantiate_classes(self) -> None:
         try:
@@ -275,7 +283,7 @@ class FNNCLI(LightningCLI):
             raise InputError(str(error).partition("\n")[0]) from error
         if self.subcommand == "fit":
             self.model.configure_optimizers()  # fails now, before anything is written
-            if self.config_init["fit"].find_lr:
+            if self._finds_lr:
                 self.model.optim.check_uses_lr()
         if self.checkpoint is not None and self._ckpt_path:
             load_weights(self.model, self.checkpoint, self._ckpt_path)
@@ -305,6 +313,10 @@ def quiet_lightning() -> None:
     checkpoints = "lightning.pytorch.trainer.connectors.checkpoint_connector"
     logging.getLogger(checkpoints).setLevel(logging.WARNING)
     logging.getLogger("lightning.pytorch.tuner.lr_finder").setLevel(logging.CRITICAL)
+    # asked for
+    warnings.filterwarnings("ignore", message=".*but `Trainer.barebones=True.` is configured")
+    # the run's own are there, beside which a ModelCheckpoint of the user writes
+    warnings.filterwarnings("ignore", message="Checkpoint directory .* exists and is not empty")
     # FNNLitModule's logging interval may span epochs
     warnings.filterwarnings("ignore", message="The number of training batches .* is smaller than")
     # Lightning 2.6.6 calls what torch 2.14 has deprecated

@@ -1,6 +1,7 @@
 """The entry of the command line: starts fast, and turns errors into one line."""
 
 import difflib
+import io
 import os
 import signal
 import sys
@@ -38,6 +39,7 @@ def main(args: list[str] | None = None) -> None:
             if training diverged, 130 if it was interrupted.
     """
     argv = sys.argv[1:] if args is None else args
+    accept_any_character()
     if argv == ["--version"]:
         print(f"fnn_lightning {__version__}")
         return
@@ -77,6 +79,11 @@ def main(args: list[str] | None = None) -> None:
         os.dup2(os.open(os.devnull, os.O_WRONLY), sys.stdout.fileno())
         raise SystemExit(1) from None
     except Exception as error:
+        if isinstance(error, UnicodeEncodeError):  # a path
+            error = InputError(
+                f"Expected text that can be written as {error.encoding}, but got "
+                f"{error.object!r:.100}: set LC_ALL=C.UTF-8"
+            )
         from lightning.fabric.utilities.exceptions import MisconfigurationException
 
         meant_for_the_user = (InputError, DivergenceError, MisconfigurationException, OSError)
@@ -103,6 +110,24 @@ def main(args: list[str] | None = None) -> None:
         print(f"error{where}: {one_line(str(error))}", file=sys.stderr)
         wrong_input = not isinstance(error, DivergenceError | ConnectionError)
         raise SystemExit(2 if wrong_input else 1) from None
+
+
+def accept_any_character() -> None:
+    """Print `?` for a character that the encoding of the output lacks, here and in children.
+
+    Without it a dash would end the run where the output is ASCII, Latin-1 or a Windows code page.
+    An output that is closed is replaced by one that discards.
+    """
+    for name in ("stdout", "stderr"):
+        stream = getattr(sys, name)
+        if stream is None:
+            null = os.open(os.devnull, os.O_WRONLY)
+            setattr(sys, name, os.fdopen(null, "w", encoding="utf-8", closefd=False))
+        elif isinstance(stream, io.TextIOWrapper):  # not in a notebook, which takes any character
+            stream.reconfigure(errors="replace")
+    # for the processes that the Trainer starts without this function
+    encoding = os.environ.get("PYTHONIOENCODING", "").partition(":")[0]
+    os.environ["PYTHONIOENCODING"] = f"{encoding}:replace"
 
 
 def check_subcommand(argv: list[str]) -> None:

@@ -9,6 +9,11 @@ from jsonargparse import ArgumentParser, Namespace
 
 from fnn_lightning.errors import InputError
 
+ANSWERS = {  # what to do instead of an option that does not exist, by its name
+    "run_folder": "only `fit` takes it: drop it, from the config too",
+    "init_from": "only `fit` takes it: drop it, from the config too",
+}
+
 
 def make_parser(subcommand: str, description: str) -> ArgumentParser:
     """Make the parser of a subcommand that needs no Trainer, for `parse`."""
@@ -113,6 +118,8 @@ def explain_unknown_option(text: str, known: Iterable[str]) -> str | None:
         return None
     parts = unknown.groupdict()
     name = ".".join(filter(None, (parts.get("group"), parts["name"]))).lstrip("-")
+    if answer := ANSWERS.get(name):
+        return f"Unknown option {name}: {answer}"
     keys = [key.replace("init_args.", "") for key in known]
     groups = {key.partition(".")[0] for key in keys}
     near = difflib.get_close_matches(

@@ -101,7 +101,8 @@ def main(argv: list[str]) -> None:
         settings = children.check_output(["fit", *fit_argv, "--print_config"])
         folder = choose_folder(args.folder, "sweeps", SWEEP_CONFIG)
         with storage_errors():
-            storage, study = open_study(folder, settings, space, args.storage)
+            url = args.storage and args.storage.replace("sqlite:///~", f"sqlite:///{Path.home()}")
+            storage, study = open_study(folder, settings, space, url)
             sweep = Sweep(children, storage, study, folder, space, fit_argv)
             sweep.run(args.trials, args.workers)
             if children.stop_signal:

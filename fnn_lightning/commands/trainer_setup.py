@@ -6,6 +6,7 @@ from typing import Any
 
 from jsonargparse import Namespace
 from lightning.pytorch import Callback
+from lightning.pytorch.callbacks import Checkpoint, ProgressBar
 from lightning.pytorch.loggers import TensorBoardLogger
 from lightning.pytorch.plugins import CheckpointIO
 
@@ -15,7 +16,7 @@ from fnn_lightning.evaluation.report import PREDICTIONS, REPORT, Report
 from fnn_lightning.runs.checkpoint_io import AtomicCheckpointIO
 from fnn_lightning.runs.loggers import DropLostSteps, RunLogger, resuming_logger
 from fnn_lightning.runs.run_folder import METRICS, read_metrics
-from fnn_lightning.training.console import Console, ProgressBar, TerminateOnSigterm
+from fnn_lightning.training.console import Console, RunProgressBar, TerminateOnSigterm
 from fnn_lightning.training.ema import EMA
 
 MAX_EPOCHS = 5  # unless something else ends the run
@@ -41,27 +42,33 @@ def setup_trainer(
         InputError: If the settings cannot be used.
     """
     config = section.trainer
+    given = config.callbacks or []
+    given = given if isinstance(given, list) else [given]
+    own_bar = any(isinstance(each, ProgressBar) for each in given)
     if config.enable_progress_bar is None:
         # in a file, and between the lines of CSV, a progress bar is noise
         terminal = sys.stdout is not None and sys.stdout.isatty()
-        config.enable_progress_bar = terminal and subcommand != "predict"
+        wanted = own_bar or (terminal and subcommand != "predict")
+        config.enable_progress_bar = wanted and not config.barebones
     if config.max_epochs is None and config.max_steps == -1 and config.max_time is None:
         config.max_epochs = MAX_EPOCHS
+    if config.default_root_dir is not None:
+        config.default_root_dir = str(Path(config.default_root_dir).expanduser())
     callbacks: list[Callback] = [TerminateOnSigterm(), Console()]
     first: list[Callback] = []
-    if config.logger is not False:
+    if config.logger is not False and not config.barebones:
         own = make_logger(subcommand, config.default_root_dir or ".", run)
-        given = [] if config.logger in (None, True) else config.logger
+        loggers = [] if config.logger in (None, True) else config.logger
         # The run's own comes first: by it the Trainer finds the run's folder.
-        config.logger = [*own, *(given if isinstance(given, list) else [given])]
+        config.logger = [*own, *(loggers if isinstance(loggers, list) else [loggers])]
         if subcommand == "fit" and run is not None:
             first = [DropLostSteps(own[0], checkpoint["global_step"] if checkpoint else 0)]
     plugins = config.plugins or []
     plugins = plugins if isinstance(plugins, list) else [plugins]
     if not any(isinstance(each, CheckpointIO) for each in plugins):  # or the user has another way
         config.plugins = [AtomicCheckpointIO(), *plugins]
-    if config.enable_progress_bar:
-        callbacks.append(ProgressBar())
+    if config.enable_progress_bar and not own_bar:
+        callbacks.append(RunProgressBar())
     if subcommand == "fit":
         # it also obeys signals to stop, whether it writes or not
         writes = config.enable_checkpointing is not False and config.logger
@@ -73,15 +80,16 @@ def setup_trainer(
         callbacks.append(Report(folder, run, Path(str(ckpt_path)), checkpoint))
     # in this order: the pictures are drawn of the EMA, while it is in the network's place
     options = {
-        "tensorboard": section.tensorboard.enabled,
+        "tensorboard": section.tensorboard.enabled and not config.barebones,
         "ema": subcommand == "fit" and section.ema.decay,
         "early_stopping": subcommand == "fit" and section.early_stopping.enabled,
-        "checkpoint": subcommand == "fit",
+        "checkpoint": subcommand == "fit" and not config.barebones,
     }
     callbacks += [section[name] for name, wanted in options.items() if wanted]
-    config.enable_checkpointing = subcommand == "fit"
-    given = config.callbacks or []
-    given = given if isinstance(given, list) else [given]
+    if not config.barebones:  # which takes no checkpoint callback, not even one that writes nothing
+        # a saved config may bring one of the user's to the other subcommands, where it does nothing
+        own_checkpoint = any(isinstance(each, Checkpoint) for each in given)
+        config.enable_checkpointing = subcommand == "fit" or own_checkpoint
     if any(isinstance(each, EMA) for each in given):
         raise InputError("Expected --ema.decay, but got an EMA among --trainer.callbacks")
     config.callbacks = [*first, *given, *callbacks]

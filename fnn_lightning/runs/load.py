@@ -69,27 +69,6 @@ class TrainedNetwork(NamedTuple):
         return torch.cat(logits).softmax(dim=1) if logits else torch.empty(0, NUM_CLASSES)
 
 
-def find_checkpoint(path: str | Path) -> Path:
-    """Return the checkpoint that a path names, `~` expanded.
-
-    Args:
-        path: A checkpoint, or the folder of a run, of which it is `best.ckpt` or, without one,
-            `last.ckpt`.
-
-    Raises:
-        InputError: If a folder holds neither.
-    """
-    path = Path(path).expanduser()
-    if not path.is_dir():
-        return path
-    found = [path / name for name in (BEST, LAST) if (path / name).is_file()]
-    if not found:
-        raise InputError(
-            f"Expected a checkpoint or the folder of a run, but {path} holds no {LAST}"
-        )
-    return found[0]
-
-
 def load_trained(path: str | Path) -> TrainedNetwork:
     """Load a trained network.
 
@@ -108,6 +87,29 @@ def load_trained(path: str | Path) -> TrainedNetwork:
         raise mismatch_error(path, error) from error
     load_weights(module, checkpoint, str(path))
     return TrainedNetwork(path, module.eval(), checkpoint)
+
+
+def find_checkpoint(path: str | Path, resume: bool = False) -> Path:
+    """Return the checkpoint that a path names.
+
+    Args:
+        path: A checkpoint, or the folder of a run; `~` stands for the home directory.
+        resume: Whether training resumes from it. Of a run's folder it is then `last.ckpt`,
+            otherwise `best.ckpt` if there is one.
+
+    Raises:
+        InputError: If the folder holds no checkpoint. A file need not exist.
+    """
+    path = Path(path).expanduser()
+    if not path.is_dir():
+        return path
+    names = [LAST] if resume else [BEST, LAST]
+    found = [path / name for name in names if (path / name).is_file()]
+    if not found:
+        raise InputError(
+            f"Expected a checkpoint or the folder of a run, but {path} holds no {LAST}"
+        )
+    return found[0]
 
 
 def load_weights(module: FNNLitModule, checkpoint: dict[str, Any], path: str) -> None:

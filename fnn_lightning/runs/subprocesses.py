@@ -52,8 +52,11 @@ class Subprocesses:
 
         Args:
             argv: Its command line after `python -m fnn_lightning`.
-            kwargs: Arguments of `Popen`.
+            kwargs: Arguments of `Popen`. What goes to a file given as `stdout` is UTF-8.
         """
+        if "stdout" in kwargs:
+            env = kwargs.get("env") or os.environ
+            kwargs["env"] = {**env, "PYTHONIOENCODING": "utf-8"}
         sys.stdout.flush()  # the child may write there too
         if os.name == "nt":
             kwargs.pop("pass_fds", None)  # which Windows cannot

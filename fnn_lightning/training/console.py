@@ -13,7 +13,7 @@ from fnn_lightning.runs.signals import terminate_on_sigterm
 from fnn_lightning.training.multi_step import why_single_steps
 
 
-class ProgressBar(callbacks.TQDMProgressBar):
+class RunProgressBar(callbacks.TQDMProgressBar):
     """Lightning's progress bar, drawn at most ten times a second and without the run's number."""
 
     acts_every_n_steps = 0
@@ -78,7 +78,8 @@ class Console(callbacks.Callback):
 
     def on_validation_end(self, trainer: Trainer, pl_module: LightningModule) -> None:
         assert isinstance(pl_module, FNNLitModule)
-        if not pl_module.train_metrics.since_validation.update_called:  # nothing was trained
+        trained = pl_module.train_metrics.since_validation.update_called
+        if not trained or trainer.barebones:  # which logs nothing
             self._print_counts(trainer, pl_module, "val")
         elif not trainer.sanity_checking:
             values = trainer.callback_metrics

@@ -5,13 +5,16 @@ import shutil
 import signal
 import subprocess
 import sys
+from argparse import ArgumentError
 from pathlib import Path
 from typing import Any
 
+import lightning.pytorch
 import pytest
 import torch
 import yaml
 from lightning.pytorch import Trainer
+from lightning.pytorch.cli import LightningArgumentParser
 
 from fnn_lightning import FNNLitModule, __version__
 from fnn_lightning.commands.given import resume_options
@@ -79,6 +82,23 @@ def test_a_saved_config_runs_again_as_it_is(data_dir: str) -> None:
         assert torch.equal(again["state_dict"][name], weight)
     saved = [Path(f"lightning_logs/version_{n}/config.yaml").read_text() for n in (0, 1)]
     assert saved[0] == saved[1]
+
+
+def test_a_saved_config_fits_every_subcommand(data_dir: str, capsys: Capture) -> None:
+    fit(data_dir, "--run_folder", "run")
+    config = ["--config", "run/config.yaml"]
+    for name in ("validate", "test", "predict", "fit"):
+        FNNCLI([name, *config, "--ckpt_path", "run/checkpoints/last.ckpt"])
+    # what `seeds` and `sweep` do with it
+    main(["fit", *config, "--run_folder", "again", "--seed_everything", "1"])
+    assert Path("again/metrics.json").is_file()
+    saved = yaml.safe_load(Path("run/config.yaml").read_text())
+    assert saved.keys().isdisjoint({"run_folder", "ckpt_path", "init_from"})
+    Path("given.yaml").write_text("run_folder: run\n")
+    capsys.readouterr()
+    last = "run/checkpoints/last.ckpt"
+    message = refused(["test", "--config", "given.yaml", "--ckpt_path", last], capsys)
+    assert "only `fit` takes it: drop it, from the config too" in message
 
 
 def test_another_optimizer_does_not_inherit_the_learning_rate(
@@ -489,6 +509,18 @@ def test_a_run_with_times_resumes(data_dir: str) -> None:
     assert resumed.trainer.val_check_batch is None
 
 
+def test_an_option_wins_over_a_config_wherever_it_stands(data_dir: str) -> None:
+    text = "# –\noptimizer:\n  class_path: torch.optim.Adam\n  init_args:\n    lr: 1e-2\n"
+    Path("adam.yaml").write_text(text, encoding="utf-8")
+    Path("seed.yaml").write_text("seed_everything: 3\n", encoding="utf-8")
+    cli = fit(data_dir, "--trainer.fast_dev_run", "1", "--optimizer.lr", "0.5",
+              "--config", "adam.yaml", "--seed_everything=4", "-c", "seed.yaml")  # fmt: skip
+    (optimizer,) = cli.trainer.optimizers
+    assert isinstance(optimizer, torch.optim.Adam)
+    assert optimizer.param_groups[0]["lr"] == 0.5
+    assert cli.datamodule.seed == 4
+
+
 def test_best_can_be_resumed_with_early_stopping(data_dir: str) -> None:
     options = ["--checkpoint.monitor", "val/acc", "--early_stopping.patience", "9"]
     fit(data_dir, *options)
@@ -569,6 +601,97 @@ def test_early_stopping_from_the_command_line(data_dir: str) -> None:
 def test_a_single_callback_is_accepted(data_dir: str) -> None:
     cli = fit(data_dir, "--trainer.callbacks", "LearningRateMonitor")
     assert cli.trainer.global_step == 6
+
+
+@pytest.mark.parametrize("name", lightning.pytorch.callbacks.__all__)
+def test_callbacks_are_found_by_their_short_names(name: str) -> None:
+    parser = LightningArgumentParser(exit_on_error=False)
+    parser.add_argument("--callback", type=lightning.pytorch.Callback)
+    try:
+        found = parser.parse_args(["--callback", name]).callback.class_path
+    except ArgumentError as error:  # for want of arguments
+        found = str(error)
+    assert re.search(rf"\blightning\.(\w+\.)*{name}\b", found)
+
+
+OWN_CALLBACKS = """
+trainer:
+  callbacks:
+  - class_path: EarlyStopping
+    init_args: {monitor: val/loss, patience: 9}
+  - class_path: ModelCheckpoint
+    init_args: {monitor: val/acc, mode: max, filename: mine}
+"""
+
+
+def test_callbacks_of_the_user_work_beside_ours_and_resume(data_dir: str) -> None:
+    Path("own.yaml").write_text(OWN_CALLBACKS)
+    ours = ["--config", "own.yaml", "--early_stopping.patience", "9",
+            "--checkpoint.monitor", "val/loss"]  # fmt: skip
+    whole = fit(data_dir, *ours, "--run_folder", "whole", "--trainer.max_epochs", "4")
+    fit(data_dir, *ours, "--run_folder", "parts")
+    saved = ["--config", "parts/config.yaml"]
+    parts = FNNCLI(["fit", *saved, "--ckpt_path", "parts", "--trainer.max_epochs", "4"])
+    for name, weight in whole.model.state_dict().items():
+        assert torch.equal(parts.model.state_dict()[name], weight)
+    for run in ("whole", "parts"):
+        names = {path.name for path in Path(run, "checkpoints").iterdir()}
+        assert names == {"best.ckpt", "last.ckpt", "mine.ckpt"}
+    states = [
+        torch.load(f"{run}/checkpoints/last.ckpt", weights_only=True)["callbacks"]
+        for run in ("whole", "parts")
+    ]
+    stoppers = [key for key in states[0] if "EarlyStopping" in key]
+    assert len(stoppers) == 2
+    assert [states[0][key] for key in stoppers] == [states[1][key] for key in stoppers]
+    for command in ("validate", "test"):
+        FNNCLI([command, *saved, "--ckpt_path", "parts"])
+
+
+@pytest.mark.parametrize("name", ["RichProgressBar", "TQDMProgressBar"])
+def test_a_progress_bar_of_the_user_takes_the_place_of_ours(data_dir: str, name: str) -> None:
+    for options in ([], ["--trainer.enable_progress_bar", "true"]):
+        bar = fit(data_dir, f"--trainer.callbacks+={name}", *options).trainer.progress_bar_callback
+        assert type(bar).__name__ == name
+    cli = FNNCLI(["test", "--ckpt_path", LAST, f"--trainer.callbacks+={name}"])
+    assert type(cli.trainer.progress_bar_callback).__name__ == name
+
+
+BAREBONES = ["--trainer.barebones", "true"]
+
+
+def test_a_barebones_trainer_trains_and_writes_nothing(data_dir: str, capsys: Capture) -> None:
+    before = files()
+    bare = fit(data_dir, *BAREBONES)
+    assert files() == before
+    output = capsys.readouterr()
+    assert output.err == ""
+    assert output.out.count("val set: Got ") == 2
+    whole = fit(data_dir)
+    for name, weight in whole.model.state_dict().items():
+        assert torch.equal(bare.model.state_dict()[name], weight)
+    FNNCLI(["test", "--ckpt_path", LAST, *BAREBONES])
+
+
+@pytest.mark.parametrize(
+    ("words", "named"),
+    [
+        ("--run_folder a", "--run_folder"),
+        ("--checkpoint.monitor val/acc", "--checkpoint.monitor"),
+        ("--checkpoint.every_n_steps 3", "--checkpoint.every_n_steps"),
+        ("--early_stopping.patience 3", "--early_stopping.patience"),
+        ("--trainer.logger true", "logger=True"),
+        ("--trainer.enable_checkpointing true", "enable_checkpointing=True"),
+        ("--trainer.enable_progress_bar true", "enable_progress_bar=True"),
+        ("--trainer.log_every_n_steps 5", "log_every_n_steps=5"),
+        ("--trainer.callbacks+=TQDMProgressBar", "TQDMProgressBar"),
+    ],
+)
+def test_what_a_barebones_trainer_lacks_is_refused_by_name(
+    data_dir: str, capsys: Capture, words: str, named: str
+) -> None:
+    options = ["--data.data_dir", data_dir, *BAREBONES, *words.split()]
+    assert named in refused(["fit", *options], capsys)
 
 
 @NEEDS_POSIX

@@ -256,6 +256,16 @@ def test_another_space_or_storage_is_refused(
     assert len(trials("new")) == 1
 
 
+def test_a_storage_may_lie_in_the_home_directory(
+    stand_in: None, monkeypatch: pytest.MonkeyPatch, tmp_path: Path
+) -> None:
+    monkeypatch.setenv("HOME", str(tmp_path / "home"))
+    (tmp_path / "home").mkdir()
+    main(["sweep", "--space", "space.yaml", "--trials", "1", "--folder", "~/new",
+          "--storage", "sqlite:///~/sweeps.db"])  # fmt: skip
+    assert {path.name for path in (tmp_path / "home").iterdir()} == {"new", "sweeps.db"}
+
+
 def test_a_sweep_stopped_or_killed_can_be_resumed(start: Start) -> None:
     Path("space.yaml").write_text(SPACE)
     Path("hold").touch()

@@ -1,11 +1,14 @@
+import shutil
 from pathlib import Path
 
 import pytest
 import torch
 
+from fnn_lightning.commands.given import find_run
 from fnn_lightning.commands.main import main
 from fnn_lightning.errors import InputError
 from fnn_lightning.runs.load import load_trained
+from fnn_lightning.runs.run_folder import read_metrics
 
 RUN = Path("lightning_logs/version_0")
 
@@ -45,6 +48,44 @@ def test_a_run_loads_its_best_checkpoint_or_else_its_last(run: Path) -> None:
     last.with_name("best.ckpt").write_bytes(last.read_bytes())
     assert load_trained(str(run)).path.name == "best.ckpt"
     assert load_trained(last).path == last
+
+
+def test_every_subcommand_takes_the_folder_of_a_run(run: Path) -> None:
+    last = run / "checkpoints" / "last.ckpt"
+    assert find_run("fit", {"ckpt_path": str(run)}) == (str(last), run.absolute())
+    assert find_run("test", {"ckpt_path": str(run)}) == (str(last), run.absolute())
+    best = last.with_name("best.ckpt")
+    best.write_bytes(last.read_bytes())
+    for name in ("validate", "test", "predict"):
+        assert find_run(name, {"ckpt_path": str(run)}) == (str(best), run.absolute())
+    assert find_run("fit", {"ckpt_path": str(run)})[0] == str(last)
+    main(["fit", "--ckpt_path", str(run), "--trainer.max_epochs", "3"])
+    assert torch.load(last, weights_only=True)["epoch"] == 2
+    main(["test", "--ckpt_path", str(run)])
+    assert read_metrics(run)["test"]["checkpoint"] == "checkpoints/best.ckpt"
+    last.unlink()
+    with pytest.raises(InputError, match=r"but .* holds no checkpoints/last\.ckpt"):
+        find_run("fit", {"ckpt_path": str(run)})
+
+
+def test_the_home_directory_may_be_written_as_a_tilde(
+    data_dir: str, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    home = tmp_path / "home"
+    home.mkdir()
+    monkeypatch.setenv("HOME", str(home))
+    shutil.move(data_dir, home / "data")
+    (home / "given.yaml").write_text("trainer:\n  max_epochs: 1\n  default_root_dir: ~/root\n")
+    main(["fit", "--config=~/given.yaml", "--data.data_dir=~/data", "--model.hidden_dims=[8]"])
+    (home / "root" / RUN).rename(home / "run")
+    main(["fit", "--run_folder=~/run", "--trainer.max_epochs=2"])
+    main(["fit", "--ckpt_path=~/run", "--trainer.max_epochs=3"])
+    assert torch.load(home / "run/checkpoints/last.ckpt", weights_only=True)["epoch"] == 2
+    main(["test", "--ckpt_path=~/run/checkpoints/last.ckpt", "--report_folder=~/report"])
+    main(["predict", "--ckpt_path=~/run", "--output=~/out.csv"])
+    main(["export", "--ckpt_path=~/run", "--output=~/net.pt2"])
+    assert {path.name for path in home.iterdir()} >= {"report", "out.csv", "net.pt2"}
+    assert not list(tmp_path.glob("**/~*"))
 
 
 def test_a_path_without_a_checkpoint_is_refused(tmp_path: Path) -> None:

@@ -26,7 +26,7 @@ from fnn_lightning.data.augmentation import Augmentation
 from fnn_lightning.errors import InputError
 from fnn_lightning.training import multi_step as multi_step_file
 from fnn_lightning.training.checkpointing import RunCheckpoint, RunEarlyStopping
-from fnn_lightning.training.console import ProgressBar
+from fnn_lightning.training.console import RunProgressBar
 from fnn_lightning.training.ema import EMA
 from fnn_lightning.training.multi_step import check_clock
 from tests.support import ROOT, assert_same, scalars, trainer, why_single_steps
@@ -175,7 +175,7 @@ def stop_early() -> list[Callback]:
         ({"callbacks": lambda: [ModelCheckpoint(monitor="val/acc")]}, 28, 4),
         ({"callbacks": stop_early, "max_epochs": 9}, 28, 4),
         ({"callbacks": stop_early, "max_epochs": 9, "min_steps": 33}, 33, 6),
-        ({"callbacks": lambda: [ProgressBar()], "enable_progress_bar": True}, 28, 4),
+        ({"callbacks": lambda: [RunProgressBar()], "enable_progress_bar": True}, 28, 4),
         ({"enable_progress_bar": True, "callbacks": list}, 28, 4),  # Lightning's own bar
     ],
     # without the addresses of functions: the processes of pytest-xdist must agree on the names
@@ -289,7 +289,7 @@ class Sparse(Watcher):
     acts_every_n_steps = 4
 
 
-class OwnBar(ProgressBar):
+class OwnBar(RunProgressBar):
     def on_after_backward(self, trainer: Trainer, pl_module: LightningModule) -> None: ...
 
 
