@@ -16,6 +16,7 @@ from fnn_lightning.data.augmentation import Augmentation
 from fnn_lightning.data.dataloader import InMemoryDataLoader, evaluation_batch_size
 from fnn_lightning.data.mnist_files import (
     fetch_mnist,
+    find_file,
     image_count,
     raw_dir,
     read_images,
@@ -51,10 +52,11 @@ class MNISTDataModule(LightningDataModule):
     Args:
         dataset: `mnist`, or `digits`: the 1,797 handwritten digits that scikit-learn bundles, for
             a first try without a download.
-        data_dir: Where MNIST lives, in torchvision's layout `MNIST/raw`. What is missing there is
-            downloaded.
-        mirror: Base URL or folder that holds MNIST's four `.gz` archives, tried before
-            torchvision's mirrors. The environment variable FNN_LIGHTNING_MIRROR by default.
+        data_dir: Where MNIST lives: the folder of its files, or the one that holds torchvision's
+            `MNIST/raw`. What is missing is downloaded into `MNIST/raw`.
+        mirror: Folder that holds MNIST's four files, packed (`.gz`) or unpacked, or base URL of the
+            `.gz` archives, tried before torchvision's mirrors. The environment variable
+            FNN_LIGHTNING_MIRROR by default.
         batch_size: Number of training images in a step, over all devices; each takes its share.
         val_size: Number of training images held out for validation, the same ones in every run.
             By default a twelfth of them: 5,000 of MNIST's 60,000. 0 trains on all of them.
@@ -217,15 +219,15 @@ class MNISTDataModule(LightningDataModule):
         if self.dataset == "mnist":
             part = "train" if train else "t10k"
             labels = self._read_labels(part)
-            images = read_images(raw_dir(self.data_dir) / f"{part}-images-idx3-ubyte")
+            images = read_images(find_file(raw_dir(self.data_dir), f"{part}-images-idx3-ubyte"))
         else:
             images, labels = sklearn_digits.read_digits(train)
         return Split(images, labels, torch.arange(len(images)))
 
     def _read_labels(self, part: str) -> Tensor:
         folder = raw_dir(self.data_dir)
-        labels = read_labels(folder / f"{part}-labels-idx1-ubyte")
-        count = image_count(folder / f"{part}-images-idx3-ubyte")
+        labels = read_labels(find_file(folder, f"{part}-labels-idx1-ubyte"))
+        count = image_count(find_file(folder, f"{part}-images-idx3-ubyte"))
         if count != len(labels):
             raise InputError(
                 f"Expected as many labels as images in {folder}, "

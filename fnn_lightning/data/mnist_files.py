@@ -1,9 +1,12 @@
 """MNIST's four files: fetching them into a folder, and reading their IDX format."""
 
+import gzip
 import math
+import shutil
 import socket
 import struct
 import tempfile
+import warnings
 from collections.abc import Iterable, Iterator
 from contextlib import contextmanager, suppress
 from http.client import HTTPException
@@ -24,44 +27,92 @@ FILES = {
     "t10k-images-idx3-ubyte": 3,
     "t10k-labels-idx1-ubyte": 1,
 }
+# Where the files can be, seen from the folder that the user names. Only names that stand for MNIST:
+# FashionMNIST and others call their files the same.
+PLACES = ("MNIST/raw", "MNIST", "raw", ".", "data/MNIST/raw")
 TIMEOUT_SECONDS = 30
 
 
 def raw_dir(data_dir: str) -> Path:
-    """Return the folder of the uncompressed files, the same as torchvision's.
+    """Return the folder of the uncompressed files.
+
+    Args:
+        data_dir: The folder that holds torchvision's `MNIST/raw`, one of these two, or the folder
+            of the files itself.
+
+    Returns:
+        The folder that holds all four files; if there is none, the one to fetch them into.
 
     Example:
-        >>> raw_dir("data").as_posix()
-        'data/MNIST/raw'
+        >>> raw_dir("data").as_posix(), raw_dir("data/MNIST").as_posix()
+        ('data/MNIST/raw', 'data/MNIST/raw')
     """
-    return Path(data_dir).expanduser() / "MNIST" / "raw"
+    base = Path(data_dir).expanduser()
+    complete = (folder for folder in _places(base) if not _problems(folder))
+    return next(complete, _fetch_dir(base))
+
+
+def _fetch_dir(base: Path) -> Path:
+    """Return torchvision's folder of uncompressed files, also if that is what `base` names."""
+    *_, parent, name = ("", "", *base.absolute().parts)
+    if (parent, name) == ("MNIST", "raw"):
+        return base
+    return base / "raw" if name == "MNIST" else base / "MNIST" / "raw"
+
+
+def find_file(folder: Path, name: str) -> Path:
+    """Find one of MNIST's uncompressed files under the names that people have it.
+
+    These are its own, Kaggle's `train-images.idx3-ubyte`, a folder of its name around it, and
+    `.gz`, which some browsers leave in the name of what they have unpacked.
+
+    Args:
+        folder: Where to look.
+        name: One of `FILES`.
+
+    Returns:
+        The first that is intact; if there is none, what should be there.
+    """
+    plain, dotted = folder / name, folder / name.replace("-idx", ".idx")
+    forms = (plain, dotted, plain / name, *_archives(folder, name))
+    return next((path for path in forms if _problem(path, FILES[name]) is None), plain)
+
+
+def _archives(folder: Path, name: str) -> list[Path]:
+    return [folder / f"{form}.gz" for form in (name, name.replace("-idx", ".idx"))]
+
+
+def _places(base: Path) -> list[Path]:
+    return [base / place for place in PLACES]
 
 
 def fetch_mnist(data_dir: str, mirror: str | None) -> None:
-    """Download or copy the MNIST files that `raw_dir(data_dir)` lacks.
+    """Download, unpack or copy MNIST's files, unless `data_dir` holds all of them.
 
-    Sources, in this order: archives that are in that folder already, `mirror`, torchvision's
-    mirrors. A file appears under its name only if its archive has the MD5 digest that torchvision
-    lists. Damaged files are replaced.
+    Sources, in this order: files and archives that are in `data_dir` already, `mirror`,
+    torchvision's mirrors. An archive is used only if it has the MD5 digest that torchvision lists;
+    an uncompressed file, if it has an IDX file's form. Files are written into torchvision's folder
+    `MNIST/raw` alone. A damaged one in their way is kept as `….damaged`.
 
     Args:
-        data_dir: Folder of the data; made if missing.
-        mirror: Base URL or folder that holds the four `.gz` archives.
+        data_dir: Folder of the data, as `raw_dir` takes it; made if missing.
+        mirror: Base URL of the four `.gz` archives, or a folder that holds them or what is in them.
 
     Raises:
         InputError: If a file is missing and no source has it, or it cannot be written.
     """
-    folder = raw_dir(data_dir)
-    if not _problems(folder):
+    if not _problems(raw_dir(data_dir)):
         return
 
     from filelock import FileLock
 
+    base = Path(data_dir).expanduser()
+    folder = _fetch_dir(base)
     created = [path for path in (folder, *folder.parents) if not path.exists()]
     try:
         folder.mkdir(parents=True, exist_ok=True)
         with FileLock(folder / ".lock"):
-            _fetch_missing(folder, mirror)
+            _fetch_missing(folder, base, mirror)
     except OSError as error:
         raise InputError(
             f"Expected `data_dir` to be a folder that can be written, "
@@ -76,7 +127,7 @@ def fetch_mnist(data_dir: str, mirror: str | None) -> None:
                 path.rmdir()
 
 
-def _fetch_missing(folder: Path, mirror: str | None) -> None:
+def _fetch_missing(folder: Path, base: Path, mirror: str | None) -> None:
     """Fetch the files of a folder that are missing or damaged.
 
     Raises:
@@ -85,48 +136,71 @@ def _fetch_missing(folder: Path, mirror: str | None) -> None:
     from torchvision.datasets import MNIST
 
     digests = dict(MNIST.resources)
-    mirrors = [*([_source(mirror)] if mirror else []), *MNIST.mirrors]
+    sources = [base, *([_source(mirror)] if mirror else []), *MNIST.mirrors]
     # in the files' own folder, so that moving them to their place is a rename and hence atomic
     with tempfile.TemporaryDirectory(prefix="download-", dir=folder) as scratch:
         problems = _problems(folder)  # with the lock held: another run may have fetched some
         for name in problems:
-            archive = f"{name}.gz"
-            sources = [folder, *mirrors] if (folder / archive).is_file() else mirrors
             try:
-                _download(archive, digests[archive], sources, scratch)
+                _fetch(name, digests[f"{name}.gz"], sources, Path(scratch))
             except InputError as error:
                 raise InputError(
                     f"MNIST is incomplete: {'; '.join(problems.values())}; tried to get "
-                    f"{archive} from {error}. Use --data.mirror with a folder or base URL that "
-                    "holds MNIST's four .gz archives, or train on the embedded digits with "
-                    "--data.dataset digits"
+                    f"{name}.gz from {error}. Use --data.mirror with a folder that holds MNIST's "
+                    "four files or a base URL of their .gz archives, or train on the embedded "
+                    "digits with --data.dataset digits"
                 ) from None
-            (Path(scratch) / name).replace(folder / name)
+            _put_in_place(Path(scratch) / name, folder / name)
+
+
+def _put_in_place(fetched: Path, path: Path) -> None:
+    """Move a file to its place; a damaged one there can be the user's own, and is kept."""
+    kept = path.with_name(f"{path.name}.damaged")
+    problem = _problem(path, FILES[path.name])
+    keep = path.is_file() and not kept.exists()
+    if keep:
+        path.rename(kept)
+    fetched.replace(path)
+    if keep:
+        warnings.warn(f"{problem}; replaced by MNIST's, and kept as {kept.name}", stacklevel=2)
 
 
 def _problems(folder: Path) -> dict[str, str]:
     """Return the missing or damaged files of a folder, each with what is wrong with it."""
-    return {name: problem for name in FILES if (problem := _problem(folder / name))}
+    problems = {name: _problem(find_file(folder, name), ndim) for name, ndim in FILES.items()}
+    return {name: problem for name, problem in problems.items() if problem}
 
 
-def _problem(path: Path) -> str | None:
+def _problem(path: Path, ndim: int) -> str | None:
     """Return what is wrong with an IDX file, or None if it is intact."""
     try:
-        idx_shape(path, FILES[path.name])
+        idx_shape(path, ndim)
     except InputError as error:
         return str(error)
+    except OSError as error:
+        return f"{path} cannot be read: {error.strerror}"
     return None
 
 
 def _source(mirror: str) -> str | Path:
     """Return a mirror as a base URL that ends in a slash, or as a folder."""
     if mirror.startswith("file://"):
-        return Path(url2pathname(urlparse(mirror).path))
-    return f"{mirror.rstrip('/')}/" if "://" in mirror else Path(mirror).expanduser()
+        path = Path(url2pathname(urlparse(mirror).path))
+    elif "://" in mirror:
+        return f"{mirror.rstrip('/')}/"
+    else:
+        path = Path(mirror).expanduser()
+    return path.parent if path.is_file() else path  # one of the files names their folder
 
 
-def _download(archive: str, md5: str, sources: Iterable[str | Path], folder: str) -> None:
-    """Get an archive from the first source that has it, and extract it into a folder.
+def _fetch(name: str, md5: str, sources: Iterable[str | Path], scratch: Path) -> None:
+    """Get one of MNIST's files from the first source that has it.
+
+    Args:
+        name: One of `FILES`.
+        md5: Digest of its archive.
+        sources: Base URLs of archives, and folders.
+        scratch: Folder to put the uncompressed file into.
 
     Raises:
         InputError: If no source has it; the message lists the sources and why each failed.
@@ -135,9 +209,9 @@ def _download(archive: str, md5: str, sources: Iterable[str | Path], folder: str
     for source in sources:
         try:
             if isinstance(source, str):
-                _extract_from_url(source + archive, md5, folder)
+                _fetch_from_url(f"{source}{name}.gz", md5, scratch)
             else:
-                _extract_from_file(source / archive, md5, folder)
+                _fetch_from_folder(source, name, md5, scratch)
             return
         # RuntimeError: wrong digest; ValueError: not a URL
         except (OSError, HTTPException, RuntimeError, ValueError) as error:
@@ -145,19 +219,29 @@ def _download(archive: str, md5: str, sources: Iterable[str | Path], folder: str
     raise InputError("; ".join(failures) or "nowhere")
 
 
-def _extract_from_url(url: str, md5: str, folder: str) -> None:
+def _fetch_from_url(url: str, md5: str, scratch: Path) -> None:
     from torchvision.datasets.utils import download_and_extract_archive
 
     with _socket_timeout():
-        download_and_extract_archive(url, folder, md5=md5)
+        download_and_extract_archive(url, str(scratch), md5=md5)
 
 
-def _extract_from_file(archive: Path, md5: str, folder: str) -> None:
-    from torchvision.datasets.utils import check_integrity, extract_archive
+def _fetch_from_folder(base: Path, name: str, md5: str, scratch: Path) -> None:
+    from torchvision.datasets.utils import check_md5
 
-    if not check_integrity(archive, md5):
-        raise RuntimeError("the archive is damaged" if archive.exists() else "no such archive")
-    extract_archive(archive, folder)
+    # Digests tell MNIST's archives from FashionMNIST's, so they may lie in any folder below.
+    folders = [*_places(base), *sorted(path for path in base.glob("*") if path.is_dir())]
+    archives = [path for folder in folders for path in _archives(folder, name) if path.is_file()]
+    for archive in archives:
+        if check_md5(archive, md5):
+            with gzip.open(archive) as packed, (scratch / name).open("wb") as unpacked:
+                shutil.copyfileobj(packed, unpacked)
+            return
+    for file in (find_file(place, name) for place in _places(base)):
+        if _problem(file, FILES[name]) is None:
+            shutil.copyfile(file, scratch / name)
+            return
+    raise RuntimeError("the archive is damaged" if archives else "no such file")
 
 
 @contextmanager

@@ -16,8 +16,14 @@ from torch import Tensor
 
 from fnn_lightning.errors import InputError
 
-FORMATS = ("PNG", "JPEG", "BMP", "TIFF", "GIF")
-SUFFIXES = (".png", ".jpg", ".jpeg", ".bmp", ".tif", ".tiff", ".gif")
+FORMATS = ("PNG", "JPEG", "BMP", "TIFF", "GIF", "WEBP")
+SUFFIXES = (".png", ".jpg", ".jpeg", ".bmp", ".tif", ".tiff", ".gif", ".webp")
+UNREADABLE_SUFFIXES = (
+    ".heic",
+    ".heif",
+    ".avif",
+)  # found all the same, so that a message names them
+HEIF_BRANDS = (b"heic", b"heix", b"heim", b"heis", b"hevc", b"mif1", b"msf1", b"avif", b"avis")
 
 IMAGE_SIZE, BOX_SIZE = 28, 20  # pixels of an MNIST image, and of the box in it that the digit fills
 MAX_WORKING_SIZE = 800  # pixels; larger pictures are reduced, which keeps the strokes of any pen
@@ -60,8 +66,8 @@ def find_pictures(paths: list[str]) -> list[Path]:
     """Find picture files.
 
     Args:
-        paths: Files, whatever their suffix; folders, of which all files with a suffix in `SUFFIXES`
-            are used, sorted by name; or globs such as `scans/**/*.png`.
+        paths: Files, whatever their suffix; folders, of which all files with the suffix of a
+            picture are used, sorted by name; or globs such as `scans/**/*.png`.
 
     Returns:
         The files, in order and without duplicates.
@@ -88,7 +94,8 @@ def _pictures_at(given: str) -> list[Path]:
     else:
         # Path.glob takes no absolute pattern
         candidates = sorted(map(Path, glob.glob(str(path), recursive=True)))  # noqa: PTH207
-    pictures = [file for file in candidates if file.is_file() and file.suffix.lower() in SUFFIXES]
+    suffixes = (*SUFFIXES, *UNREADABLE_SUFFIXES)
+    pictures = [file for file in candidates if file.is_file() and file.suffix.lower() in suffixes]
     if not pictures:
         reason = "no picture in it" if path.is_dir() else "there is no such file"
         raise InputError(f"Expected pictures, but got {given}: {reason}")
@@ -99,7 +106,7 @@ def read_picture(path: Path) -> Tensor:
     """Read a picture file and convert it to an image like MNIST's.
 
     Args:
-        path: A PNG, JPEG, BMP, TIFF or GIF file. Only its first frame is used.
+        path: A PNG, JPEG, BMP, TIFF, GIF or WebP file. Only its first frame is used.
 
     Returns:
         `uint8` of shape `(28, 28)`, ink 255 on 0.
@@ -138,11 +145,19 @@ def _load(path: Path) -> Image.Image:
             f"it has more than {Image.MAX_IMAGE_PIXELS:,} pixels, the maximum"
         ) from None
     except UnidentifiedImageError:
-        raise InputError("it is not a PNG, JPEG, BMP, TIFF or GIF file") from None
+        raise InputError(f"it is {_unknown_format(path)}") from None
     except (FileNotFoundError, PermissionError) as error:
         raise InputError(f"it cannot be read: {error.strerror}") from None
     except Exception as error:  # a damaged file can make the decoder fail in any way
         raise InputError(f"it is damaged or truncated: {error}") from error
+
+
+def _unknown_format(path: Path) -> str:
+    with path.open("rb") as file:
+        box = file.read(12)[4:]  # an ISO base media file begins with a box that names its brand
+    if box.startswith(b"ftyp") and box[4:] in HEIF_BRANDS:
+        return "a HEIC, HEIF or AVIF picture: convert it to PNG or JPEG"
+    return "not a PNG, JPEG, BMP, TIFF, GIF or WebP file"
 
 
 def to_mnist(picture: Image.Image) -> Tensor:

@@ -69,9 +69,13 @@ def test_intact_files_are_not_fetched_again(data_dir: str) -> None:
 @pytest.mark.parametrize("damage", [lambda intact: intact[:-100], lambda intact: b"x" + intact[1:]])
 def test_a_damaged_file_is_fetched_again(data_dir: str, mirror: Path, damage: Damage) -> None:
     path = raw_dir(data_dir) / "train-images-idx3-ubyte"
-    path.write_bytes(damage(path.read_bytes()))
-    fetch_mnist(data_dir, str(mirror))
-    assert contents(data_dir) == tiny_files()
+    damaged = damage(path.read_bytes())
+    path.write_bytes(damaged)
+    with pytest.warns(
+        UserWarning, match=r"is damaged: .* kept as train-images-idx3-ubyte\.damaged"
+    ):
+        fetch_mnist(data_dir, str(mirror))
+    assert contents(data_dir) == {**tiny_files(), f"{path.name}.damaged": damaged}
 
 
 @pytest.mark.parametrize(
@@ -121,6 +125,113 @@ def test_without_the_argument_the_environment_names_the_mirror(
     monkeypatch.setenv("FNN_LIGHTNING_MIRROR", str(mirror))
     MNISTDataModule(val_size=0).prepare_data()
     assert contents("data") == tiny_files()
+
+
+def kaggle(name: str) -> str:
+    return name.replace("-idx", ".idx")
+
+
+def tree(folder: str) -> dict[str, bytes]:
+    """Read every file in a folder and below."""
+    paths = Path(folder).glob("**/*")
+    return {str(path.relative_to(folder)): path.read_bytes() for path in paths if path.is_file()}
+
+
+NAMES = {
+    "plain": lambda name: name,
+    "kaggle": kaggle,
+    "folder": lambda name: f"{name}/{name}",
+    "unpacked by the browser": lambda name: f"{name}.gz",
+    "kaggle, unpacked by the browser": lambda name: f"{kaggle(name)}.gz",
+}
+# where the files are, and what the user names
+PLACES = [
+    ("here", "here"),
+    ("here/MNIST/raw", "here"),
+    ("here/MNIST/raw", "here/MNIST"),
+    ("here/MNIST/raw", "here/MNIST/raw"),
+    ("here/MNIST", "here"),
+    ("here/MNIST", "here/MNIST"),
+    ("here/raw", "here"),
+    ("here/data/MNIST/raw", "here"),
+]
+
+
+def put(folder: str, form: Callable[[str], str], files: dict[str, bytes]) -> None:
+    for name, content in files.items():
+        path = Path(folder, form(name))
+        path.parent.mkdir(parents=True, exist_ok=True)
+        path.write_bytes(content)
+
+
+@pytest.mark.parametrize(("place", "given"), PLACES)
+@pytest.mark.parametrize("form", NAMES.values(), ids=NAMES)
+def test_unpacked_files_are_read_where_they_are(
+    place: str, given: str, form: Callable[[str], str]
+) -> None:
+    put(place, form, tiny_files())
+    before = tree("here")
+    data = MNISTDataModule(data_dir=given, val_size=0)
+    data.prepare_data()
+    data.setup()
+    assert tree("here") == before
+    labels = data._splits["test"].labels.to(torch.uint8)
+    assert tiny_files()["t10k-labels-idx1-ubyte"].endswith(labels.numpy().tobytes())
+
+
+@pytest.mark.parametrize(("place", "given"), PLACES)
+@pytest.mark.parametrize("form", NAMES.values(), ids=NAMES)
+def test_a_mirror_may_hold_unpacked_files(
+    place: str, given: str, form: Callable[[str], str]
+) -> None:
+    put(place, form, tiny_files())
+    before = tree("here")
+    fetch_mnist("data", given)
+    assert contents("data") == tiny_files()
+    assert tree("here") == before
+
+
+def test_one_of_the_files_names_the_mirror(mirror: Path) -> None:
+    fetch_mnist("data", str(mirror / "t10k-labels-idx1-ubyte.gz"))
+    assert contents("data") == tiny_files()
+
+
+@pytest.mark.parametrize(("place", "given"), [*PLACES, ("here/downloads", "here")])
+@pytest.mark.parametrize("form", [str, kaggle])
+@pytest.mark.parametrize("is_mirror", [True, False])
+def test_archives_are_found_where_they_are(
+    mirror: Path, place: str, given: str, form: Callable[[str], str], is_mirror: bool
+) -> None:
+    archives = {path.name: path.read_bytes() for path in mirror.iterdir()}
+    put(place, form, archives)
+    before = tree("here")
+    data_dir = "data" if is_mirror else given
+    fetch_mnist(data_dir, given if is_mirror else None)
+    assert tree("here").items() >= before.items()
+    assert tiny_files().items() <= contents(data_dir).items()
+    assert raw_dir(data_dir).name == "raw"
+
+
+def test_another_archive_or_data_set_is_not_taken_for_mnist() -> None:
+    put("here/FashionMNIST/raw", str, tiny_files())
+    put("here/data", NAMES["unpacked by the browser"], {name: b"packed" for name in FILES})
+    for data_dir, mirror in (("here", None), ("data", "here")):
+        with pytest.raises(InputError, match=r"MNIST is incomplete: .*train-images-idx3-ubyte is"):
+            fetch_mnist(data_dir, mirror)
+    assert not Path("here/MNIST").exists()
+
+
+def test_a_half_filled_folder_is_completed(mirror: Path) -> None:
+    files = tiny_files()
+    labels = {name: files.pop(name) for name in list(files) if "labels" in name}
+    put("data/MNIST/raw", kaggle, files)
+    put("data/MNIST/raw", kaggle, {name: content[:20] for name, content in labels.items()})
+    before = tree("data")
+    with pytest.raises(InputError, match="labels-idx1-ubyte is missing"):
+        fetch_mnist("data", None)
+    assert tree("data") == before
+    fetch_mnist("data/MNIST/raw", str(mirror))
+    assert tree("data") == {**before, **{f"MNIST/raw/{name}": labels[name] for name in labels}}
 
 
 @pytest.mark.parametrize("place", ["data", "data/MNIST", "data/MNIST/raw"])

@@ -171,7 +171,7 @@ def test_an_image_like_mnists_stays_as_it_is(digit: str, width: int) -> None:
         assert difference.abs().max() <= 1
 
 
-@pytest.mark.parametrize("suffix", ["png", "bmp", "tiff", "gif", "jpg"])
+@pytest.mark.parametrize("suffix", ["png", "bmp", "tiff", "gif", "jpg", "webp"])
 def test_every_format_is_read(suffix: str, tmp_path: Path) -> None:
     path = tmp_path / f"digit.{suffix}"
     picture(letter()).save(path)
@@ -240,9 +240,14 @@ BAD: dict[str, tuple[Any, str]] = {
     "deep": (Image.new("I;16", (300, 200), 777), "it is blank"),
     "tiny": (Image.new("L", (7, 300), 255), "it is too small: 7×300 pixels"),
     "speck": (picture(np.pad(np.ones((5, 4)), 30)), "too small: what stands out measures 4×5 "),
-    "text": (b"hello", "it is not a PNG, JPEG, BMP, TIFF or GIF file"),
+    "text": (b"hello", "it is not a PNG, JPEG, BMP, TIFF, GIF or WebP file"),
     "other": (b"%!PS-Adobe-3.0 EPSF-3.0\n%%BoundingBox: 0 0 9 9\n", "it is not a PNG"),
     "empty": (b"", "it is empty"),
+    "film": (b"\0\0\0\x18ftypisom\0\0\0\0isommp42", "it is not a PNG"),
+    "HEIC": (
+        b"\0\0\0\x18ftypheic\0\0\0\0mif1heic",
+        "a HEIC, .* picture: convert it to PNG or JPEG",
+    ),
     "scrambled": (png(100, 100, b"?" * 50), "it is damaged or truncated"),
     "bomb": (png(50_000, 50_000, zlib.compress(b"")), "it has more than 89,478,485 pixels"),
     "large": (png(10_000, 10_000, zlib.compress(b"")), "it has more than 89,478,485 pixels"),
@@ -261,7 +266,7 @@ def test_a_file_without_a_digit_is_rejected_with_the_reason(kind: str, tmp_path:
         read_picture(path)
 
 
-@pytest.mark.parametrize("suffix", ["png", "bmp", "tiff", "gif", "jpg"])
+@pytest.mark.parametrize("suffix", ["png", "bmp", "tiff", "gif", "jpg", "webp"])
 def test_truncated_files_are_rejected(suffix: str, tmp_path: Path) -> None:
     path = tmp_path / f"digit.{suffix}"
     picture(letter()).save(path)
@@ -271,7 +276,8 @@ def test_truncated_files_are_rejected(suffix: str, tmp_path: Path) -> None:
 
 
 def test_pictures_are_found_by_file_folder_and_glob(tmp_path: Path) -> None:
-    for name in ("scans/b.PNG", "scans/a.jpeg", "scans/notes.txt", "scans/deep/c.gif", "d[1].bin"):
+    for name in ("scans/b.PNG", "scans/a.jpeg", "scans/notes.txt", "scans/deep/c.gif", "d[1].bin",
+                 "phone/b.webp", "phone/a.HEIC", "phone/c.mov"):  # fmt: skip
         (tmp_path / name).parent.mkdir(parents=True, exist_ok=True)
         (tmp_path / name).touch()
 
@@ -279,6 +285,7 @@ def test_pictures_are_found_by_file_folder_and_glob(tmp_path: Path) -> None:
         return [str(each) for each in find_pictures(list(paths))]
 
     assert found("scans") == ["scans/a.jpeg", "scans/b.PNG"]
+    assert found("phone") == ["phone/a.HEIC", "phone/b.webp"]
     assert found("d[1].bin", "scans/*.PNG") == ["d[1].bin", "scans/b.PNG"]
     assert found("scans/**/*.gif", "scans/*", "scans/a.jpeg") == [
         "scans/deep/c.gif",

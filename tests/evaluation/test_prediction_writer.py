@@ -65,7 +65,7 @@ def test_pictures_are_printed_as_a_table_and_failures_as_errors(
         assert "! unsure" in line  # after one epoch on noise
     assert output.err.splitlines() == [
         "error: scans/blank.png: it is blank: nothing stands out from the paper",
-        "error: scans/c.gif: it is not a PNG, JPEG, BMP, TIFF or GIF file",
+        "error: scans/c.gif: it is not a PNG, JPEG, BMP, TIFF, GIF or WebP file",
     ]
 
 
