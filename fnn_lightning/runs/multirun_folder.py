@@ -19,7 +19,9 @@ except ImportError:  # Windows, where no child inherits a lock: there such a run
     fcntl = None  # type: ignore[assignment]
 
 LOCK = ".lock"
-LOCKED_BYTE = 2**40  # Windows locks bytes, also against the children that write to the file
+# Windows locks bytes, also against the children that write to the file: one that no output reaches,
+# below the 2 GB up to which its `locking` can count
+LOCKED_BYTE = 2**30
 RETRY_SECONDS = 0.1
 
 
