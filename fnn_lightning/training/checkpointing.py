@@ -249,8 +249,15 @@ class RunEarlyStopping(callbacks.EarlyStopping):
             strict=False,  # an epoch may end without a validation
         )
         self.enabled = patience is not None
+        self._resumes = True
+
+    def setup(self, trainer: Trainer, pl_module: LightningModule, stage: str) -> None:
+        super().setup(trainer, pl_module, stage)
+        self._resumes = stage == "fit"
 
     def load_state_dict(self, state_dict: dict[str, Any]) -> None:
+        if not self._resumes:
+            return  # the state of a run that is tested
         super().load_state_dict({**state_dict, "patience": self.patience})  # may have been raised
 
     def on_train_start(self, trainer: Trainer, pl_module: LightningModule) -> None:
