@@ -78,23 +78,27 @@ def read_config(path: str) -> dict[str, Any]:
     return config
 
 
-def configs_first(argv: list[str]) -> list[str]:
-    """Put config files before all other options, which so win over them wherever they stand.
+def in_parsing_order(argv: list[str]) -> list[str]:
+    """Put config files first, then the classes of optimiser and schedule, then all other options.
 
-    Otherwise `--optimizer.lr 0.01 --config FILE` would set the rate of an optimiser that the parser
-    does not know yet.
+    So options win over config files wherever they stand, and in `--optimizer.lr 0.01 --config FILE`
+    the parser knows the optimiser before its learning rate.
+
+    Example:
+        >>> in_parsing_order(["fit", "--optimizer.lr=1", "--optimizer", "Adam", "-c", "a.yaml"])
+        ['fit', '--config=a.yaml', '--optimizer=Adam', '--optimizer.lr=1']
     """
-    configs: list[str] = []
+    early: dict[str, list[str]] = {"config": [], "optimizer": [], "lr_scheduler": []}
     rest: list[str] = []
     words = iter(argv)
     for word in words:
-        if word in ("-c", "--config"):
-            configs += [f"--config={value}" for value in [next(words, "")]]
-        elif word.startswith("--config="):
-            configs.append(word)
+        option, equals, value = word.partition("=")
+        name = "config" if option == "-c" else option.removeprefix("--").removesuffix(".class_path")
+        if option.startswith("-") and name in early:
+            early[name].append(f"--{name}={value if equals else next(words, '')}")
         else:
             rest.append(word)
-    return [*rest[:1], *configs, *rest[1:]]
+    return [*rest[:1], *(word for group in early.values() for word in group), *rest[1:]]
 
 
 def with_config_texts(argv: list[str]) -> list[str]:

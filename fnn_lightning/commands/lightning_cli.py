@@ -25,17 +25,17 @@ from fnn_lightning.commands.datamodules import MNISTOrPictures, MNISTWithTrainSe
 from fnn_lightning.commands.fit import Fit, search_lr
 from fnn_lightning.commands.given import (
     config_is_given,
-    configs_first,
     find_init,
     find_run,
     gather_images,
     given_options,
+    in_parsing_order,
     names_a_class,
     stored_settings,
     with_config_texts,
 )
 from fnn_lightning.commands.main import COMMAND
-from fnn_lightning.commands.options import explain
+from fnn_lightning.commands.options import explain, explain_instance, refuse_single_dash
 from fnn_lightning.commands.trainer_setup import setup_trainer
 from fnn_lightning.datamodule import MNISTDataModule
 from fnn_lightning.errors import InputError, one_line
@@ -84,7 +84,8 @@ class FNNCLI(LightningCLI):
 
     def __init__(self, argv: list[str]) -> None:
         quiet_lightning()
-        argv = configs_first(gather_images(argv))
+        refuse_single_dash(argv)
+        argv = in_parsing_order(gather_images(argv))
         self.given = given_options(argv)
         self.argv = with_config_texts(argv)
         self._ckpt_path, self._run = find_run(argv[0], self.given)
@@ -213,7 +214,8 @@ class FNNCLI(LightningCLI):
         try:
             self.config = parser.parse_args(self.argv)
         except ArgumentError as error:
-            raise InputError(explain(str(error), self.options.get_defaults().keys())) from None
+            known = [*self.options.get_defaults().keys(), *OWN_OPTIONS.get(self.argv[0], {})]
+            raise InputError(explain(str(error), known)) from None
         section = self.config[self.config.subcommand]
         check_ranges(section.trainer)
         check_strategy(section.trainer.strategy)
@@ -280,7 +282,7 @@ class FNNCLI(LightningCLI):
             raise
         except (ImportError, MemoryError, RuntimeError, TypeError, ValueError) as error:
             # from the Trainer, its plugins, or layers too large for the memory
-            raise InputError(str(error).partition("\n")[0]) from error
+            raise InputError(explain_instance(str(error))) from error
         if self.subcommand == "fit":
             self.model.configure_optimizers()  # fails now, before anything is written
             if self._finds_lr:

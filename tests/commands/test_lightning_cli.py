@@ -20,6 +20,7 @@ from fnn_lightning import FNNLitModule, __version__
 from fnn_lightning.commands.given import resume_options
 from fnn_lightning.commands.lightning_cli import FNNCLI
 from fnn_lightning.commands.main import SUBCOMMANDS, main
+from fnn_lightning.commands.options import ANSWERS
 from fnn_lightning.training.checkpointing import RunCheckpoint
 from fnn_lightning.training.train_log import TrainLog
 from tests.support import LAST, NEEDS_POSIX, RUN, TEST_SIZE, fit, refused, scalars
@@ -98,7 +99,7 @@ def test_a_saved_config_fits_every_subcommand(data_dir: str, capsys: Capture) ->
     capsys.readouterr()
     last = "run/checkpoints/last.ckpt"
     message = refused(["test", "--config", "given.yaml", "--ckpt_path", last], capsys)
-    assert "only `fit` takes it: drop it, from the config too" in message
+    assert "only `fit` takes it; drop it, from the config too" in message
 
 
 def test_another_optimizer_does_not_inherit_the_learning_rate(
@@ -295,11 +296,42 @@ def test_the_module_runs_as_a_program() -> None:
 
 
 BAD = {
+    "--epochs 3": r"Unknown option epochs: use --trainer.max_epochs",
+    "--lr 0.1": r"Unknown option lr: use --optimizer.lr",
+    "--model.lr 0.1": r"Unknown option model.lr: use --optimizer.lr",
+    "--optimizer.learning_rate 0.1": r"; did you mean optimizer.lr\?",
+    "--data.num_workers 4": r"Unknown option data.num_workers: drop it; all images are in memory",
+    "--trainer.gpus 1": r"use --trainer.accelerator gpu --trainer.devices 1",
+    "--batch_size 3": r"did you mean data.batch_size\?",
+    "--batch-size=3": r"did you mean data.batch_size\?",
+    "--hidden_dims [3]": r"did you mean model.hidden_dims\?",
+    "--activation relu": r"did you mean model.activation\?",
+    "--monitor val/acc": r"did you mean checkpoint.monitor or early_stopping.monitor\?",
+    "--seed 1": r"Unknown option seed: use --seed_everything",
+    "--name a": r"use --run_folder",
+    "--optimizer adam": r"to be a class of torch.optim, but got adam; did you mean Adam\?",
+    "--optimizer torch.optim.adamw": r"did you mean AdamW\?",
+    "--optimizer Adam --optimizer.momentum 0.9": r"optimizer.momentum: Adam takes lr, betas, eps",
+    "--lr_scheduler cosine": r"did you mean CosineAnnealingLR\?",
+    "--lr_scheduler.step_size 2": r"add --lr_scheduler StepLR$",
+    "--lr_scheduler.gamma 2": r"add --lr_scheduler StepLR, or MultiStepLR, ExponentialLR",
+    "--lr_scheduler.foo 2": r"Unknown option lr_scheduler.foo; --lr_scheduler says of which class",
+    "extra": r"Unexpected argument extra: write --NAME before a value",
+    "lr 0.1": r"Unexpected argument lr: use --optimizer.lr",
+    "ckpt_path a": r"an option begins with two dashes, --ckpt_path",
+    "-ckpt_path a": r"Expected two dashes before an option, but got -ckpt_path: use --ckpt_path",
+    "a.ckpt": r"Unexpected argument a.ckpt: use --ckpt_path a.ckpt",
+    "a.yaml": r"Unexpected argument a.yaml: use --config a.yaml",
+    "--trainer.fast_dev_run": r"a value after --trainer.fast_dev_run, but got none; a switch takes",
+    "--trainer.logger WandbLogger": r"WandbLogger needs wandb, but .*: pip install wandb$",
+    "--trainer.logger+=CometLogger": r"CometLogger needs comet-ml, .*: pip install comet-ml$",
+    "--trainer.logger wandb": r"did you mean WandbLogger\?",
+    "--trainer.callbacks+=EarlyStoping": r"did you mean EarlyStopping\?",
     "--model.activation rleu": "one of .*'relu'.* got rleu",
     "--model.hidden_dims [100,0]": r"`hidden_dims` to be positive integers, but got \[100, 0\]",
     "--model.hidden_dims [-5]": r"positive integers, but got \[-5\]",
     "--model.hidden_dims [1.5]": "`model.hidden_dims` to be int, but got 1.5",
-    "--model.hidden_dims 100": "`model.hidden_dims` to be a list, but got 100",
+    "--model.hidden_dims 100": r"to be a list, but got 100: write '\[100, 50\]'",
     "--model.pixel_std 0": "`pixel_std` to be positive",
     "--data.batch_size 0": "`batch_size` to be 1 or more, but got 0",
     "--data.batch_size many": "`data.batch_size` to be int, but got many",
@@ -386,6 +418,22 @@ def bad_files(tmp_path: Path) -> None:
 @pytest.mark.usefixtures("bad_files")
 def test_bad_input_is_refused_in_one_line(words: str, capsys: Capture) -> None:
     assert re.search(BAD[words], refused(["fit", *words.split()], capsys))
+
+
+def test_every_answer_names_an_option(capsys: Capture) -> None:
+    with pytest.raises(SystemExit, match="0"):
+        main(["fit", "--print_config"])
+    config = yaml.safe_load(capsys.readouterr().out)
+    config["optimizer"] |= config["optimizer"]["init_args"]
+    config["run_folder"] = None  # left out of a config
+    for answer, words in ANSWERS.items():
+        for option in re.findall(r"--([\w.]+)", answer):
+            group, _, name = option.partition(".")
+            assert group in config
+            assert not name or name in config[group]
+        assert not config.keys() & set(words.split()) - {"checkpoint"}
+    every = " ".join(ANSWERS.values()).split()
+    assert len(set(every)) == len(every)
 
 
 def test_digits_without_scikit_learn_say_what_to_install(
