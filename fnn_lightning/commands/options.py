@@ -40,7 +40,7 @@ ANSWERS = {
     "--run_folder": "name project run_name output_dir save_dir log_dir logdir",
 }
 NOT_NEEDED = "num_workers workers pin_memory persistent_workers prefetch_factor"
-ONLY_FIT = "run_folder init_from"
+ONLY_FIT = "run_folder init_from find_lr"
 # where the classes are that an option may name
 CLASSES = {
     "optimizer": "torch.optim",
