@@ -8,7 +8,6 @@ from torch import Tensor
 from torch.nn import functional as F
 
 from fnn_lightning.data.dataloader import Batch, InMemoryDataLoader
-from fnn_lightning.data.pixel_scale import PixelScaleCheck, wrong_scale
 from fnn_lightning.errors import DivergenceError, InputError
 from fnn_lightning.network import FNN, NUM_CLASSES
 from fnn_lightning.training.batch_norm import check_batch_norm
@@ -25,6 +24,7 @@ from fnn_lightning.training.lr_finder import FINDERS
 from fnn_lightning.training.metrics import IGNORE_INDEX, SplitMetrics, StepOutput, TrainMetrics
 from fnn_lightning.training.multi_step import MultiStep, check_clock, run_length
 from fnn_lightning.training.optim import SGD, ClassConfig, Optim
+from fnn_lightning.training.pixel_scale import PixelScale
 from fnn_lightning.training.resume import Resume
 from fnn_lightning.training.train_log import TrainLog, log_values
 
@@ -116,10 +116,6 @@ class FNNLitModule(LightningModule):
         self.schedule_lengths = (0, 0)
         """Steps of warm-up and length of the schedule where the run's length gives them, else 0."""
         self._loaded_step = 0
-        self._pixel_scale = PixelScaleCheck()
-
-    def setup(self, stage: str) -> None:
-        self._pixel_scale = PixelScaleCheck()
 
     def forward(self, images: Tensor) -> Tensor:
         """Compute logits of shape `(B, 10)` from raw pixels, as `FNN` does."""
@@ -151,12 +147,7 @@ class FNNLitModule(LightningModule):
         Returns:
             `probabilities` of shape `(B, 10)`, whose rows add up to 1, and `digit`, the most
             probable one, `int64` of shape `(B,)`.
-
-        Raises:
-            InputError: If the pixels of the first batch are on another scale than 0–255.
         """
-        if batch_idx == 0 and (message := wrong_scale(batch)):
-            raise InputError(message)
         images = batch if isinstance(batch, Tensor) else batch[0]
         probabilities = self(images).softmax(dim=1)
         return {"probabilities": probabilities, "digit": probabilities.argmax(dim=1)}
@@ -189,17 +180,6 @@ class FNNLitModule(LightningModule):
         if self.hard_examples is not None:
             size = self.hard_examples.count(size)
         return output.loss * (len(output.labels) * loader.world_size / size)
-
-    def on_train_batch_start(self, batch: Any, batch_idx: int) -> None:
-        self._pixel_scale.look_at("train", batch)
-
-    def on_validation_batch_start(
-        self, batch: Any, batch_idx: int, dataloader_idx: int = 0
-    ) -> None:
-        self._pixel_scale.look_at("val", batch)
-
-    def on_test_batch_start(self, batch: Any, batch_idx: int, dataloader_idx: int = 0) -> None:
-        self._pixel_scale.look_at("test", batch)
 
     def on_validation_epoch_start(self) -> None:
         # not at the end of the last one, whose inference mode the sums would keep
@@ -289,7 +269,7 @@ class FNNLitModule(LightningModule):
         if trainer and any(isinstance(each, TrainLog) for each in trainer.callbacks):
             return []
         log = TrainLog()
-        return [log, Resume(), HParams(), MultiStep(log, FNNLitModule)]
+        return [log, Resume(), HParams(), PixelScale(), MultiStep(log, FNNLitModule)]
 
     def on_fit_start(self) -> None:
         attached = [type(each) for each in self.trainer.callbacks]  # type: ignore[attr-defined]
@@ -306,8 +286,6 @@ class FNNLitModule(LightningModule):
             self.trainer.callback_metrics.clear()
 
     def on_train_start(self) -> None:
-        if isinstance(self.trainer.train_dataloader, InMemoryDataLoader):
-            self._pixel_scale.trust("train")  # augmentation may move nearly all ink out of an image
         if self.hparams["batch_norm"]:
             check_batch_norm(self.trainer, self.hard_examples)
 

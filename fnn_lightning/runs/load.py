@@ -7,13 +7,13 @@ import torch
 from torch import Tensor, nn
 
 from fnn_lightning import __version__
-from fnn_lightning.data.pixel_scale import wrong_scale
 from fnn_lightning.datamodule import EVAL_BATCH_SIZE, MNISTDataModule
 from fnn_lightning.errors import InputError
 from fnn_lightning.lit_module import FNNLitModule
 from fnn_lightning.network import NUM_CLASSES
 from fnn_lightning.runs.checkpoint_io import read_checkpoint
 from fnn_lightning.runs.run_folder import BEST, LAST
+from fnn_lightning.training.pixel_scale import wrong_scale
 
 
 class TrainedNetwork(NamedTuple):

@@ -3,8 +3,12 @@
 import math
 from typing import Any
 
+from lightning.pytorch import LightningModule, Trainer, callbacks
 from lightning.pytorch.utilities import rank_zero_warn
 from torch import Tensor
+
+from fnn_lightning.data.dataloader import InMemoryDataLoader
+from fnn_lightning.errors import InputError
 
 TOLERANCE = 0.01  # grey levels; rounding, when pixels are resampled
 
@@ -41,23 +45,48 @@ def wrong_scale(batch: Any) -> str | None:
     )
 
 
-class PixelScaleCheck:
-    """Warns once in a run if images are on another scale than 0–255.
+class PixelScale(callbacks.Callback):
+    """Warns once in a run if images are on another scale than 0–255; `predict` is refused.
 
     It looks at the first batch of each split alone: reading a value in every step would make the
     host wait for the device.
+
+    Raises:
+        InputError: In `predict`.
     """
 
-    def __init__(self) -> None:
+    acts_every_n_steps = 0
+
+    def setup(self, trainer: Trainer, pl_module: LightningModule, stage: str) -> None:
         self._looked_at: set[str] = set()
         self._warned = False
 
-    def trust(self, split: str) -> None:
-        """Leave a split out."""
-        self._looked_at.add(split)
+    def on_train_start(self, trainer: Trainer, pl_module: LightningModule) -> None:
+        if isinstance(trainer.train_dataloader, InMemoryDataLoader):
+            self._looked_at.add("train")  # augmentation may move nearly all ink out of an image
 
-    def look_at(self, split: str, batch: Any) -> None:
-        """Look at a batch of a split, unless one was looked at before."""
+    def on_train_batch_start(
+        self, trainer: Trainer, pl_module: LightningModule, batch: Any, *_: Any
+    ) -> None:
+        self._look_at("train", batch)
+
+    def on_validation_batch_start(
+        self, trainer: Trainer, pl_module: LightningModule, batch: Any, *_: Any
+    ) -> None:
+        self._look_at("val", batch)
+
+    def on_test_batch_start(
+        self, trainer: Trainer, pl_module: LightningModule, batch: Any, *_: Any
+    ) -> None:
+        self._look_at("test", batch)
+
+    def on_predict_batch_start(
+        self, trainer: Trainer, pl_module: LightningModule, batch: Any, batch_idx: int, *_: Any
+    ) -> None:
+        if batch_idx == 0 and (message := wrong_scale(batch)):
+            raise InputError(message)
+
+    def _look_at(self, split: str, batch: Any) -> None:
         if split in self._looked_at:
             return
         self._looked_at.add(split)
