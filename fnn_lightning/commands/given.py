@@ -8,12 +8,20 @@ from pathlib import Path
 from typing import Any
 
 import yaml
+from jsonargparse import Namespace
 
-from fnn_lightning.commands.config_checks import is_data
+from fnn_lightning.commands.config_checks import (
+    check_stored_class,
+    is_data,
+    plain,
+    stored_augmentation,
+)
 from fnn_lightning.errors import InputError
+from fnn_lightning.runs.checkpoint_io import ema_decay
 from fnn_lightning.runs.files import quote, relative_path
 from fnn_lightning.runs.load import find_checkpoint
 from fnn_lightning.runs.run_folder import BEST, CONFIG, LAST, METRICS, run_folder
+from fnn_lightning.training.optim import SGD
 
 
 def given_options(argv: list[str]) -> dict[str, Any]:
@@ -172,6 +180,54 @@ def stored_settings(run: Path, given: Iterable[str] = ()) -> dict[str, Any]:
     # in no checkpoint, since a network is tested without it; but it rounds otherwise
     settings["model.compile"] = (config.get("model") or {}).get("compile") is True
     return settings
+
+
+def checkpoint_settings(checkpoint: dict[str, Any], given: dict[str, Any]) -> dict[str, Any]:
+    """Collect the settings of a run that its checkpoint stores, under the names of their options.
+
+    Args:
+        checkpoint: What `read_checkpoint` returned.
+        given: What `given_options` returned. The arguments of a class that the user names are
+            left out: they may be of another class.
+
+    Raises:
+        InputError: If one of them names code.
+    """
+    model = dict(checkpoint["hyper_parameters"])
+    data = dict(checkpoint.get("datamodule_hyper_parameters", {}))
+    augmentation = stored_augmentation(data.pop("augmentation", {}))
+    settings = {"seed_everything": data.pop("seed", 0), "ema.decay": ema_decay(checkpoint)}
+    for name in ("optimizer", "lr_scheduler"):
+        config = model.pop(name, None)
+        if config and not names_a_class(given.get(name)):
+            check_stored_class(name, config)
+            settings[name] = config
+    settings |= {f"model.{name}": value for name, value in model.items()}
+    settings |= {f"data.{name}": value for name, value in data.items()}
+    return settings | {f"data.augmentation.{name}": value for name, value in augmentation.items()}
+
+
+def keep_found_lr(config: Namespace, checkpoint: dict[str, Any], given: dict[str, Any]) -> None:
+    """Let a command with --find_lr that is started anew resume with the rate that it has found.
+
+    Args:
+        config: The settings of `fit`, which get the rate.
+        checkpoint: What `read_checkpoint` returned.
+        given: What `given_options` returned.
+
+    Raises:
+        InputError: If --ckpt_path names the checkpoint, and not --run_folder.
+    """
+    if "ckpt_path" in given:
+        raise InputError(
+            "Expected --find_lr in a new run only, since a resumed one keeps its learning rate, "
+            "but got --ckpt_path too: drop one of them"
+        )
+    stored = checkpoint["hyper_parameters"].get("optimizer") or SGD
+    check_stored_class("optimizer", stored)
+    if "lr" in (stored.get("init_args") or {}):
+        config.optimizer.init_args.lr = stored["init_args"]["lr"]
+    config.model.optimizer = plain(config.optimizer)
 
 
 def resume_options(ckpt_path: str) -> str:

@@ -6,7 +6,6 @@ import warnings
 from argparse import SUPPRESS, ArgumentError
 from typing import Any
 
-from jsonargparse import Namespace
 from lightning.pytorch import Trainer
 from lightning.pytorch.cli import ArgsType, LightningArgumentParser, LightningCLI
 
@@ -15,21 +14,21 @@ from fnn_lightning.commands.config_checks import (
     check_barebones,
     check_ranges,
     check_resumes,
-    check_stored_class,
     check_strategy,
     check_what_is_monitored,
     plain,
-    stored_augmentation,
 )
 from fnn_lightning.commands.datamodules import MNISTOrPictures, MNISTWithTrainSet
 from fnn_lightning.commands.fit import Fit, search_lr
 from fnn_lightning.commands.given import (
+    checkpoint_settings,
     config_is_given,
     find_init,
     find_run,
     gather_images,
     given_options,
     in_parsing_order,
+    keep_found_lr,
     names_a_class,
     stored_settings,
     with_config_texts,
@@ -44,7 +43,6 @@ from fnn_lightning.evaluation.tensorboard import TensorBoardPlots
 from fnn_lightning.lit_module import FNNLitModule
 from fnn_lightning.runs.checkpoint_io import (
     check_state,
-    ema_decay,
     read_checkpoint,
 )
 from fnn_lightning.runs.load import copy_layers, load_weights
@@ -181,27 +179,12 @@ class FNNCLI(LightningCLI):
         if not names_a_class(self.given.get("optimizer")):
             # Not a default beside `--optimizer Adam`, which would inherit the learning rate.
             parser.set_defaults({"optimizer": SGD})
-        if self.checkpoint is not None:
-            self._take_defaults_from_checkpoint(parser)
-
-    def _take_defaults_from_checkpoint(self, parser: LightningArgumentParser) -> None:
-        assert self.checkpoint is not None
-        model = dict(self.checkpoint["hyper_parameters"])
-        data = dict(self.checkpoint.get("datamodule_hyper_parameters", {}))
-        augmentation = stored_augmentation(data.pop("augmentation", {}))
-        defaults = {"seed_everything": data.pop("seed", 0)}
-        for name in ("optimizer", "lr_scheduler"):
-            config = model.pop(name, None)
-            if config and not names_a_class(self.given.get(name)):
-                check_stored_class(name, config)
-                defaults[name] = config
-        defaults |= {f"model.{name}": value for name, value in model.items()}
-        defaults |= {f"data.{name}": value for name, value in data.items()}
-        defaults |= {f"data.augmentation.{name}": value for name, value in augmentation.items()}
-        defaults["ema.decay"] = ema_decay(self.checkpoint)
-        resumes = self.argv[0] == "fit" and self._ckpt_path and self._run
-        if resumes and not config_is_given(self.argv):
-            defaults |= stored_settings(resumes, self.given)
+        if self.checkpoint is None:
+            return
+        defaults = checkpoint_settings(self.checkpoint, self.given)
+        resumed = self._run if self.argv[0] == "fit" and self._ckpt_path else None
+        if resumed and not config_is_given(self.argv):
+            defaults |= stored_settings(resumed, self.given)
         try:
             parser.set_defaults(defaults)
         except (KeyError, TypeError, ValueError) as error:
@@ -236,7 +219,9 @@ class FNNCLI(LightningCLI):
             check_barebones(section, self.given.get("run_folder"))
             check_what_is_monitored(section)
             if self.checkpoint is not None and self._ckpt_path:
-                self._keep_found_lr(section)
+                if self._finds_lr:
+                    keep_found_lr(section, self.checkpoint, self.given)
+                    self._finds_lr = False
                 check_state(self.checkpoint, self._ckpt_path)
                 check_resumes(section, self.checkpoint, self._ckpt_path)
         elif self._ckpt_path is None:
@@ -255,25 +240,6 @@ class FNNCLI(LightningCLI):
         logs = section.trainer.logger is not False and not section.trainer.barebones
         if self.subcommand != "fit" or not logs:
             self.save_config_callback = None
-
-    def _keep_found_lr(self, section: Namespace) -> None:
-        """Let a command with --find_lr that is started anew resume with what it has found.
-
-        Raises:
-            InputError: If --ckpt_path names the checkpoint, and not --run_folder.
-        """
-        if not self._finds_lr:
-            return
-        if "ckpt_path" in self.given:
-            raise InputError(
-                "Expected --find_lr in a new run only, since a resumed one keeps its learning "
-                "rate, but got --ckpt_path too: drop one of them"
-            )
-        assert self.checkpoint is not None
-        stored = self.checkpoint["hyper_parameters"].get("optimizer") or SGD
-        section.optimizer.init_args.lr = stored["init_args"]["lr"]
-        section.model.optimizer = plain(section.optimizer)
-        self._finds_lr = False
 
     def instantiate_classes(self) -> None:
         try:
