@@ -74,6 +74,13 @@ def main(args: list[str] | None = None) -> None:
     except KeyboardInterrupt as stop:
         print(f"interrupted; {stop}" if str(stop) else "interrupted", file=sys.stderr)
         raise SystemExit(130) from None
+    except SystemExit as stop:
+        if isinstance(
+            stop.__context__, KeyboardInterrupt
+        ):  # which the Trainer handles without word
+            print("interrupted", file=sys.stderr)
+            raise SystemExit(130) from None
+        raise
     except BrokenPipeError:
         # The reader of the output, such as `head`, has closed it.
         os.dup2(os.open(os.devnull, os.O_WRONLY), sys.stdout.fileno())
@@ -92,7 +99,7 @@ def main(args: list[str] | None = None) -> None:
             isinstance(error, meant_for_the_user)
             # Settings that do not go together: Lightning reports some as a plain ValueError, and
             # an optimiser or a schedule finds some only when it steps.
-            or (isinstance(error, ValueError) and module.startswith("lightning."))
+            or (isinstance(error, ValueError | ImportError) and module.startswith("lightning."))
             or module.startswith("torch.optim.")
             # a path that begins with ~nobody
             or (isinstance(error, RuntimeError) and module.startswith("pathlib"))

@@ -5,6 +5,7 @@ from contextlib import suppress
 from typing import Any
 
 from lightning.pytorch import LightningModule, Trainer, callbacks
+from lightning.pytorch.callbacks.progress.tqdm_progress import Tqdm
 from torch import nn
 from tqdm import tqdm
 
@@ -14,7 +15,10 @@ from fnn_lightning.training.multi_step import why_single_steps
 
 
 class RunProgressBar(callbacks.TQDMProgressBar):
-    """Lightning's progress bar, drawn at most ten times a second and without the run's number."""
+    """Lightning's progress bar, drawn at most ten times a second and without the run's number.
+
+    It leaves room at the end of the line for what the terminal shows of Ctrl-C.
+    """
 
     acts_every_n_steps = 0
 
@@ -27,20 +31,35 @@ class RunProgressBar(callbacks.TQDMProgressBar):
             super().on_train_batch_end(trainer, *args)
             self._drawn = time.monotonic()
 
-    def on_exception(
-        self, trainer: Trainer, pl_module: LightningModule, exception: BaseException
-    ) -> None:
-        # Otherwise they stay in the terminal, and are drawn again below the message.
-        for stage in ("train", "val", "test", "predict"):
-            with suppress(TypeError):  # there is none
-                bar = getattr(self, f"{stage}_progress_bar")
-                bar.leave = False
-                bar.close()
-
     def get_metrics(self, trainer: Trainer, pl_module: LightningModule) -> dict[str, Any]:
         metrics = super().get_metrics(trainer, pl_module)
         metrics.pop("v_num", None)
         return metrics
+
+    def init_train_tqdm(self) -> Tqdm:
+        return leave_room(super().init_train_tqdm())
+
+    def init_validation_tqdm(self) -> Tqdm:
+        return leave_room(super().init_validation_tqdm())
+
+    def init_test_tqdm(self) -> Tqdm:
+        return leave_room(super().init_test_tqdm())
+
+    def init_predict_tqdm(self) -> Tqdm:
+        return leave_room(super().init_predict_tqdm())
+
+
+def leave_room(bar: Tqdm) -> Tqdm:
+    """Make a bar narrower than the terminal, so that `^C^C` after it fits into its line."""
+    shape = bar.dynamic_ncols
+
+    def narrower(file: Any) -> tuple[int | None, int | None]:
+        columns, rows = shape(file)
+        return (max(columns - 4, 1) if columns else columns), rows
+
+    if shape:  # None without a terminal
+        bar.dynamic_ncols = narrower
+    return bar
 
 
 class Console(callbacks.Callback):
@@ -104,6 +123,16 @@ class Console(callbacks.Callback):
                     trainer,
                     f"{name}: Got {correct:,} / {total:,} correct ({100 * correct / total:.2f} %)",
                 )
+
+    def on_exception(
+        self, trainer: Trainer, pl_module: LightningModule, exception: BaseException
+    ) -> None:
+        # Otherwise they are drawn again when Python exits, below what is printed by then.
+        bar = trainer.progress_bar_callback
+        if isinstance(bar, callbacks.TQDMProgressBar):
+            for stage in ("val", "test", "predict", "train"):
+                with suppress(TypeError):  # there is none of this stage
+                    getattr(bar, f"{stage}_progress_bar").close()
 
     @staticmethod
     def _print(trainer: Trainer, text: str) -> None:
