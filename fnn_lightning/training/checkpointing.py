@@ -97,8 +97,8 @@ class RunCheckpoint(callbacks.Checkpoint):
     def _refuse_foreign_checkpoints(self, trainer: Trainer) -> None:
         """Refuse to replace the checkpoints of another run."""
         found = [each for each in ("last.ckpt", "best.ckpt") if (self.folder / each).exists()]
-        resumed = Path(trainer.ckpt_path or "").absolute().parent
-        if found and not self._has_saved and resumed != self.folder.absolute():
+        resumed = Path(trainer.ckpt_path or "").resolve().parent
+        if found and not self._has_saved and resumed != self.folder.resolve():
             raise InputError(
                 f"Expected a folder without checkpoints for a new run, but {self.folder} holds "
                 f"{found[0]} of another: give the logger another folder, or resume from it with "
