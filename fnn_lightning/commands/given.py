@@ -102,10 +102,14 @@ def in_parsing_order(argv: list[str]) -> list[str]:
     for word in words:
         option, equals, value = word.partition("=")
         name = "config" if option == "-c" else option.removeprefix("--").removesuffix(".class_path")
-        if option.startswith("-") and name in early:
-            early[name].append(f"--{name}={value if equals else next(words, '')}")
-        else:
+        if not option.startswith("-") or name not in early:
             rest.append(word)
+            continue
+        if not equals:
+            value = next(words, "--")
+            if value.startswith("--"):
+                raise InputError(f"Expected a value after {option}, but got none")
+        early[name].append(f"--{name}={value}")
     return [*rest[:1], *(word for group in early.values() for word in group), *rest[1:]]
 
 

@@ -322,6 +322,8 @@ BAD = {
     "-ckpt_path a": r"Expected two dashes before an option, but got -ckpt_path: use --ckpt_path",
     "a.ckpt": r"Unexpected argument a.ckpt: use --ckpt_path a.ckpt",
     "a.yaml": r"Unexpected argument a.yaml: use --config a.yaml",
+    "--optimizer --model.hidden_dims [8]": r"a value after --optimizer, but got none",
+    "--trainer.max_epochs 3 --config": r"a value after --config, but got none",
     "--trainer.fast_dev_run": r"a value after --trainer.fast_dev_run, but got none; a switch takes",
     "--trainer.logger WandbLogger": r"WandbLogger needs wandb, but .*: pip install wandb$",
     "--trainer.logger+=CometLogger": r"CometLogger needs comet-ml, .*: pip install comet-ml$",
