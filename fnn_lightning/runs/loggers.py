@@ -27,7 +27,7 @@ class RunLogger(TensorBoardLogger):
     """
 
     def __init__(self, save_dir: str | Path) -> None:
-        super().__init__(save_dir, RUNS, default_hp_metric=False)
+        super().__init__(Path(save_dir).expanduser(), RUNS, default_hp_metric=False)
         self._own_version: int | None = None
 
     @property
