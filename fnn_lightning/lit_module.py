@@ -13,7 +13,6 @@ from fnn_lightning.network import FNN, NUM_CLASSES
 from fnn_lightning.training.batch_norm import check_batch_norm
 from fnn_lightning.training.compilation import (
     add_prefix,
-    check_module_not_compiled,
     compile_network,
     drop_prefix,
 )
@@ -22,7 +21,12 @@ from fnn_lightning.training.hard_examples import HardExamples, Sharding
 from fnn_lightning.training.hparams import HParams
 from fnn_lightning.training.lr_finder import FINDERS
 from fnn_lightning.training.metrics import IGNORE_INDEX, SplitMetrics, StepOutput, TrainMetrics
-from fnn_lightning.training.multi_step import MultiStep, check_clock, run_length
+from fnn_lightning.training.multi_step import (
+    MultiStep,
+    check_clock,
+    check_module_not_compiled,
+    run_length,
+)
 from fnn_lightning.training.optim import SGD, ClassConfig, Optim
 from fnn_lightning.training.pixel_scale import PixelScale
 from fnn_lightning.training.resume import Resume

@@ -16,14 +16,18 @@ from fnn_lightning.data.augmentation import Augmentation
 from fnn_lightning.errors import InputError
 from fnn_lightning.runs.checkpoint_io import ema_decay
 from fnn_lightning.runs.files import quote
-from fnn_lightning.training.optim import torch_class
+from fnn_lightning.training.optim import SGD, torch_class
 
 TORCH_CLASSES: dict[str, tuple[ModuleType, type]] = {
     "optimizer": (torch.optim, Optimizer),
     "lr_scheduler": (torch.optim.lr_scheduler, LRScheduler),
 }
-# how fast, and where the data lie: the result does not depend on it
-NOT_OF_THE_RUN = {"data_dir"}
+NOT_OF_THE_RUN = {"data_dir"}  # where the data lie
+# settings of the Trainer on which the result depends, beside the length of the run
+RUN_SETTINGS = (
+    *("accumulate_grad_batches", "gradient_clip_val", "gradient_clip_algorithm"),
+    *("limit_train_batches", "overfit_batches", "precision"),
+)
 # the texts that settings of the Trainer, the checkpoints and torch.optim's classes can be
 WORDS = (
     *("auto", "cpu", "gpu", "cuda", "mps", "tpu", "ddp", "fsdp"),
@@ -46,6 +50,15 @@ def check_what_is_monitored(config: Namespace) -> None:
         and config.early_stopping.monitor,
         "--lr_scheduler.monitor": scheduler.get("monitor"),
     }
+    given = config.trainer.callbacks or []
+    for callback in given if isinstance(given, list) else [given]:
+        name, arguments = callback.class_path.rpartition(".")[2], callback.get("init_args") or {}
+        metric = monitors[name] = arguments.get("monitor")
+        if str(metric).endswith("acc") and arguments.get("mode") == "min":
+            raise InputError(
+                f"Expected `mode` of {name} to be max, since the highest {metric} is best, but got "
+                "min, Lightning's default: give --trainer.callbacks.mode max"
+            )
     for option, metric in monitors.items():
         if metric and config.data.val_size == 0:
             raise InputError(
@@ -60,10 +73,11 @@ def check_what_is_monitored(config: Namespace) -> None:
         raise InputError("--checkpoint.monitor needs checkpoints, which are switched off")
 
 
-def check_barebones(config: Namespace, run_folder: str | None) -> None:
+def check_barebones(config: Namespace, run_folder: str | None, finds_lr: bool) -> None:
     """Refuse what needs files or metrics, if the Trainer is barebones and writes none."""
     asked = {
         "--run_folder": run_folder,
+        "--find_lr": finds_lr or None,
         "--checkpoint.monitor": config.checkpoint.monitor,
         "--checkpoint.every_n_steps": config.checkpoint.every_n_steps,
         "--checkpoint.every_n_minutes": config.checkpoint.every_n_minutes,
@@ -116,13 +130,16 @@ def check_strategy(strategy: Any) -> None:
         )
 
 
-def check_resumes(config: Namespace, checkpoint: dict[str, Any], path: str) -> None:
+def check_resumes(
+    config: Namespace, checkpoint: dict[str, Any], path: str, stored_config: dict[str, Any]
+) -> None:
     """Refuse to resume with other data, another seed, network or optimiser than the run began with.
 
     Args:
         config: The settings of `fit`.
         checkpoint: What `read_checkpoint` returned.
         path: Its file, for the message.
+        stored_config: The config.yaml of its run, as far as there is one.
 
     Raises:
         InputError: If a setting that defines the run has changed, or the run is to be shorter than
@@ -135,7 +152,8 @@ def check_resumes(config: Namespace, checkpoint: dict[str, Any], path: str) -> N
     if "seed" in data:
         before["seed_everything"], now["seed_everything"] = data.pop("seed"), config.seed_everything
     for name in ("optimizer", "lr_scheduler"):
-        stored, given = model.pop(name, None), plain(config[name])
+        default = SGD if name == "optimizer" else None
+        stored, given = model.pop(name, None) or default, plain(config[name])
         if stored:
             check_stored_class(name, stored)
         before |= class_settings(name, stored)
@@ -144,13 +162,18 @@ def check_resumes(config: Namespace, checkpoint: dict[str, Any], path: str) -> N
         names = settings.keys() - NOT_OF_THE_RUN
         before |= flat(section, {name: settings[name] for name in names})
         now |= flat(section, {name: config[section].get(name) for name in names})
+    trainer = stored_config.get("trainer") or {}
+    names = trainer.keys() & set(RUN_SETTINGS)
+    before |= flat("trainer", {name: trainer[name] for name in sorted(names)})
+    now |= flat("trainer", {name: config.trainer[name] for name in sorted(names)})
     for option in {**before, **now}:
         was, given = before.get(option), now.get(option)
         if was != given:
             raise InputError(
                 f"Expected `{option}` to be {shown(was)}, with which the run began, but got "
                 f"{shown(given)}: a resumed run keeps its data, seed, network and optimiser. To "
-                f"start a new run from its weights, give --init_from {quote(path)}"
+                f"start a new run from its weights, in a folder of its own, give "
+                f"--init_from {quote(path)}"
             )
     epoch, limit = checkpoint.get("epoch"), config.trainer.max_epochs
     if isinstance(epoch, int) and limit is not None and -1 < limit < epoch:

@@ -4,6 +4,7 @@ import io
 import math
 import signal
 import time
+import warnings
 from pathlib import Path
 from typing import Any, TypeVar
 
@@ -18,7 +19,7 @@ from fnn_lightning.lit_module import FNNLitModule
 from fnn_lightning.runs.files import quote, relative_path, write_atomic
 from fnn_lightning.runs.loggers import read_curves
 from fnn_lightning.runs.run_folder import read_metrics, write_metrics
-from fnn_lightning.runs.signals import LOST, Stopped, lost_a_rank, requeue
+from fnn_lightning.runs.signals import LOST, Stopped, lost_a_rank, raise_on_sigterm, requeue
 from fnn_lightning.training.checkpointing import RunCheckpoint
 from fnn_lightning.training.console import validates_on_test_set
 from fnn_lightning.training.lr_finder import find_lr
@@ -214,7 +215,10 @@ def search_lr(trainer: Trainer, module: FNNLitModule, datamodule: MNISTDataModul
     Raises:
         InputError: If none can be found.
     """
-    search = find_lr(trainer, module, datamodule)
+    with raise_on_sigterm(), warnings.catch_warnings():
+        # said when a search is stopped and its checkpoint restored
+        warnings.filterwarnings("ignore", message="Be aware that when using `ckpt_path`")
+        search = find_lr(trainer, module, datamodule)
     module.lr = search.lr
     checkpoint = next(each for each in trainer.callbacks if isinstance(each, RunCheckpoint))  # type: ignore[attr-defined]
     if trainer.is_global_zero:

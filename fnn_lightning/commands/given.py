@@ -23,6 +23,9 @@ from fnn_lightning.runs.load import find_checkpoint
 from fnn_lightning.runs.run_folder import BEST, CONFIG, LAST, METRICS, run_folder
 from fnn_lightning.training.optim import SGD
 
+# in a run's folder before there is a checkpoint, or whatever becomes of it
+WRITTEN = (CONFIG, METRICS, BEST, "report.html", "predictions.csv", "loss.png")
+
 
 def given_options(argv: list[str]) -> dict[str, Any]:
     """Collect the top-level options that the command line and the config files they name give.
@@ -294,8 +297,8 @@ def find_run(subcommand: str, given: dict[str, Any]) -> tuple[str | None, Path |
         raise InputError(f"Expected --run_folder to be a folder, but got {named}: it is a file")
     if (run / LAST).exists():
         return str(run / LAST), run
-    others = [name for name in (CONFIG, METRICS, BEST) if (run / name).exists()]
-    if others and not any(run.glob("events*")):
+    others = [name for name in WRITTEN if (run / name).exists()]
+    if others and not (any(run.glob("events*")) and is_config_of_run(run / CONFIG)):
         raise InputError(
             f"Expected --run_folder to be new or the folder of a run, but {named} holds {others[0]}"
             " of something else: name another folder"
@@ -306,6 +309,15 @@ def find_run(subcommand: str, given: dict[str, Any]) -> tuple[str | None, Path |
             f"as --config {quote(str(Path(str(named)) / CONFIG))}"
         )
     return None, run
+
+
+def is_config_of_run(path: Path) -> bool:
+    """Tell whether a file is the config.yaml of a run: whole, with all the sections of `fit`."""
+    try:
+        config = read_config(str(path))
+    except InputError:
+        return False
+    return {"seed_everything", "trainer", "model", "data", "checkpoint", "ema"} <= config.keys()
 
 
 def find_init(subcommand: str, given: dict[str, Any]) -> str | None:

@@ -30,6 +30,7 @@ from fnn_lightning.commands.given import (
     in_parsing_order,
     keep_found_lr,
     names_a_class,
+    read_config,
     stored_settings,
     with_config_texts,
 )
@@ -47,6 +48,7 @@ from fnn_lightning.runs.checkpoint_io import (
 )
 from fnn_lightning.runs.load import copy_layers, load_weights
 from fnn_lightning.runs.loggers import SaveConfig
+from fnn_lightning.runs.run_folder import CONFIG
 from fnn_lightning.training.checkpointing import RunCheckpoint, RunEarlyStopping
 from fnn_lightning.training.ema import EMA
 from fnn_lightning.training.optim import SGD
@@ -216,14 +218,15 @@ class FNNCLI(LightningCLI):
     def before_instantiate_classes(self) -> None:
         section = self.config[self.subcommand]
         if self.subcommand == "fit":
-            check_barebones(section, self.given.get("run_folder"))
+            check_barebones(section, self.given.get("run_folder"), self._finds_lr)
             check_what_is_monitored(section)
             if self.checkpoint is not None and self._ckpt_path:
                 if self._finds_lr:
                     keep_found_lr(section, self.checkpoint, self.given)
                     self._finds_lr = False
                 check_state(self.checkpoint, self._ckpt_path)
-                check_resumes(section, self.checkpoint, self._ckpt_path)
+                stored = read_config(str(self._run / CONFIG)) if self._run else {}
+                check_resumes(section, self.checkpoint, self._ckpt_path, stored)
         elif self._ckpt_path is None:
             raise InputError(
                 f"Expected --ckpt_path with a checkpoint of a trained network, but got none: "

@@ -26,6 +26,7 @@ WITHOUT_TRAINER = {  # each run by `main` of the module of that name
 }
 SUBCOMMANDS = WITH_TRAINER | WITHOUT_TRAINER
 COMMAND = "python -m fnn_lightning"
+CALLBACKS = "lightning.pytorch.callbacks."
 
 
 def main(args: list[str] | None = None) -> None:
@@ -100,6 +101,8 @@ def main(args: list[str] | None = None) -> None:
             # Settings that do not go together: Lightning reports some as a plain ValueError, and
             # an optimiser or a schedule finds some only when it steps.
             or (isinstance(error, ValueError | ImportError) and module.startswith("lightning."))
+            # a callback that lacks something, such as the metric that it monitors
+            or (isinstance(error, RuntimeError) and module.startswith(CALLBACKS))
             or module.startswith("torch.optim.")
             # a path that begins with ~nobody
             or (isinstance(error, RuntimeError) and module.startswith("pathlib"))

@@ -25,11 +25,12 @@ ANSWERS = {
     "--trainer.enable_progress_bar": "progress_bar_refresh_rate verbose quiet",
     "--trainer.enable_model_summary": "weights_summary",
     "--trainer.enable_checkpointing": "checkpoint_callback",
-    "--optimizer": "opt optim solver",
+    "--optimizer": "opt optim optimizer solver",
     "--optimizer.lr": "lr learning_rate base_lr lr0",
-    "--optimizer.weight_decay": "wd l2",
+    "--optimizer.weight_decay": "wd l2 weight_decay",
+    "--optimizer.momentum": "momentum",
     "--lr_scheduler": "scheduler lr_schedule",
-    "--model.hidden_dims [100,50]": "hidden hidden_size hidden_sizes hidden_dim layers units",
+    "--model.hidden_dims '[100, 50]'": "hidden hidden_size hidden_sizes hidden_dim layers units",
     "--model.dropout": "dropout_rate drop_rate",
     "--data.batch_size": "bs batch train_batch_size",
     "--data.data_dir": "data_path root dataroot",
@@ -39,7 +40,11 @@ ANSWERS = {
     "--ckpt_path": "ckpt checkpoint resume resume_from_checkpoint weights model_path",
     "--run_folder": "name project run_name output_dir save_dir log_dir logdir",
 }
-NOT_NEEDED = "num_workers workers pin_memory persistent_workers prefetch_factor"
+NOT_NEEDED = {
+    "all images are in memory, and none is loaded later": "num_workers workers pin_memory "
+    "persistent_workers prefetch_factor",
+    "training images come in a new order in every epoch": "shuffle",
+}
 ONLY_FIT = "run_folder init_from find_lr"
 # where the classes are that an option may name
 CLASSES = {
@@ -120,6 +125,11 @@ def refuse_options(argv: list[str], subcommand: str, reserved: Iterable[str]) ->
     """
     for argument in argv:
         option = argument.partition("=")[0]
+        if option == "--find_lr":
+            raise InputError(
+                "Expected no --find_lr, by which each run would get a rate of its own: find one "
+                "with `fit`, and give it as --optimizer.lr"
+            )
         if option in reserved:
             raise InputError(f"Expected no {option}, which `{subcommand}` sets itself")
 
@@ -185,8 +195,9 @@ def answer_for(word: str, groups: set[str]) -> str | None:
         word: Its name.
         groups: The options that there are, up to the first dot.
     """
-    if word in NOT_NEEDED.split():
-        return "drop it; all images are in memory, and none is loaded later"
+    for reason, words in NOT_NEEDED.items():
+        if word in words.split():
+            return f"drop it; {reason}"
     for answer, words in ANSWERS.items():
         if word in words.split() and answer.lstrip("-").partition(".")[0] in groups:
             return f"use {answer}"

@@ -6,7 +6,7 @@ from typing import Any
 
 from jsonargparse import Namespace
 from lightning.pytorch import Callback
-from lightning.pytorch.callbacks import Checkpoint, ProgressBar
+from lightning.pytorch.callbacks import BatchSizeFinder, Checkpoint, LearningRateFinder, ProgressBar
 from lightning.pytorch.loggers import TensorBoardLogger
 from lightning.pytorch.plugins import CheckpointIO
 
@@ -20,6 +20,12 @@ from fnn_lightning.training.console import Console, RunProgressBar, TerminateOnS
 from fnn_lightning.training.ema import EMA
 
 MAX_EPOCHS = 5  # unless something else ends the run
+# what the checkpoints and config.yaml know nothing of, if it comes as a callback
+OPTIONS_FOR = {
+    EMA: "--ema.decay",
+    LearningRateFinder: "--find_lr true",
+    BatchSizeFinder: "--data.batch_size",
+}
 
 
 def setup_trainer(
@@ -45,11 +51,10 @@ def setup_trainer(
     given = config.callbacks or []
     given = given if isinstance(given, list) else [given]
     own_bar = any(isinstance(each, ProgressBar) for each in given)
-    if config.enable_progress_bar is None:
+    if config.enable_progress_bar is None and not config.barebones:
         # in a file, and between the lines of CSV, a progress bar is noise
         terminal = sys.stdout is not None and sys.stdout.isatty()
-        wanted = own_bar or (terminal and subcommand != "predict")
-        config.enable_progress_bar = wanted and not config.barebones
+        config.enable_progress_bar = own_bar or (terminal and subcommand != "predict")
     if config.max_epochs is None and config.max_steps == -1 and config.max_time is None:
         config.max_epochs = MAX_EPOCHS
     if config.default_root_dir is not None:
@@ -90,8 +95,11 @@ def setup_trainer(
         # a saved config may bring one of the user's to the other subcommands, where it does nothing
         own_checkpoint = any(isinstance(each, Checkpoint) for each in given)
         config.enable_checkpointing = subcommand == "fit" or own_checkpoint
-    if any(isinstance(each, EMA) for each in given):
-        raise InputError("Expected --ema.decay, but got an EMA among --trainer.callbacks")
+    for kind, option in OPTIONS_FOR.items():
+        if any(isinstance(each, kind) for each in given):
+            raise InputError(
+                f"Expected {option}, but got {kind.__name__} among --trainer.callbacks"
+            )
     config.callbacks = [*first, *given, *callbacks]
 
 

@@ -10,6 +10,7 @@ import warnings
 from collections.abc import Iterable, Iterator
 from contextlib import contextmanager, suppress
 from http.client import HTTPException
+from itertools import chain, count
 from pathlib import Path
 from urllib.parse import urlparse
 from urllib.request import url2pathname
@@ -155,9 +156,10 @@ def _fetch_missing(folder: Path, base: Path, mirror: str | None) -> None:
 
 def _put_in_place(fetched: Path, path: Path) -> None:
     """Move a file to its place; a damaged one there can be the user's own, and is kept."""
-    kept = path.with_name(f"{path.name}.damaged")
+    names = chain([f"{path.name}.damaged"], (f"{path.name}.damaged_{n}" for n in count(2)))
+    kept = next(path.with_name(name) for name in names if not path.with_name(name).exists())
     problem = _problem(path, FILES[path.name])
-    keep = path.is_file() and not kept.exists()
+    keep = path.is_file()
     if keep:
         path.rename(kept)
     fetched.replace(path)

@@ -104,7 +104,8 @@ def find_checkpoint(path: str | Path, resume: bool = False) -> Path:
     if not path.is_dir():
         return path
     names = [LAST] if resume else [BEST, LAST]
-    found = [path / name for name in names if (path / name).is_file()]
+    folder = path.parent if path.name == LAST.parent.name else path  # RUN/checkpoints
+    found = [folder / name for name in names if (folder / name).is_file()]
     if not found:
         raise InputError(
             f"Expected a checkpoint or the folder of a run, but {path} holds no {LAST}"
@@ -149,7 +150,8 @@ def copy_layers(module: FNNLitModule, checkpoint: dict[str, Any], path: str) -> 
     stored: dict[str, dict[str, Tensor]] = {}
     for name, value in checkpoint["state_dict"].items():
         layer, _, tensor = name.rpartition(".")
-        stored.setdefault(layer, {})[tensor] = value
+        if layer.startswith("network.layers."):  # a derived module may have more
+            stored.setdefault(layer, {})[tensor] = value
     matrices = [each for each in stored.values() if each["weight"].dim() == 2]
     others = [each for each in stored.values() if each["weight"].dim() != 2]
     names: dict[bool, list[str]] = {True: [], False: []}

@@ -1,9 +1,11 @@
 """What a run logs into its folder with Lightning and TensorBoard, and reading it back."""
 
 import logging
+from enum import Enum
 from pathlib import Path
 from typing import Any
 
+from jsonargparse import Namespace
 from lightning.pytorch import Callback, LightningModule, Trainer
 from lightning.pytorch.cli import SaveConfigCallback
 from lightning.pytorch.loggers import CSVLogger, TensorBoardLogger
@@ -46,7 +48,7 @@ class RunLogger(TensorBoardLogger):
             self._own_version = int(folder.name.removeprefix("version_"))
 
 
-def folder_of_run(trainer: Trainer, claim: bool) -> Path:
+def folder_of_run(trainer: Trainer, claim: bool, of_logger: bool = True) -> Path:
     """Return the folder that the run's results go to, one that no other run has.
 
     It is the first logger's if that has a folder for each run. Others, such as those of Weights &
@@ -55,11 +57,12 @@ def folder_of_run(trainer: Trainer, claim: bool) -> Path:
     Args:
         trainer: About to fit, on all ranks.
         claim: Whether to make the folder. If not, nothing is going to be written.
+        of_logger: Whether the logger's folder may be taken. Not for a second run of a Trainer.
     """
     logger = trainer.logger
     if not claim or trainer.fast_dev_run:  # type: ignore[attr-defined]
         return Path(trainer.default_root_dir)
-    if isinstance(logger, TensorBoardLogger | CSVLogger):
+    if of_logger and isinstance(logger, TensorBoardLogger | CSVLogger):
         return Path(str(trainer.log_dir))  # the same on all ranks
     folder = ""
     if trainer.is_global_zero:
@@ -79,8 +82,18 @@ class SaveConfig(SaveConfigCallback):
     def on_train_start(self, trainer: Trainer, pl_module: LightningModule) -> None:
         folder = trainer.log_dir  # a broadcast: all ranks have to take part
         if folder and trainer.is_global_zero:
-            text = self.parser.dump(self.config, skip_none=False)
+            text = self.parser.dump(without_enums(self.config), skip_none=False)
             write_atomic(Path(folder) / CONFIG, text.encode())
+
+
+def without_enums(config: Any) -> Any:
+    """Copy a config with the values of its enums, which are defaults that YAML cannot write."""
+    if isinstance(config, Namespace):
+        plain = {name: without_enums(value) for name, value in vars(config).items()}
+        return Namespace(**plain)  # type: ignore[no-untyped-call]
+    if isinstance(config, list):
+        return [without_enums(each) for each in config]
+    return config.value if isinstance(config, Enum) else config
 
 
 def resuming_logger(run: Path) -> TensorBoardLogger:

@@ -4,6 +4,8 @@ import os
 import signal
 import sys
 import threading
+from collections.abc import Iterator
+from contextlib import contextmanager
 from types import FrameType
 from typing import Any
 
@@ -64,6 +66,23 @@ def terminate_on_sigterm() -> None:
     """Restore SIGTERM's default: it ends this process."""
     if threading.current_thread() is threading.main_thread():
         signal.signal(signal.SIGTERM, signal.SIG_DFL)
+
+
+@contextmanager
+def raise_on_sigterm() -> Iterator[None]:
+    """Let SIGTERM raise `Stopped`, so that what is going on can clean up; it has saved nothing."""
+
+    def stop(signum: int, frame: FrameType | None) -> None:
+        raise Stopped(signum, "")
+
+    if threading.current_thread() is not threading.main_thread():
+        yield
+        return
+    before = signal.signal(signal.SIGTERM, stop)
+    try:
+        yield
+    finally:
+        signal.signal(signal.SIGTERM, before)
 
 
 def requeue(stop: Stopped) -> None:

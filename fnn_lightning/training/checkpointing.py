@@ -68,8 +68,8 @@ class RunCheckpoint(callbacks.Checkpoint):
         self.best_model_path = ""
         self.last_model_path = ""
         self._trainer: Trainer | None = None
-        self._has_saved = False
         self._module: LightningModule | None = None
+        self._fits = self._has_saved = False
         self._signals = StopSignals()
         self._stop = 0
         self._seen_step = self._saved_step = 0
@@ -81,14 +81,15 @@ class RunCheckpoint(callbacks.Checkpoint):
         return self.every_n_steps or 0
 
     def setup(self, trainer: Trainer, pl_module: LightningModule, stage: str) -> None:
-        self._resumes = stage == "fit"
-        if self._resumes and pl_module is not self._module:  # a Trainer can fit another one
-            self._module = pl_module
-            self.best_score = None
-            self.best_model_path = self.last_model_path = ""
-        if self._resumes and trainer is not self._trainer:
-            self._trainer, self._has_saved = trainer, False
-            self.folder = folder_of_run(trainer, claim=self.writes) / "checkpoints"
+        self._fits = stage == "fit"
+        if not self._fits or (trainer is self._trainer and pl_module is self._module):
+            return
+        # A Trainer that fits another module has the same logger, but this is another run.
+        again = trainer is self._trainer and self._has_saved
+        self._trainer, self._module, self._has_saved = trainer, pl_module, False
+        self.best_score = None
+        self.best_model_path = self.last_model_path = ""
+        self.folder = folder_of_run(trainer, self.writes, of_logger=not again) / "checkpoints"
 
     def on_fit_start(self, trainer: Trainer, pl_module: LightningModule) -> None:
         if self.writes and not trainer.fast_dev_run:  # type: ignore[attr-defined]
@@ -156,7 +157,7 @@ class RunCheckpoint(callbacks.Checkpoint):
         }
 
     def load_state_dict(self, state_dict: dict[str, Any]) -> None:
-        if not self._resumes:
+        if not self._fits:
             return  # the state of a run that is tested
         last = self.folder / "last.ckpt"
         self.last_model_path = str(last) if last.is_file() else ""
@@ -249,14 +250,20 @@ class RunEarlyStopping(callbacks.EarlyStopping):
             strict=False,  # an epoch may end without a validation
         )
         self.enabled = patience is not None
-        self._resumes = True
+        self._fits = True
+        self._module: LightningModule | None = None
 
     def setup(self, trainer: Trainer, pl_module: LightningModule, stage: str) -> None:
         super().setup(trainer, pl_module, stage)
-        self._resumes = stage == "fit"
+        self._fits = stage == "fit"
+        if self._fits and pl_module is not self._module:  # a Trainer can fit another one
+            self._module = pl_module
+            self.wait_count, self.stopped_epoch = 0, 0
+            self.stopping_reason = EarlyStoppingReason.NOT_STOPPED
+            self.best_score = torch.tensor(math.inf if self.mode == "min" else -math.inf)
 
     def load_state_dict(self, state_dict: dict[str, Any]) -> None:
-        if not self._resumes:
+        if not self._fits:
             return  # the state of a run that is tested
         super().load_state_dict({**state_dict, "patience": self.patience})  # may have been raised
 

@@ -2,11 +2,7 @@
 
 from typing import Any
 
-from lightning.pytorch import LightningModule
-from lightning.pytorch.utilities.compile import to_uncompiled
 from torch import nn
-
-from fnn_lightning.errors import InputError
 
 PREFIX = "_orig_mod."  # which `torch.compile` puts into the names of weights
 
@@ -34,20 +30,3 @@ def add_prefix(weights: dict[str, Any], module: nn.Module) -> dict[str, Any]:
     """Name weights as they are named in a module, of which parts may be compiled."""
     names = {name.replace(PREFIX, ""): name for name in module.state_dict()}
     return {names.get(name, name): value for name, value in weights.items()}
-
-
-def check_module_not_compiled(module: LightningModule) -> None:
-    """Refuse to train with steps that were compiled, with the metrics in them.
-
-    They would be compiled again and again, as their counts change, up to PyTorch's limit. Lightning
-    has no public way to ask; a test passes `torch.compile(module)` to a Trainer.
-
-    Raises:
-        InputError: If they were.
-    """
-    if module._compiler_ctx is not None:
-        to_uncompiled(module)
-        raise InputError(
-            "Expected the network to be compiled alone, but got torch.compile of the module around "
-            "it: give --model.compile true (in Python FNNLitModule(compile=True))"
-        )

@@ -24,6 +24,7 @@ from lightning.pytorch.plugins import Precision
 from lightning.pytorch.profilers import PassThroughProfiler
 from lightning.pytorch.strategies import SingleDeviceStrategy
 from lightning.pytorch.utilities import rank_zero_info
+from lightning.pytorch.utilities.compile import to_uncompiled
 from torch.optim import Optimizer
 from torch.optim.lr_scheduler import ReduceLROnPlateau
 from torch.optim.optimizer import _global_optimizer_post_hooks, _global_optimizer_pre_hooks
@@ -357,6 +358,23 @@ def set_max_steps(trainer: Trainer, max_steps: int) -> None:
     begins the next one only while training is not limited by steps.
     """
     trainer.fit_loop.epoch_loop.max_steps = max_steps
+
+
+def check_module_not_compiled(module: LightningModule) -> None:
+    """Refuse to train with steps that were compiled, with the metrics in them.
+
+    They would be compiled again and again, as their counts change, up to PyTorch's limit. Lightning
+    has no public way to ask; a test passes `torch.compile(module)` to a Trainer.
+
+    Raises:
+        InputError: If they were.
+    """
+    if module._compiler_ctx is not None:
+        to_uncompiled(module)
+        raise InputError(
+            "Expected the network to be compiled alone, but got torch.compile of the module around "
+            "it: give --model.compile true (in Python FNNLitModule(compile=True))"
+        )
 
 
 @contextmanager

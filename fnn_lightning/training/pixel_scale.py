@@ -10,7 +10,7 @@ from torch import Tensor
 from fnn_lightning.data.dataloader import InMemoryDataLoader
 from fnn_lightning.errors import InputError
 
-TOLERANCE = 0.01  # grey levels; rounding, when pixels are resampled
+OVERSHOOT = 25  # grey levels; what bicubic resampling may add at an edge
 
 
 def wrong_scale(batch: Any) -> str | None:
@@ -35,7 +35,8 @@ def wrong_scale(batch: Any) -> str | None:
     if not (isinstance(images, Tensor) and images.is_floating_point() and images.numel()):
         return None
     least, most = (float(each) for each in images.detach().aminmax())
-    in_range = least >= -TOLERANCE and 1 < most <= 255 + TOLERANCE
+    faintest = 1 if least >= 0 else OVERSHOOT
+    in_range = least >= -OVERSHOOT and faintest < most <= 255 + OVERSHOOT
     if in_range or least == most == 0 or not math.isfinite(most - least):
         return None
     return (

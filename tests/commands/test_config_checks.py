@@ -33,13 +33,15 @@ def test_resuming_keeps_what_defines_the_run(data_dir: str, capsys: Capture) -> 
         "--optimizer Adam": "`optimizer` to be SGD, .* but got Adam",
         "--lr_scheduler null": "`lr_scheduler` to be StepLR, .* but got null",
         "--lr_scheduler.step_size 2": "`lr_scheduler.step_size` to be 1",
+        "--trainer.accumulate_grad_batches 2": "`trainer.accumulate_grad_batches` to be 1",
+        "--trainer.precision bf16-mixed": "`trainer.precision` to be null",
     }
     capsys.readouterr()
     for words, message in changes.items():
         resume = ["fit", "--ckpt_path", LAST, "--trainer.max_epochs", "3", *words.split()]
         error = refused(resume, capsys)
         assert re.search(message, error), error
-        assert error.endswith(f"from its weights, give --init_from {LAST}\n")
+        assert error.endswith(f"in a folder of its own, give --init_from {LAST}\n")
     assert {path: path.read_bytes() for path in RUN.rglob("*") if path.is_file()} == before
     # where the data lie and how fast the steps are taken is no part of the result
     shutil.copytree(data_dir, "elsewhere")
@@ -72,3 +74,24 @@ def test_a_checkpoint_from_python_resumes_with_the_defaults_of_its_optimizer(
     trainer.save_checkpoint("python.ckpt")
     main(["fit", "--ckpt_path", "python.ckpt", "--trainer.max_epochs", "2"])
     assert torch.load(LAST, weights_only=True)["global_step"] == 6
+
+
+@pytest.mark.parametrize(
+    ("words", "message"),
+    [
+        ("EarlyStopping --trainer.callbacks.monitor val/loss --data.val_size 0", "would select by"),
+        (
+            "ModelCheckpoint --trainer.callbacks.monitor val/loss --data.val_size 0",
+            "would select by",
+        ),
+        ("EarlyStopping --trainer.callbacks.monitor val/acc", "`mode` of EarlyStopping to be max"),
+        ("ModelCheckpoint --trainer.callbacks.monitor val/acc", "`mode` of ModelCheckpoint to be"),
+        ("LearningRateFinder", "Expected --find_lr true, but got LearningRateFinder"),
+        ("BatchSizeFinder", "Expected --data.batch_size, but got BatchSizeFinder"),
+    ],
+)
+def test_callbacks_that_select_wrongly_are_refused(
+    data_dir: str, capsys: pytest.CaptureFixture[str], words: str, message: str
+) -> None:
+    command = ["fit", "--data.data_dir", data_dir, "--trainer.callbacks", *words.split()]
+    assert message in refused(command, capsys)

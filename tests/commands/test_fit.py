@@ -54,3 +54,23 @@ def test_validation_on_the_test_set_says_so(data_dir: str, capsys: Capture) -> N
     assert "val/acc (on the test set)" in (RUN / "report.html").read_text()
     events = EventAccumulator(str(RUN)).Reload()
     assert "val/text_summary" in events.Tags()["tensors"]
+
+
+def test_layers_are_matched_within_the_network(data_dir: str, capsys: Capture) -> None:
+    fit(data_dir)
+    checkpoint = torch.load(LAST, weights_only=True)
+    weights = checkpoint["state_dict"]
+    others = {"class_weights": torch.ones(10), "second_head.weight": torch.ones(8, 784)}
+    torch.save({**checkpoint, "state_dict": others | weights}, "derived.ckpt")
+    capsys.readouterr()
+    cli = FNNCLI(["fit", "--init_from", "derived.ckpt", "--trainer.max_steps", "1",
+                  "--optimizer.lr", "1e-9"])  # fmt: skip
+    assert "weights    of derived.ckpt: 784–8, 8–10\n" in capsys.readouterr().out
+    first = cli.model.network.layers[0].weight
+    assert torch.allclose(first, weights["network.layers.0.weight"], atol=1e-6)
+
+
+def test_a_timer_among_the_callbacks_is_saved(data_dir: str) -> None:
+    timer = ["--trainer.callbacks", "Timer", "--trainer.callbacks.duration", "00:00:10:00"]
+    fit(data_dir, *timer)
+    assert "interval: step" in (RUN / "config.yaml").read_text()

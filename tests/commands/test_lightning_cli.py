@@ -433,7 +433,7 @@ def test_every_answer_names_an_option(capsys: Capture) -> None:
             group, _, name = option.partition(".")
             assert group in config
             assert not name or name in config[group]
-        assert not config.keys() & set(words.split()) - {"checkpoint"}
+        assert not config.keys() & set(words.split()) - {"checkpoint", "optimizer"}
     every = " ".join(ANSWERS.values()).split()
     assert len(set(every)) == len(every)
 

@@ -95,6 +95,7 @@ def test_a_failed_seed_does_not_stop_the_others(
         (["2", "--run_folder", "x"], "Expected no --run_folder"),
         (["2", "--folder", "file"], "Expected --folder to be a folder, but got file: it is a file"),
         (["2", "--folder", "other"], "Expected --folder to be new, empty or one of earlier seeds"),
+        (["2", "--find_lr", "true"], "find one with `fit`, and give it as --optimizer.lr"),
         (["2", "--trainer.logger=false"], "leave results, but got --trainer.logger false"),
         (["2", "--bad"], "error: Expected nothing bad\n"),  # the parser refuses it
         (

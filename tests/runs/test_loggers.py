@@ -99,6 +99,15 @@ def test_the_folder_of_something_else_is_refused(
     assert "mine holds config.yaml of something else" in capsys.readouterr().err
     assert [path.name for path in Path("mine").iterdir()] == ["config.yaml"]
     assert Path("mine/config.yaml").read_text() == "trainer: {max_epochs: 1}\n"
+    Path("mine/events.out.tfevents").touch()  # as another project's run has it
+    with pytest.raises(SystemExit):
+        main(["fit", "--config", "mine/config.yaml", "--run_folder", "mine"])
+    assert Path("mine/config.yaml").read_text() == "trainer: {max_epochs: 1}\n"
+    Path("report").mkdir()
+    Path("report/report.html").write_text("mine")
+    with pytest.raises(SystemExit):
+        main(["fit", "--run_folder", "report"])
+    assert "report holds report.html of something else" in capsys.readouterr().err
     Path("mine/config.yaml").rename("mine/notes.txt")
     fit(data_dir, "--run_folder", "mine")  # as where a job's own log lies
     assert Path("mine/notes.txt").read_text() == "trainer: {max_epochs: 1}\n"

@@ -135,6 +135,21 @@ def test_last_is_written_every_n_minutes(
     assert saved == steps
 
 
+def test_a_second_module_of_a_trainer_gets_a_folder_and_patience_of_its_own(
+    make_data: MakeData, tmp_path: Path
+) -> None:
+    checkpoint, stopping = RunCheckpoint(monitor="val/acc"), RunEarlyStopping(patience=2)
+    run = trainer(tmp_path, callbacks=[checkpoint, stopping], max_epochs=2)
+    run.fit(Scripted([0.8, 0.9]), datamodule=make_data())
+    first = {path: Path(path).read_bytes() for path in (checkpoint.last_model_path,
+                                                        checkpoint.best_model_path)}  # fmt: skip
+    run.fit_loop.max_epochs = 5  # counted on
+    run.fit(Scripted([0.1, 0.2, 0.3]), datamodule=make_data())
+    assert checkpoint.best_score == pytest.approx(0.3)
+    assert {path: Path(path).read_bytes() for path in first} == first
+    assert not {checkpoint.last_model_path, checkpoint.best_model_path} & first.keys()
+
+
 def test_the_best_of_a_module_is_not_that_of_one_fitted_before(
     make_data: MakeData, tmp_path: Path
 ) -> None:

@@ -1,5 +1,7 @@
 """Lightning's finders must leave nothing behind but what they have found."""
 
+import os
+import signal
 from collections.abc import Callable
 from pathlib import Path
 from typing import Any
@@ -194,3 +196,29 @@ def test_the_command_line_refuses_a_search_in_one_line(
 def test_the_command_line_searches_on_the_whole_way_to_a_large_rate(data_dir: str) -> None:
     cli = FNNCLI(["fit", "--data.data_dir", data_dir, "--find_lr", "true"])
     assert cli.model.lr > 0.01
+
+
+def test_a_search_on_trained_weights_finds_none(
+    data_dir: str, capsys: pytest.CaptureFixture[str]
+) -> None:
+    fit(data_dir, "--trainer.max_epochs", "60", "--optimizer.lr", "1")
+    with pytest.raises(SystemExit):
+        main(["fit", "--init_from", str(RUN), "--find_lr", "true"])
+    assert "Expected the loss to fall clearly" in capsys.readouterr().err
+
+
+def test_a_signal_ends_a_search_and_leaves_no_file(
+    data_dir: str, capsys: pytest.CaptureFixture[str], monkeypatch: pytest.MonkeyPatch
+) -> None:
+    step = FNNLitModule.training_step
+
+    def terminated(self: FNNLitModule, batch: Any, batch_idx: int) -> Any:
+        os.kill(os.getpid(), signal.SIGTERM)
+        return step(self, batch, batch_idx)
+
+    monkeypatch.setattr(FNNLitModule, "training_step", terminated)
+    with pytest.raises(SystemExit) as stop:
+        main(["fit", "--data.data_dir", data_dir, "--find_lr", "true"])
+    assert stop.value.code == 128 + signal.SIGTERM
+    assert "stopped by SIGTERM, nothing was saved\n" in capsys.readouterr().err
+    assert not list(Path().rglob(".lr_find*"))
