@@ -5,7 +5,7 @@ from collections.abc import Mapping
 from dataclasses import asdict
 from fractions import Fraction
 from pathlib import Path
-from typing import Literal, NamedTuple
+from typing import Any, Literal, NamedTuple
 
 import torch
 from lightning.pytorch import LightningDataModule
@@ -243,3 +243,8 @@ class MNISTDataModule(LightningDataModule):
                 f"Expected `val_size` to be from 0 to {train_size - 1:,}, so that at least one of "
                 f"the {train_size:,} training images is left to train on, but got {self.val_size}"
             )
+
+
+def validates_on_test_set(datamodule: Any) -> bool:
+    """Tell whether validation watches the test set, since no training image is held out."""
+    return getattr(datamodule, "val_size", None) == 0

@@ -35,8 +35,6 @@ WORDS = (
     *("val/acc", "val/loss", "min", "max", "rel", "abs", "norm", "value", "cos", "linear"),
     *("triangular", "triangular2", "exp_range", "cycle", "iterations"),
 )
-
-
 # as the parser writes {"seconds": 1}
 DURATION = r"""\{('(weeks|days|hours|minutes|seconds)': [0-9]+(, )?)+\}"""
 

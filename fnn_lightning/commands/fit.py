@@ -11,7 +11,7 @@ from typing import Any, TypeVar
 from lightning.pytorch import Callback, Trainer
 
 from fnn_lightning.commands.main import COMMAND
-from fnn_lightning.datamodule import MNISTDataModule
+from fnn_lightning.datamodule import MNISTDataModule, validates_on_test_set
 from fnn_lightning.errors import DivergenceError, InputError
 from fnn_lightning.evaluation.plots import lr_figure
 from fnn_lightning.evaluation.tensorboard import TensorBoardPlots
@@ -21,7 +21,6 @@ from fnn_lightning.runs.loggers import read_curves
 from fnn_lightning.runs.run_folder import read_metrics, write_metrics
 from fnn_lightning.runs.signals import LOST, Stopped, lost_a_rank, raise_on_sigterm, requeue
 from fnn_lightning.training.checkpointing import RunCheckpoint
-from fnn_lightning.training.console import validates_on_test_set
 from fnn_lightning.training.lr_finder import find_lr
 from fnn_lightning.training.optim import MONITORED
 from fnn_lightning.training.resume import Resume

@@ -34,8 +34,8 @@ from fnn_lightning.commands.given import (
     stored_settings,
     with_config_texts,
 )
+from fnn_lightning.commands.hints import explain, explain_instance, refuse_single_dash
 from fnn_lightning.commands.main import COMMAND
-from fnn_lightning.commands.options import explain, explain_instance, refuse_single_dash
 from fnn_lightning.commands.trainer_setup import setup_trainer
 from fnn_lightning.datamodule import MNISTDataModule
 from fnn_lightning.errors import InputError, one_line

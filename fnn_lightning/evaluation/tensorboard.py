@@ -15,6 +15,7 @@ from tensorboard.compat.proto.graph_pb2 import GraphDef
 from torch import Tensor, nn
 
 from fnn_lightning.data.dataloader import InMemoryDataLoader
+from fnn_lightning.datamodule import validates_on_test_set
 from fnn_lightning.evaluation import plots
 from fnn_lightning.evaluation.predictions import (
     PredictionCollector,
@@ -25,7 +26,6 @@ from fnn_lightning.lit_module import FNNLitModule
 from fnn_lightning.network import FNN, NUM_CLASSES
 from fnn_lightning.runs.files import write_atomic
 from fnn_lightning.runs.loggers import event_writer
-from fnn_lightning.training.console import validates_on_test_set
 
 MAX_SHARE = 0.02  # of the time since training began that pictures may take before it ends
 FIRST_SECONDS = 0.5  # assumed for the first drawing

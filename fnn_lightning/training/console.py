@@ -9,6 +9,7 @@ from lightning.pytorch.callbacks.progress.tqdm_progress import Tqdm
 from torch import nn
 from tqdm import tqdm
 
+from fnn_lightning.datamodule import validates_on_test_set
 from fnn_lightning.lit_module import FNNLitModule
 from fnn_lightning.runs.signals import terminate_on_sigterm
 from fnn_lightning.training.multi_step import why_single_steps
@@ -138,11 +139,6 @@ class Console(callbacks.Callback):
     def _print(trainer: Trainer, text: str) -> None:
         if trainer.is_global_zero:
             tqdm.write(text)  # `print` would run into a progress bar
-
-
-def validates_on_test_set(datamodule: Any) -> bool:
-    """Tell whether validation watches the test set, since no training image is held out."""
-    return getattr(datamodule, "val_size", None) == 0
 
 
 class TerminateOnSigterm(callbacks.Callback):

@@ -18,9 +18,9 @@ from lightning.pytorch.cli import LightningArgumentParser
 
 from fnn_lightning import FNNLitModule, __version__
 from fnn_lightning.commands.given import resume_options
+from fnn_lightning.commands.hints import ANSWERS
 from fnn_lightning.commands.lightning_cli import FNNCLI
 from fnn_lightning.commands.main import SUBCOMMANDS, main
-from fnn_lightning.commands.options import ANSWERS
 from fnn_lightning.training.checkpointing import RunCheckpoint
 from fnn_lightning.training.train_log import TrainLog
 from tests.support import LAST, NEEDS_POSIX, RUN, TEST_SIZE, fit, refused, scalars
