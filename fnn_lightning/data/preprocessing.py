@@ -18,11 +18,8 @@ from fnn_lightning.errors import InputError
 
 FORMATS = ("PNG", "JPEG", "BMP", "TIFF", "GIF", "WEBP")
 SUFFIXES = (".png", ".jpg", ".jpeg", ".bmp", ".tif", ".tiff", ".gif", ".webp")
-UNREADABLE_SUFFIXES = (
-    ".heic",
-    ".heif",
-    ".avif",
-)  # found all the same, so that a message names them
+# found all the same, so that a message names them
+UNREADABLE_SUFFIXES = (".heic", ".heif", ".avif")
 HEIF_BRANDS = (b"heic", b"heix", b"heim", b"heis", b"hevc", b"mif1", b"msf1", b"avif", b"avis")
 
 IMAGE_SIZE, BOX_SIZE = 28, 20  # pixels of an MNIST image, and of the box in it that the digit fills
