@@ -2,7 +2,6 @@
 
 import inspect
 import re
-from collections.abc import Mapping
 from dataclasses import fields
 from types import ModuleType
 from typing import Any
@@ -16,13 +15,13 @@ from fnn_lightning.data.augmentation import Augmentation
 from fnn_lightning.errors import InputError
 from fnn_lightning.runs.checkpoint_io import ema_decay
 from fnn_lightning.runs.files import quote
+from fnn_lightning.training.hparams import flatten
 from fnn_lightning.training.optim import SGD, torch_class
 
 TORCH_CLASSES: dict[str, tuple[ModuleType, type]] = {
     "optimizer": (torch.optim, Optimizer),
     "lr_scheduler": (torch.optim.lr_scheduler, LRScheduler),
 }
-NOT_OF_THE_RUN = {"data_dir"}  # where the data lie
 # settings of the Trainer on which the result depends, beside the length of the run
 RUN_SETTINGS = (
     *("accumulate_grad_batches", "gradient_clip_val", "gradient_clip_algorithm"),
@@ -147,6 +146,7 @@ def check_resumes(
     data = dict(checkpoint.get("datamodule_hyper_parameters", {}))
     before: dict[str, Any] = {"ema.decay": ema_decay(checkpoint)}
     now: dict[str, Any] = {"ema.decay": config.ema.decay}
+    data.pop("data_dir", None)  # of a machine, not of a run
     if "seed" in data:
         before["seed_everything"], now["seed_everything"] = data.pop("seed"), config.seed_everything
     for name in ("optimizer", "lr_scheduler"):
@@ -157,13 +157,13 @@ def check_resumes(
         before |= class_settings(name, stored)
         now |= class_settings(name, given)
     for section, settings in (("model", model), ("data", data)):
-        names = settings.keys() - NOT_OF_THE_RUN
-        before |= flat(section, {name: settings[name] for name in names})
-        now |= flat(section, {name: config[section].get(name) for name in names})
-    trainer = stored_config.get("trainer") or {}
-    names = trainer.keys() & set(RUN_SETTINGS)
-    before |= flat("trainer", {name: trainer[name] for name in sorted(names)})
-    now |= flat("trainer", {name: config.trainer[name] for name in sorted(names)})
+        before |= flatten(settings, f"{section}.")
+        now |= flatten({name: plain(config[section].get(name)) for name in settings}, f"{section}.")
+    for section, names in (("model", ["compile"]), ("trainer", RUN_SETTINGS)):
+        settings = stored_config.get(section) or {}
+        for name in settings.keys() & set(names):
+            before[f"{section}.{name}"] = settings[name]
+            now[f"{section}.{name}"] = config[section][name]
     for option in {**before, **now}:
         was, given = before.get(option), now.get(option)
         if was != given:
@@ -194,23 +194,7 @@ def class_settings(name: str, config: dict[str, Any] | None) -> dict[str, Any]:
     defaults = {each.name: each.default for each in parameters if each.default is not each.empty}
     arguments = {**defaults, **(config.get("init_args") or {})}
     class_name = config["class_path"].rpartition(".")[2]
-    return {name: class_name, **flat(name, arguments)}
-
-
-def flat(prefix: str, settings: Mapping[str, Any]) -> dict[str, Any]:
-    """Flatten nested settings to dotted names; sequences become lists, as in a checkpoint.
-
-    >>> flat("data", {"augmentation": {"shift": 0.5}, "size": (3, 4)})
-    {'data.augmentation.shift': 0.5, 'data.size': [3, 4]}
-    """
-    found: dict[str, Any] = {}
-    for name, value in settings.items():
-        value = value.as_dict() if isinstance(value, Namespace) else value
-        if isinstance(value, Mapping):
-            found |= flat(f"{prefix}.{name}", value)
-        else:
-            found[f"{prefix}.{name}"] = list(value) if isinstance(value, tuple) else value
-    return found
+    return {name: class_name, **flatten(arguments, f"{name}.")}
 
 
 def shown(value: Any) -> str:
@@ -265,6 +249,6 @@ def is_data(value: Any) -> bool:
     return value is None or isinstance(value, bool | int | float)
 
 
-def plain(config: Any) -> dict[str, Any] | None:
-    """Turn jsonargparse's namespace of a class and its arguments into a plain dictionary."""
-    return None if config is None else config.as_dict()
+def plain(config: Any) -> Any:
+    """Turn a namespace of jsonargparse, such as a class and its arguments, into a dictionary."""
+    return config.as_dict() if isinstance(config, Namespace) else config

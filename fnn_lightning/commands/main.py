@@ -76,9 +76,8 @@ def main(args: list[str] | None = None) -> None:
         print(f"interrupted; {stop}" if str(stop) else "interrupted", file=sys.stderr)
         raise SystemExit(130) from None
     except SystemExit as stop:
-        if isinstance(
-            stop.__context__, KeyboardInterrupt
-        ):  # which the Trainer handles without word
+        # which the Trainer handles without a word
+        if isinstance(stop.__context__, KeyboardInterrupt):
             print("interrupted", file=sys.stderr)
             raise SystemExit(130) from None
         raise

@@ -152,8 +152,9 @@ def copy_layers(module: FNNLitModule, checkpoint: dict[str, Any], path: str) -> 
         layer, _, tensor = name.rpartition(".")
         if layer.startswith("network.layers."):  # a derived module may have more
             stored.setdefault(layer, {})[tensor] = value
-    matrices = [each for each in stored.values() if each["weight"].dim() == 2]
-    others = [each for each in stored.values() if each["weight"].dim() != 2]
+    whole = [each for each in stored.values() if "weight" in each]
+    matrices = [each for each in whole if each["weight"].dim() == 2]
+    others = [each for each in whole if each["weight"].dim() != 2]
     names: dict[bool, list[str]] = {True: [], False: []}
     for layer in module.network.layers:
         own = layer.state_dict()

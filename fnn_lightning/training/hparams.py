@@ -67,21 +67,31 @@ def collect_settings(trainer: Trainer, module: LightningModule) -> dict[str, Any
     }
 
 
-def flatten_settings(settings: Mapping[str, Any], prefix: str = "") -> dict[str, Any]:
-    """Flatten nested settings to dotted names, and turn other values into texts.
+def flatten(settings: Mapping[str, Any], prefix: str = "") -> dict[str, Any]:
+    """Flatten nested settings to dotted names; tuples become lists, as in a checkpoint.
 
-    >>> flatten_settings({"a": {"b": 1}, "dims": [3, 4], "c": None})
-    {'a.b': 1, 'dims': '[3, 4]', 'c': 'none'}
+    >>> flatten({"augmentation": {"shift": 0.5}, "size": (3, 4)}, "data.")
+    {'data.augmentation.shift': 0.5, 'data.size': [3, 4]}
     """
     flat: dict[str, Any] = {}
     for name, value in settings.items():
         if isinstance(value, Mapping):
-            flat |= flatten_settings(value, f"{prefix}{name}.")
-        elif value is None:
-            flat[f"{prefix}{name}"] = "none"
+            flat |= flatten(value, f"{prefix}{name}.")
         else:
-            is_plain = isinstance(value, bool | int | float | str)
-            flat[f"{prefix}{name}"] = (
-                value if is_plain else str(list(value) if isinstance(value, tuple) else value)
-            )
+            flat[f"{prefix}{name}"] = list(value) if isinstance(value, tuple) else value
     return flat
+
+
+def flatten_settings(settings: Mapping[str, Any]) -> dict[str, Any]:
+    """Flatten nested settings to dotted names, and turn what is no number or text into a text.
+
+    >>> flatten_settings({"a": {"b": 1}, "dims": [3, 4], "c": None})
+    {'a.b': 1, 'dims': '[3, 4]', 'c': 'none'}
+    """
+
+    def as_scalar(value: Any) -> Any:
+        if value is None:
+            return "none"
+        return value if isinstance(value, bool | int | float | str) else str(value)
+
+    return {name: as_scalar(value) for name, value in flatten(settings).items()}

@@ -34,6 +34,7 @@ def test_resuming_keeps_what_defines_the_run(data_dir: str, capsys: Capture) -> 
         "--lr_scheduler null": "`lr_scheduler` to be StepLR, .* but got null",
         "--lr_scheduler.step_size 2": "`lr_scheduler.step_size` to be 1",
         "--trainer.accumulate_grad_batches 2": "`trainer.accumulate_grad_batches` to be 1",
+        "--model.compile true": "`model.compile` to be False",
         "--trainer.precision bf16-mixed": "`trainer.precision` to be null",
     }
     capsys.readouterr()

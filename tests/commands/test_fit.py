@@ -60,7 +60,11 @@ def test_layers_are_matched_within_the_network(data_dir: str, capsys: Capture) -
     fit(data_dir)
     checkpoint = torch.load(LAST, weights_only=True)
     weights = checkpoint["state_dict"]
-    others = {"class_weights": torch.ones(10), "second_head.weight": torch.ones(8, 784)}
+    others = {
+        "class_weights": torch.ones(10),
+        "second_head.weight": torch.ones(8, 784),
+        "network.layers.9.bias": torch.ones(1),  # without a weight
+    }
     torch.save({**checkpoint, "state_dict": others | weights}, "derived.ckpt")
     capsys.readouterr()
     cli = FNNCLI(["fit", "--init_from", "derived.ckpt", "--trainer.max_steps", "1",
