@@ -1,6 +1,9 @@
 """Feed-forward neural nets on MNIST with PyTorch Lightning."""
 
+import os
 from typing import TYPE_CHECKING, Any
+
+from fnn_lightning.runs.cores import limit_spinning
 
 if TYPE_CHECKING:
     from fnn_lightning.datamodule import MNISTDataModule
@@ -9,6 +12,8 @@ if TYPE_CHECKING:
 
 __version__ = "0.1.0"
 __all__ = ["FNN", "FNNLitModule", "MNISTDataModule", "__version__"]
+
+limit_spinning(os.environ)  # before torch is imported, which reads it
 
 
 def __getattr__(name: str) -> Any:

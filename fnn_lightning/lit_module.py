@@ -30,6 +30,7 @@ from fnn_lightning.training.multi_step import (
 from fnn_lightning.training.optim import SGD, ClassConfig, Optim
 from fnn_lightning.training.pixel_scale import PixelScale
 from fnn_lightning.training.resume import Resume
+from fnn_lightning.training.threads import Threads, check_num_threads
 from fnn_lightning.training.train_log import TrainLog, log_values
 
 FIXED = {"in_features": 784, "out_features": NUM_CLASSES}
@@ -68,6 +69,8 @@ class FNNLitModule(LightningModule):
         multi_step: Whether several optimiser steps are taken for one of the Trainer's where it
             has nothing else to do. For a small net that is faster. The result is bit for bit the
             same. See `MultiStep`.
+        num_threads: Number of CPU threads that compute a step. Chosen by the work of a step and
+            the cores by default, and kept when the run is resumed. See `Threads`.
         compile: Whether the network is compiled by `torch.compile`, when it is first used. That
             takes half a minute, needs a C++ compiler, and pays only for a large network. The
             result is the same but for rounding.
@@ -93,6 +96,7 @@ class FNNLitModule(LightningModule):
         lr_interval: Literal["epoch", "step"] = "epoch",
         warmup: float = 0.0,
         multi_step: bool = True,
+        num_threads: int | None = None,
         compile: bool = False,
         **network: Any,
     ) -> None:
@@ -108,9 +112,11 @@ class FNNLitModule(LightningModule):
         self.label_smoothing = label_smoothing
         self.hard_examples = hard_examples if keep_hardest < 1 else None
         self.optim = Optim(optimizer or SGD, lr_scheduler, lr_interval, warmup)
+        check_num_threads(num_threads)
         self.multi_step = multi_step
+        self.num_threads = num_threads
         # `HParams` logs them: the Trainer would log them with `hp_metric: -1` beside them.
-        self.save_hyperparameters(ignore=["multi_step", "compile"], logger=False)
+        self.save_hyperparameters(ignore=["multi_step", "num_threads", "compile"], logger=False)
         self.hparams.update(NETWORK_DEFAULTS | network)
 
         self.train_metrics = TrainMetrics()
@@ -273,7 +279,7 @@ class FNNLitModule(LightningModule):
         if trainer and any(isinstance(each, TrainLog) for each in trainer.callbacks):
             return []
         log = TrainLog()
-        return [log, Resume(), HParams(), PixelScale(), MultiStep(log, FNNLitModule)]
+        return [log, Threads(), Resume(), HParams(), PixelScale(), MultiStep(log, FNNLitModule)]
 
     def on_fit_start(self) -> None:
         attached = [type(each) for each in self.trainer.callbacks]  # type: ignore[attr-defined]

@@ -18,6 +18,7 @@ from fnn_lightning.commands.sweep_space import (
     space_yaml,
 )
 from fnn_lightning.errors import InputError
+from fnn_lightning.runs.cores import available_cores
 from fnn_lightning.runs.files import quote
 from fnn_lightning.runs.multirun_folder import (
     LOCK,
@@ -153,7 +154,7 @@ class Sweep:
         """
         env = dict(os.environ)
         if workers > 1:  # otherwise each trial would use all cores
-            env.setdefault("OMP_NUM_THREADS", str(max(1, (os.cpu_count() or 1) // workers)))
+            env.setdefault("OMP_NUM_THREADS", str(max(1, available_cores() // workers)))
         running: dict[Popen[bytes], Trial] = {}
         waiting = False
         while not self.children.stop_signal or running:

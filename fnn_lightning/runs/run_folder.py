@@ -4,7 +4,6 @@ Importing this file must stay quick: no torch, no Lightning.
 """
 
 import json
-import os
 import platform
 import re
 from datetime import datetime
@@ -13,6 +12,7 @@ from pathlib import Path
 from typing import Any
 
 from fnn_lightning import __version__
+from fnn_lightning.runs.cores import available_cores
 from fnn_lightning.runs.files import write_atomic
 
 CONFIG, METRICS = "config.yaml", "metrics.json"
@@ -112,8 +112,7 @@ def environment() -> dict[str, str]:
 
     packages = {"fnn_lightning": __version__, "Python": platform.python_version()}
     packages |= {name: version(name) for name in PACKAGES}
-    cores = len(os.sched_getaffinity(0)) if hasattr(os, "sched_getaffinity") else os.cpu_count()
-    hardware = f"{platform.machine()}, {cores} cores, {platform.system()}"
+    hardware = f"{platform.machine()}, {available_cores()} cores, {platform.system()}"
     if torch.cuda.is_available():
         hardware += f", {torch.cuda.get_device_name()}"
     return {

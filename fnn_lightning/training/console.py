@@ -13,6 +13,7 @@ from fnn_lightning.datamodule import validates_on_test_set
 from fnn_lightning.lit_module import FNNLitModule
 from fnn_lightning.runs.signals import terminate_on_sigterm
 from fnn_lightning.training.multi_step import why_single_steps
+from fnn_lightning.training.threads import Threads
 
 
 class RunProgressBar(callbacks.TQDMProgressBar):
@@ -66,7 +67,19 @@ def leave_room(bar: Tqdm) -> Tqdm:
 class Console(callbacks.Callback):
     """Prints a header, a line after every validation, and the results of the other stages."""
 
-    def on_train_start(self, trainer: Trainer, pl_module: LightningModule) -> None:
+    def __init__(self) -> None:
+        self._has_header = False
+
+    def on_fit_start(self, trainer: Trainer, pl_module: LightningModule) -> None:
+        self._has_header = False
+
+    def on_train_epoch_start(self, trainer: Trainer, pl_module: LightningModule) -> None:
+        # not when training starts: the module's callbacks, which come after this one, choose then
+        if not self._has_header:
+            self._print_header(trainer, pl_module)
+            self._has_header = True
+
+    def _print_header(self, trainer: Trainer, pl_module: LightningModule) -> None:
         assert isinstance(pl_module, FNNLitModule)
         linear = [layer for layer in pl_module.network.layers if isinstance(layer, nn.Linear)]
         widths = [linear[0].in_features, *(layer.out_features for layer in linear)]
@@ -78,7 +91,7 @@ class Console(callbacks.Callback):
             trainer,
             f"network    {'–'.join(map(str, widths))}{activation}, {parameters:,} parameters\n"
             f"optimizer  {optimizer}, learning rate {lr:g}\n"
-            f"device     {trainer.world_size} × {pl_module.device.type}, "
+            f"device     {trainer.world_size} × {pl_module.device.type}{threads(trainer)}, "
             f"{trainer.num_training_batches:,} batches an epoch\n"
             f"steps      {self._steps(trainer)}",
         )
@@ -139,6 +152,13 @@ class Console(callbacks.Callback):
     def _print(trainer: Trainer, text: str) -> None:
         if trainer.is_global_zero:
             tqdm.write(text)  # `print` would run into a progress bar
+
+
+def threads(trainer: Trainer) -> str:
+    """Say how many threads a run has on the CPU; nothing if that is not known."""
+    given = trainer.callbacks  # type: ignore[attr-defined]
+    count = next((each.count for each in given if isinstance(each, Threads)), None)
+    return f", {count} thread{'s' * (count > 1)}" if count else ""
 
 
 class TerminateOnSigterm(callbacks.Callback):
