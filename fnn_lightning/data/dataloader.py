@@ -1,5 +1,6 @@
 """Serves batches from tensors in memory: one tensor index per batch, no Python per image."""
 
+import itertools
 from collections.abc import Iterator
 from fractions import Fraction
 from typing import Any
@@ -16,6 +17,8 @@ Batch = tuple[Tensor, Tensor]
 
 The pixels are `uint8`, or `float32` if they are augmented.
 """
+
+GATHERED = 5  # batches at a time: more no longer fit into the cache
 
 
 class EpochSampler:
@@ -128,7 +131,9 @@ class InMemoryDataLoader:
         # A generator, because the Trainer calls `set_epoch` after `iter` and before `next`.
         self.position, self._start = self._start, 0
         self._order = self._epoch_order()
-        yield from self.take(len(self))
+        # not several at a time: `take` can serve others between
+        while self.position < len(self):
+            yield from self.take(1)
 
     def take(self, count: int) -> Iterator[Batch]:
         """Yield this rank's share of the next batches of the epoch.
@@ -137,9 +142,12 @@ class InMemoryDataLoader:
             count: Number of batches; fewer if the epoch ends before.
         """
         while count > 0 and self.position < len(self):
-            position, self.position = self.position, self.position + 1
-            yield self._batch(self._order, position)
-            count -= 1
+            together = min(count, GATHERED, len(self) - self.position)
+            # an unfinished iteration does not serve all that was gathered
+            for batch in self._batches(self._order, self.position, together):
+                self.position += 1
+                yield batch
+            count -= together
 
     def peek(self) -> Batch:
         """Return this rank's share of the epoch's first batch without moving on."""
@@ -147,6 +155,16 @@ class InMemoryDataLoader:
 
     def _epoch_order(self) -> Tensor:
         return self.indices[self.sampler.order()] if hasattr(self, "sampler") else self.indices
+
+    def _batches(self, order: Tensor, first: int, count: int) -> Iterator[Batch]:
+        if self.augments or self.world_size > 1:
+            return (self._batch(order, first + i) for i in range(count))
+        ends = [self.image_count(first + i) for i in range(count + 1)]
+        sizes = [end - start for start, end in itertools.pairwise(ends)]
+        # one `index_select` for several batches takes less than one for each
+        share = order[ends[0] : ends[-1]]
+        images, labels = self.images.index_select(0, share), self.labels.index_select(0, share)
+        return zip(images.split(sizes), labels.split(sizes), strict=True)
 
     def _batch(self, order: Tensor, position: int) -> Batch:
         batch = order[int(position * self.batch_size) : int((position + 1) * self.batch_size)]
