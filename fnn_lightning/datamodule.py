@@ -197,14 +197,15 @@ class MNISTDataModule(LightningDataModule):
         Raises:
             InputError: If the split was not read.
         """
+        device = self.trainer.strategy.root_device if self.trainer else torch.device("cpu")
         return InMemoryDataLoader(
-            *self._split(split),
+            *self._on(device, split),
             batch_size=batch_size,
             shuffle_seed=shuffle_seed,
             rank=self.trainer.global_rank if self.trainer else 0,
             world_size=self.trainer.world_size if self.trainer else 1,
             augmentation=self.augmentation,
-            device=self.trainer.strategy.root_device if self.trainer else "cpu",
+            device=device,
         )
 
     def _split(self, name: str) -> Split:
@@ -213,6 +214,16 @@ class MNISTDataModule(LightningDataModule):
                 f"Expected the {name} split to be in memory, but it was not read: call "
                 "`prepare_data()` and `setup()` first"
             )
+        return self._splits[name]
+
+    def _on(self, device: torch.device, name: str) -> Split:
+        """Move a split to a device, and with it the other split of the same images."""
+        split = self._split(name)
+        if split.images.device != device:
+            images, labels = split.images.to(device), split.labels.to(device)
+            for other, each in self._splits.items():
+                if each.images is split.images:
+                    self._splits[other] = Split(images, labels, each.indices.to(device))
         return self._splits[name]
 
     def _read(self, train: bool) -> Split:

@@ -13,6 +13,9 @@ from collections.abc import Callable, Iterator
 from pathlib import Path
 from typing import Any
 
+# before torch is imported: each worker of pytest gets one thread
+os.environ.setdefault("OMP_NUM_THREADS", "1")
+
 import pytest
 from selenium.webdriver import Chrome, ChromeOptions
 from selenium.webdriver.chrome.service import Service

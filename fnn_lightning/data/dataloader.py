@@ -73,7 +73,7 @@ class InMemoryDataLoader:
         augmentation: Applied to every image, drawn anew in every epoch; only with a
             `shuffle_seed`. It is a function of (seed, epoch, position in the epoch) alone, on any
             number of ranks.
-        device: Where augmented batches are computed and served.
+        device: Where the images, the labels and the order are kept, and batches are served.
 
     Example:
         >>> pixels, labels = torch.zeros(5, 28, 28, dtype=torch.uint8), torch.arange(5)
@@ -95,16 +95,17 @@ class InMemoryDataLoader:
         augmentation: Augmentation | None = None,
         device: torch.device | str = "cpu",
     ) -> None:
-        self.images = images
-        self.labels = labels
+        self.device = torch.device(device)
+        # all of it once, so that a step copies nothing
+        self.images = images.to(self.device)
+        self.labels = labels.to(self.device)
+        self.indices = indices.to(self.device)
         self.batch_size = batch_size
-        self.indices = indices
         self.rank = rank
         self.world_size = world_size
         self.augmentation = augmentation or Augmentation()
         self.augments = bool(self.augmentation) and shuffle_seed is not None
         """Whether the images are augmented."""
-        self.device = torch.device(device)
         if shuffle_seed is not None:
             # The attribute in which the Trainer looks for `set_epoch`; without it, the Trainer
             # takes the loader for one that does not shuffle.
@@ -112,7 +113,7 @@ class InMemoryDataLoader:
         self.position = 0
         """Number of batches served in this epoch."""
         self._start = 0
-        self._order = indices
+        self._order = self.indices
 
     def __len__(self) -> int:
         """Return the number of batches in an epoch."""
@@ -154,7 +155,9 @@ class InMemoryDataLoader:
         return self._batch(self._epoch_order(), 0)
 
     def _epoch_order(self) -> Tensor:
-        return self.indices[self.sampler.order()] if hasattr(self, "sampler") else self.indices
+        if not hasattr(self, "sampler"):
+            return self.indices
+        return self.indices[self.sampler.order().to(self.device)]
 
     def _batches(self, order: Tensor, first: int, count: int) -> Iterator[Batch]:
         if self.augments or self.world_size > 1:
@@ -178,7 +181,7 @@ class InMemoryDataLoader:
         # for the whole batch, so that even rounding is the same on any number of ranks
         grid = sampling_grid(self.augmentation.draw(len(batch), seed).to(self.device))
         grid = grid[self.rank :: self.world_size]
-        return resample(images.to(self.device), grid), labels.to(self.device)
+        return resample(images, grid), labels
 
     def state_dict(self) -> dict[str, Any]:
         """Return the position in the epoch, for the Trainer's checkpoints."""

@@ -117,9 +117,9 @@ class PredictionCollector(callbacks.Callback):
         if not self._logits:
             return None
         logits = torch.cat(self._logits).float().cpu()
-        indices = dataloader.indices[: len(logits)]
-        labels = dataloader.labels.index_select(0, indices)
-        return Predictions(dataloader.images, indices, labels, logits.softmax(dim=1))
+        indices = dataloader.indices.cpu()[: len(logits)]
+        labels = dataloader.labels.cpu().index_select(0, indices)
+        return Predictions(dataloader.images.cpu(), indices, labels, logits.softmax(dim=1))
 
 
 def first_test_dataloader(trainer: Trainer) -> Any:

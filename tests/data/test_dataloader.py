@@ -6,6 +6,7 @@ import torch
 from hypothesis import example, given, settings
 from hypothesis import strategies as st
 
+from fnn_lightning.data.augmentation import Augmentation
 from fnn_lightning.data.dataloader import (
     EpochSampler,
     InMemoryDataLoader,
@@ -158,3 +159,21 @@ def test_any_fraction_takes_its_share_rounded_down(images: int, limit: float, at
 def test_other_limits_leave_the_batches_alone(limit: float) -> None:
     assert evaluation_batch_size(10_000, limit, at_most=2000) == 2000
     assert evaluation_batch_size(0, 0.5, at_most=2000) == 2000
+
+
+@pytest.mark.parametrize("augmentation", [None, Augmentation(rotation=10.0)])
+def test_all_of_it_is_on_the_device(augmentation: Augmentation | None) -> None:
+    # a device without values: what is left on the CPU cannot be mixed with it
+    images, labels = torch.zeros(7, 28, 28, dtype=torch.uint8), torch.arange(7)
+    loader = InMemoryDataLoader(
+        images,
+        labels,
+        torch.arange(7),
+        batch_size=3,
+        shuffle_seed=0,
+        augmentation=augmentation,
+        device="meta",
+    )
+    assert {each.device.type for each in (loader.images, loader.labels, loader.indices)} == {"meta"}
+    for batch in (*loader, *loader.take(3)):
+        assert [each.device.type for each in batch] == ["meta", "meta"]
