@@ -61,8 +61,8 @@ class MNISTDataModule(LightningDataModule):
         val_size: Number of training images held out for validation, the same ones in every run.
             By default a twelfth of them: 5,000 of MNIST's 60,000. 0 trains on all of them.
             Validation then watches the test set, as tutorials do, so nothing may be selected by it.
-        seed: Seed of the batches' order, a function of (seed, epoch) alone, and of augmentation, a
-            function of (seed, epoch, position in the epoch).
+        seed: Seed of the batches' order, a function of (seed, epoch) alone, and of augmentation and
+            the network's dropout, functions of (seed, epoch, position in the epoch).
         augmentation: Applied to the training images, drawn anew in every epoch.
 
     Raises:

@@ -1,6 +1,7 @@
 """The Lightning module: the step, the metrics and the optimiser around the network."""
 
 import inspect
+from contextlib import AbstractContextManager, nullcontext
 from typing import Any, Literal
 
 from lightning.pytorch import Callback, LightningModule
@@ -133,10 +134,14 @@ class FNNLitModule(LightningModule):
         return logits
 
     def training_step(self, batch: Batch, batch_idx: int) -> Tensor:
-        first_pass, sharding = None, self._sharding(batch_idx)
+        sharding, dealt = self._sharding(batch_idx), len(batch[1])
+        rows = first_pass = None
         if self.hard_examples is not None:
-            batch, first_pass = self.hard_examples.select(batch, self.network, self._step, sharding)
-        output = self._step(batch, self.label_smoothing)
+            batch, rows, first_pass = self.hard_examples.select(
+                batch, self.network, self._step, sharding
+            )
+        with self._masks(batch_idx, dealt, rows):
+            output = self._step(batch, self.label_smoothing)
         self.train_metrics.update(output if first_pass is None else first_pass)
         return output.loss if sharding is None else self._weigh(output, *sharding)
 
@@ -183,6 +188,27 @@ class FNNLitModule(LightningModule):
         """Tell how a batch was dealt to the ranks, if there are several."""
         loader = self.trainer.train_dataloader if self.trainer.world_size > 1 else None
         return (loader, batch_idx) if isinstance(loader, InMemoryDataLoader) else None
+
+    def _masks(
+        self, batch_idx: int, dealt: int, rows: Tensor | None
+    ) -> AbstractContextManager[None]:
+        """Let dropout draw its masks for the whole batch, alike on any number of ranks.
+
+        Args:
+            batch_idx: Number of the batch.
+            dealt: Number of this rank's images of it.
+            rows: Which images of the whole batch the step is taken on; None for all of the rank's.
+        """
+        source, loader = self.network.mask_source, self.trainer.train_dataloader
+        if source is None or not isinstance(loader, InMemoryDataLoader):
+            return nullcontext()
+        size = loader.global_batch_size(batch_idx)
+        share = slice(loader.rank, size, loader.world_size)
+        if len(range(size)[share]) != dealt:  # a hook has made another batch of it
+            return nullcontext()
+        seed = loader.sampler.seed if hasattr(loader, "sampler") else 0  # no order, no seed
+        key = (seed, self.current_epoch, batch_idx + 1)
+        return source.seeded(key, self.device, size, share if rows is None else rows)
 
     def _weigh(self, output: StepOutput, loader: InMemoryDataLoader, batch_idx: int) -> Tensor:
         """Weigh a rank's loss by its share of the batch: DDP takes the mean over the ranks."""

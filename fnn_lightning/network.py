@@ -7,6 +7,7 @@ from typing import Literal, get_args
 import torch
 from torch import Tensor, nn
 
+from fnn_lightning.dropout import Dropout, MaskSource
 from fnn_lightning.errors import InputError
 
 NUM_CLASSES = 10  # the digits 0–9
@@ -124,15 +125,19 @@ class FNN(nn.Module):
         self.in_features = in_features
         self.pixel_mean = pixel_mean
         self.pixel_std = pixel_std
+        self.mask_source = MaskSource() if dropout or input_dropout else None
+        """The random numbers of dropout, if there is any."""
 
-        layers: list[nn.Module] = [nn.Dropout(input_dropout)] if input_dropout else []
+        layers: list[nn.Module] = []
+        if input_dropout:
+            layers.append(Dropout(input_dropout, self.mask_source))
         for width in hidden_dims:
             layers.append(nn.Linear(in_features, width))
             if batch_norm:
                 layers.append(nn.BatchNorm1d(width))
             layers.append(ACTIVATIONS[activation]())
             if dropout:
-                layers.append(nn.Dropout(dropout))
+                layers.append(Dropout(dropout, self.mask_source))
             in_features = width
         self.layers = nn.Sequential(*layers, nn.Linear(in_features, out_features))
         if initialization != "pytorch":

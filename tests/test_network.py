@@ -7,6 +7,7 @@ from torch import nn
 from torch.nn import functional as F
 
 from fnn_lightning import FNN
+from fnn_lightning.dropout import Dropout
 from fnn_lightning.errors import InputError
 from fnn_lightning.network import ACTIVATIONS, Activation
 
@@ -77,7 +78,7 @@ def test_dropout_acts_on_inputs_and_hidden_layers_in_training_only() -> None:
     torch.manual_seed(0)
     network = FNN(50, [400], 2, activation="sigmoid", dropout=0.25, input_dropout=0.5)
     kinds = [type(layer) for layer in network.layers]
-    assert kinds == [nn.Dropout, nn.Linear, nn.Sigmoid, nn.Dropout, nn.Linear]
+    assert kinds == [Dropout, nn.Linear, nn.Sigmoid, Dropout, nn.Linear]
     seen: list[torch.Tensor] = []
     for layer in network.layers:
         layer.register_forward_hook(lambda _, __, output: seen.append(output))

@@ -1,12 +1,13 @@
 """Exponential moving average (EMA) of the weights over the steps of training."""
 
+from copy import deepcopy
 from itertools import chain
 from typing import Any
 
 import torch
 from lightning.pytorch import LightningModule, Trainer, callbacks
 from torch import Tensor, nn
-from torch.optim.swa_utils import AveragedModel, get_ema_multi_avg_fn
+from torch.optim.swa_utils import get_ema_multi_avg_fn
 
 from fnn_lightning.errors import InputError
 from fnn_lightning.training.compilation import add_prefix, drop_prefix
@@ -43,7 +44,8 @@ class EMA(callbacks.Callback):
                 f"Expected `decay` of the EMA to be from 0 to below 1, but got {decay}"
             )
         self.decay = decay
-        self._average: AveragedModel | None = None
+        self._average: nn.Module | None = None
+        self._steps = 0
         self._in_place = False
         self._loaded: dict[str, Any] | None = None
 
@@ -56,44 +58,56 @@ class EMA(callbacks.Callback):
     def on_fit_start(self, trainer: Trainer, pl_module: LightningModule) -> None:
         network = network_of(pl_module)
         # only now is the network on its device, with a checkpoint's average
-        average = get_ema_multi_avg_fn(self.decay)  # type: ignore[no-untyped-call]
-        self._average = AveragedModel(network, multi_avg_fn=average, use_buffers=True)
+        self._average = deepcopy(network)
+        self._steps = 0
         self._in_place = False
         if self._loaded is not None:
             network.load_state_dict(add_prefix(self._loaded["weights"], network))
-            self._average.n_averaged.fill_(self._loaded["steps"])
+            self._steps = int(self._loaded["steps"])
             self._loaded = None
 
     def on_train_start(self, trainer: Trainer, pl_module: LightningModule) -> None:
-        average, network = self._average, network_of(pl_module)
-        assert average is not None
+        average = get_ema_multi_avg_fn(self.decay)  # type: ignore[no-untyped-call]
+        # listed once: to gather them at every step takes longer than to average them
+        pairs = list(self._pairs())
+        floats = [pair for pair in pairs if pair[0].is_floating_point()]
+        integers = [pair for pair in pairs if not pair[0].is_floating_point()]
+        groups = [list(zip(*each, strict=True)) for each in (floats, integers) if each]
+
+        @torch.no_grad()
+        def update(*_: Any) -> None:
+            if self._steps:
+                for ours, theirs in groups:
+                    average(ours, theirs, None)
+            else:
+                for kept, new in pairs:
+                    kept.copy_(new)
+            self._steps += 1
+
         # the optimiser calls it, whoever takes the step
-        self._handle = trainer.optimizers[0].register_step_post_hook(
-            lambda *_: average.update_parameters(network)
-        )
+        self._handle = trainer.optimizers[0].register_step_post_hook(update)
 
     def on_validation_start(self, trainer: Trainer, pl_module: LightningModule) -> None:
         if not self._in_place:
-            self._swap(pl_module)
+            self._swap()
 
     def on_validation_end(self, trainer: Trainer, pl_module: LightningModule) -> None:
         if trainer.state.fn == "fit":
-            self._swap(pl_module)
+            self._swap()
 
     def on_train_end(self, trainer: Trainer, pl_module: LightningModule) -> None:
         self._handle.remove()
-        self._swap(pl_module)
+        self._swap()
 
     def on_fit_end(self, trainer: Trainer, pl_module: LightningModule) -> None:
         if not self._in_place:  # all steps had been taken before
-            self._swap(pl_module)
+            self._swap()
 
     def state_dict(self) -> dict[str, Any]:
         if self._average is None:
             return {}
-        steps = int(self._average.n_averaged)
         weights = drop_prefix(self._networks()[1].state_dict())
-        return {"decay": self.decay, "steps": steps, "weights": weights}
+        return {"decay": self.decay, "steps": self._steps, "weights": weights}
 
     def load_state_dict(self, state_dict: dict[str, Any]) -> None:
         # applied when the network is on its device; empty if saved before that, as by a finder
@@ -109,17 +123,20 @@ class EMA(callbacks.Callback):
     def _networks(self) -> tuple[nn.Module, nn.Module]:
         """Return what holds the average now, and what holds the weights."""
         assert self._average is not None
-        kept, network = self._average.module, network_of(self._module)
+        kept, network = self._average, network_of(self._module)
         return (network, kept) if self._in_place else (kept, network)
 
+    def _pairs(self) -> "zip[tuple[Tensor, Tensor]]":
+        """Pair what is kept here with what is in the network: each weight and each buffer."""
+        assert self._average is not None
+        return zip(tensors_of(self._average), tensors_of(network_of(self._module)), strict=True)
+
     @torch.no_grad()
-    def _swap(self, module: LightningModule) -> None:
+    def _swap(self) -> None:
         """Swap the average and the weights, if there is an average yet."""
-        if self._average is None or not self._average.n_averaged:
+        if self._average is None or not self._steps:
             return
-        for ours, theirs in zip(
-            tensors_of(self._average.module), tensors_of(network_of(module)), strict=True
-        ):
+        for ours, theirs in self._pairs():
             kept = ours.clone()
             ours.copy_(theirs)
             theirs.copy_(kept)

@@ -4,7 +4,7 @@ from collections.abc import Callable, Iterator
 from contextlib import contextmanager
 
 import torch
-from torch import nn
+from torch import Tensor, nn
 from torch.nn import functional as F
 
 from fnn_lightning.data.dataloader import Batch, InMemoryDataLoader, all_gather_batch
@@ -54,7 +54,7 @@ class HardExamples:
         network: nn.Module,
         step: Callable[[Batch, float], StepOutput],
         sharding: Sharding | None,
-    ) -> tuple[Batch, StepOutput]:
+    ) -> tuple[Batch, Tensor, StepOutput]:
         """Select those of this rank's images that are among the hardest of the whole batch.
 
         Args:
@@ -64,7 +64,8 @@ class HardExamples:
             sharding: How the batch was dealt to the ranks; None if there is one rank.
 
         Returns:
-            The selected images and labels, in the order of the batch, and the first pass over all.
+            The selected images and labels, in the order of the batch; their indices in the whole
+            batch, `int64`; and the first pass over all images of the share.
         """
         with evaluating(network):
             first_pass = step(batch, self.label_smoothing)
@@ -72,15 +73,16 @@ class HardExamples:
         losses = F.cross_entropy(
             first_pass.logits, labels, reduction="none", label_smoothing=self.label_smoothing
         )
-        share = slice(None)
+        rank, ranks = 0, 1
         if sharding is not None:
             loader, batch_idx = sharding
             losses = all_gather_batch(losses, loader, batch_idx)
-            share = slice(loader.rank, None, loader.world_size)
+            rank, ranks = loader.rank, loader.world_size
         order = losses.argsort(descending=True, stable=True)
         kept = torch.zeros_like(losses, dtype=torch.bool)
         kept[order[: self.count(len(losses))]] = True
-        return (images[kept[share]], labels[kept[share]]), first_pass
+        own = kept[rank::ranks].nonzero().flatten()
+        return (images[own], labels[own]), rank + own * ranks, first_pass
 
 
 @contextmanager

@@ -82,7 +82,7 @@ class Resume(callbacks.Callback):
             self._max_steps = None
         states = self._restore()
         rank = trainer.global_rank
-        if rank >= states:  # otherwise its dropout would be that of another rank
+        if rank >= states:  # otherwise a layer of yours would draw what it draws on another rank
             seed = np.random.SeedSequence((torch.initial_seed(), rank, trainer.global_step))
             torch.manual_seed(int(seed.generate_state(1, np.uint64)[0]))
         self.has_begun = True

@@ -123,10 +123,13 @@ AUGMENTED = [
     "--data.augmentation.elastic=1",
 ]
 AUGMENTED += ["--ema.decay=0.9", "--model.label_smoothing=0.1", "--model.hidden_dims=[16]"]
+AUGMENTED += ["--model.input_dropout=0.3"]
 
 
 @pytest.mark.soak
-def test_augmentation_and_ema_are_the_same_on_two_ranks(data_dir: str, start: Start) -> None:
+def test_augmentation_dropout_and_ema_are_the_same_on_two_ranks(
+    data_dir: str, start: Start
+) -> None:
     options = ["--data.data_dir", data_dir, *AUGMENTED, "--trainer.log_every_n_steps", "1"]
     done(start(*FIT, *options, "--run_folder", "one"))
     done(start(*FIT, *options, *ddp(2), "--run_folder", "two"))
@@ -136,7 +139,7 @@ def test_augmentation_and_ema_are_the_same_on_two_ranks(data_dir: str, start: St
         assert values[0] == pytest.approx(values[1], rel=1e-4), tag
 
     # the hardest of the whole batch, however many of them a process has
-    hardest = [*options, "--model.keep_hardest=0.3"]
+    hardest = [*options, "--model.keep_hardest=0.3", "--model.dropout=0.2"]
     done(start(*FIT, *hardest, "--run_folder", "hard"))
     done(start(*FIT, *hardest, *ddp(2), "--run_folder", "hard2"))
     alone, shared = scalars("hard"), scalars("hard2")
@@ -161,8 +164,8 @@ def test_augmentation_and_ema_are_the_same_on_two_ranks(data_dir: str, start: St
 
 
 @pytest.mark.soak
-def test_each_rank_draws_its_own_dropout(data_dir: str, start: Start) -> None:
-    options = ["--data.data_dir", data_dir, "--model.dropout=0.5", "--model.hidden_dims=[16]"]
+def test_each_rank_draws_random_numbers_of_its_own(data_dir: str, start: Start) -> None:
+    options = ["--data.data_dir", data_dir, "--model.hidden_dims=[16]"]
     # two processes with as many images each, from the start and after one process
     done(start(*FIT, *options, *ddp(2), "--trainer.max_steps=1", "--run_folder", "two"))
     done(start(*FIT, *options, "--trainer.max_steps=1", "--run_folder", "one"))
