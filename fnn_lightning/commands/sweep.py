@@ -198,6 +198,10 @@ class Sweep:
         with folder_lock(self.folder):
             for unfinished in self.trials_in_state("RUNNING"):
                 trial = self._lock_trial(unfinished.number, unfinished.params)
+                running = [each.number for each in self.trials_in_state("RUNNING")]
+                if trial and trial.number not in running:  # another process has just finished it
+                    trial.output.close()
+                    continue
                 if trial and trial.params.keys() == self.space.keys():
                     return trial
                 if trial:  # killed while its parameters were drawn

@@ -18,8 +18,6 @@ Batch = tuple[Tensor, Tensor]
 The pixels are `uint8`, or `float32` if they are augmented.
 """
 
-GATHERED = 5  # batches at a time: more no longer fit into the cache
-
 
 class EpochSampler:
     """Every index once, in an order that is a function of (seed, epoch) alone.
@@ -132,23 +130,23 @@ class InMemoryDataLoader:
         # A generator, because the Trainer calls `set_epoch` after `iter` and before `next`.
         self.position, self._start = self._start, 0
         self._order = self._epoch_order()
-        # not several at a time: `take` can serve others between
-        while self.position < len(self):
-            yield from self.take(1)
+        yield from self.take(len(self))
 
-    def take(self, count: int) -> Iterator[Batch]:
+    def take(self, count: int, together: int = 1) -> Iterator[Batch]:
         """Yield this rank's share of the next batches of the epoch.
 
         Args:
             count: Number of batches; fewer if the epoch ends before.
+            together: Number of batches that are gathered at once. They are then views of one
+                tensor. Nothing else may serve batches between two of these.
         """
         while count > 0 and self.position < len(self):
-            together = min(count, GATHERED, len(self) - self.position)
+            gathered = min(count, together, len(self) - self.position)
             # an unfinished iteration does not serve all that was gathered
-            for batch in self._batches(self._order, self.position, together):
+            for batch in self._batches(self._order, self.position, gathered):
                 self.position += 1
                 yield batch
-            count -= together
+            count -= gathered
 
     def peek(self) -> Batch:
         """Return this rank's share of the epoch's first batch without moving on."""
@@ -160,7 +158,7 @@ class InMemoryDataLoader:
         return self.indices[self.sampler.order().to(self.device)]
 
     def _batches(self, order: Tensor, first: int, count: int) -> Iterator[Batch]:
-        if self.augments or self.world_size > 1:
+        if count == 1 or self.augments or self.world_size > 1:
             return (self._batch(order, first + i) for i in range(count))
         ends = [self.image_count(first + i) for i in range(count + 1)]
         sizes = [end - start for start, end in itertools.pairwise(ends)]

@@ -40,6 +40,7 @@ from fnn_lightning.training.optim import RunLength
 from fnn_lightning.training.train_log import TrainLog
 
 MAX_SECONDS = 0.2  # in the loop, before the Trainer can check clocks, signals and the bar
+GATHERED = 5  # batches at a time of a small net; more do not fit into the cache
 
 BATCH_HOOKS = (
     "on_train_batch_start",
@@ -112,7 +113,7 @@ class MultiStep(callbacks.Callback):
         deadline = time.monotonic() + MAX_SECONDS
         first = step = trainer.global_step
         try:
-            for images, labels in loader.take(count):
+            for images, labels in loader.take(count, GATHERED if manual else 1):
                 images, labels = images.to(device), labels.to(device)
                 if manual is not None:
                     module.train_metrics.update(manual(images, labels))
