@@ -225,7 +225,7 @@ def plain_loop(model: Any, train: Any, batch_size: int, steps: int, test: Any = 
     step = 0
     while True:
         order = torch.randperm(len(images))
-        for indices in order.split(selected_at_once):
+        for indices in torch.split(order, selected_at_once):
             x_batches = images.index_select(0, indices).div(255).split(batch_size)
             y_batches = labels.index_select(0, indices).split(batch_size)
             for x, y in zip(x_batches, y_batches, strict=True):
@@ -284,7 +284,7 @@ def jax(data_dir: str) -> Result:
         jnp.asarray(array if array.dtype == np.uint8 else array.astype(np.int32))
         for array in arrays(data_dir)
     )
-    indices = jax.ShapeDtypeStruct((EVALUATE_EVERY, BATCH_SIZE), jnp.int32)
+    indices = jnp.zeros((EVALUATE_EVERY, BATCH_SIZE), jnp.int32)
     start = time.perf_counter()
     compiled_train = jax.jit(train).lower(parameters, images, labels, indices).compile()
     compiled_count = jax.jit(count_correct).lower(parameters, test_images, test_labels).compile()

@@ -215,6 +215,7 @@ def main() -> None:
 
             show_busy(options.rounds, data_dir, options.base and options.base.absolute())
         elif options.profile:
+            os.environ["KINETO_LOG_LEVEL"] = "99"  # nothing from PyTorch's profiler on stderr
             from step_profile import show_profile
 
             sys.path.insert(0, str(REPOSITORY))
