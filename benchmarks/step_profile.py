@@ -11,6 +11,8 @@ from typing import Any
 
 import torch
 from loop_timer import LoopTimer
+from timing import spread
+from torch.profiler import ProfilerActivity, profile
 
 from fnn_lightning import FNNLitModule
 from fnn_lightning.commands.lightning_cli import FNNCLI
@@ -21,6 +23,37 @@ from fnn_lightning.training.console import RunProgressBar
 from fnn_lightning.training.manual_backward import ManualBackward
 from fnn_lightning.training.metrics import TrainMetrics
 from fnn_lightning.training.train_log import TrainLog
+
+EPOCHS = 5
+"""At most so many are trained, as a whole run may take many minutes."""
+
+LIMITED = ("mnist", "fast99", "record")
+"""Configs whose share outside matrix products has a limit."""
+
+ROUNDS = 3
+"""How often that share is measured."""
+
+MATRIX_PRODUCTS = {
+    f"aten::{name}" for name in ("mm", "addmm", "addmm_", "bmm", "baddbmm", "baddbmm_")
+}
+
+
+class MatrixProducts(LoopTimer):
+    """Adds up the seconds of the matrix products of a run, by PyTorch's profiler."""
+
+    def on_train_start(self, *args: Any) -> None:
+        self.profiler = profile(activities=[ProfilerActivity.CPU])
+        self.profiler.start()
+        super().on_train_start(*args)
+
+    def on_train_end(self, *args: Any) -> None:
+        super().on_train_end(*args)
+        self.profiler.stop()
+        self.products = sum(
+            each.self_cpu_time_total / 1e6
+            for each in self.profiler.key_averages()
+            if each.key in MATRIX_PRODUCTS
+        )
 
 
 class Clock:
@@ -58,8 +91,42 @@ class Clock:
         setattr(owner, name, self.timed(what, getattr(owner, name)))
 
 
+def train(config: Path, data_dir: str, epochs: int, timer: type[LoopTimer]) -> tuple[Any, int]:
+    """Train by a config without a word, and return the timer and the number of steps."""
+    command = ["fit", "--config", str(config), "--data.data_dir", data_dir]
+    command += ["--trainer.max_epochs", str(epochs), "--trainer.enable_progress_bar", "true"]
+    command += ["--trainer.callbacks", f"{timer.__module__}.{timer.__name__}"]
+    with (
+        tempfile.TemporaryDirectory() as folder,
+        contextlib.redirect_stdout(io.StringIO()),
+        contextlib.redirect_stderr(io.StringIO()),
+    ):
+        trainer: Any = FNNCLI([*command, "--trainer.default_root_dir", folder]).trainer
+    return next(each for each in trainer.callbacks if type(each) is timer), trainer.global_step
+
+
+def show_matrix_products(config: Path, data_dir: str) -> None:
+    """Train an epoch several times, and print the share of a step outside matrix products.
+
+    Seconds of the products and of the loop are those of the same run, as the machine's speed
+    varies. So what the profiler itself costs counts as outside; an epoch without it tells how much
+    that is.
+    """
+    shares, overheads = [], []
+    for _ in range(ROUNDS):
+        profiled, _ = train(config, data_dir, 1, MatrixProducts)
+        bare, _ = train(config, data_dir, 1, LoopTimer)
+        shares.append(1 - profiled.products / profiled.seconds)
+        overheads.append(profiled.seconds / bare.seconds)
+    print("\n| | median (least–greatest) | at most | aim |")
+    print("| --- | --- | --- | --- |")
+    what = f"`{config.name}`: share of a step outside matrix products"
+    print(f"| {what} | {spread(shares)} | 0.30 | 0.20 |")
+    print(f"| seconds with the profiler / without it | {spread(overheads)} | | |")
+
+
 def show_profile(config: Path, data_dir: str) -> None:
-    """Train by a config, and print a table."""
+    """Train by a config, and print where the time went."""
     clock = Clock()
     bare_step = multi_step.bare_step
     vars(multi_step)["bare_step"] = lambda optimizer: clock.timed("optimiser", bare_step(optimizer))
@@ -88,22 +155,15 @@ def show_profile(config: Path, data_dir: str) -> None:
     TrainLog.on_validation_start = start_evaluation  # type: ignore[assignment, method-assign]
     TrainLog.on_validation_end = end_evaluation  # type: ignore[assignment, method-assign]
 
-    command = ["fit", "--config", str(config), "--data.data_dir", data_dir]
-    command += ["--trainer.enable_progress_bar", "true", "--trainer.callbacks"]
-    command += ["benchmarks.loop_timer.LoopTimer", "--trainer.default_root_dir"]
-    for _ in range(2):  # the first run warms up
-        clock.seconds.clear()
-        with (
-            tempfile.TemporaryDirectory() as folder,
-            contextlib.redirect_stdout(io.StringIO()),
-            contextlib.redirect_stderr(io.StringIO()),
-        ):
-            trainer: Any = FNNCLI([*command, folder]).trainer
-    timers = [each for each in trainer.callbacks if type(each).__name__ == LoopTimer.__name__]
-    total, steps = timers[0].seconds, trainer.global_step
+    train(config, data_dir, 1, LoopTimer)  # warms up
+    clock.seconds.clear()
+    timer, steps = train(config, data_dir, EPOCHS, LoopTimer)
+    total = timer.seconds
     clock.seconds["framework, and all else"] = total - sum(clock.seconds.values())
     print(f"{steps:,} steps in {total:.2f} s\n")
     print("| part | µs a step | share |")
     print("| --- | --- | --- |")
     for what, seconds in sorted(clock.seconds.items(), key=lambda item: -item[1]):
         print(f"| {what} | {1e6 * seconds / steps:.0f} | {100 * seconds / total:.0f} % |")
+    if config.stem in LIMITED:
+        show_matrix_products(config, data_dir)
