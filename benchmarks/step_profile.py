@@ -131,6 +131,7 @@ def show_profile(config: Path, data_dir: str) -> None:
     bare_step = multi_step.bare_step
     vars(multi_step)["bare_step"] = lambda optimizer: clock.timed("optimiser", bare_step(optimizer))
     clock.wrap(InMemoryDataLoader, "_batch", "data")
+    clock.wrap(InMemoryDataLoader, "_batches", "data")
     clock.wrap(FNNLitModule, "_step", "forward")
     clock.wrap(ManualBackward, "__call__", "forward and backward")
     clock.wrap(torch.Tensor, "backward", "backward")
