@@ -54,8 +54,8 @@ def train(config: str, data_dir: str, checkout: Path) -> float:
         command += ["--trainer.callbacks.report", str(report)]
         if config in EPOCHS:
             command += ["--trainer.max_epochs", str(EPOCHS[config])]
-        # The checkout is the working folder, so its package comes first; the timer is always ours.
-        paths = [str(BENCHMARKS), os.environ.get("PYTHONPATH", "")]
+        # the package is the checkout's, the timer always the one beside this file
+        paths = [str(checkout), str(BENCHMARKS), os.environ.get("PYTHONPATH", "")]
         environment = {**os.environ, "PYTHONPATH": os.pathsep.join(filter(None, paths))}
         return run(command, report, checkout, environment).loop
 
