@@ -6,8 +6,8 @@ from collections.abc import MutableMapping
 from contextlib import suppress
 from pathlib import Path
 
-# iterations, some 20 microseconds; by default 300,000
-SPIN_COUNT = "3000"
+# turns of a loop; 300,000 by default
+SPIN_COUNT = "1000"
 WAITING = ("OMP_WAIT_POLICY", "GOMP_SPINCOUNT", "KMP_BLOCKTIME", "KMP_LIBRARY")
 
 
