@@ -165,7 +165,7 @@ class InMemoryDataLoader:
         # one `index_select` for several batches takes less than one for each
         share = order[ends[0] : ends[-1]]
         images, labels = self.images.index_select(0, share), self.labels.index_select(0, share)
-        return zip(images.split(sizes), labels.split(sizes), strict=True)
+        return zip(torch.split(images, sizes), torch.split(labels, sizes), strict=True)
 
     def _batch(self, order: Tensor, position: int) -> Batch:
         batch = order[int(position * self.batch_size) : int((position + 1) * self.batch_size)]
