@@ -3,7 +3,7 @@
 import os
 from typing import TYPE_CHECKING, Any
 
-from fnn_lightning.runs.cores import limit_spinning
+from fnn_lightning.runs.cores import limit_spinning, reproduce_products
 
 if TYPE_CHECKING:
     from fnn_lightning.datamodule import MNISTDataModule
@@ -14,6 +14,7 @@ __version__ = "0.1.0"
 __all__ = ["FNN", "FNNLitModule", "MNISTDataModule", "__version__"]
 
 limit_spinning(os.environ)  # before torch is imported, which reads it
+reproduce_products(os.environ)
 
 
 def __getattr__(name: str) -> Any:

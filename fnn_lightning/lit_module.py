@@ -304,8 +304,9 @@ class FNNLitModule(LightningModule):
             check_no_swa(trainer)
         if trainer and any(isinstance(each, TrainLog) for each in trainer.callbacks):
             return []
-        log = TrainLog()
-        return [log, Threads(), Resume(), HParams(), PixelScale(), MultiStep(log, FNNLitModule)]
+        log, threads = TrainLog(), Threads()
+        steps = MultiStep(log, threads, FNNLitModule)
+        return [log, threads, Resume(), HParams(), PixelScale(), steps]
 
     def on_fit_start(self) -> None:
         attached = [type(each) for each in self.trainer.callbacks]  # type: ignore[attr-defined]

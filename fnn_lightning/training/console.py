@@ -157,8 +157,12 @@ class Console(callbacks.Callback):
 def threads(trainer: Trainer) -> str:
     """Say how many threads a run has on the CPU; nothing if that is not known."""
     given = trainer.callbacks  # type: ignore[attr-defined]
-    count = next((each.count for each in given if isinstance(each, Threads)), None)
-    return f", {count} thread{'s' * (count > 1)}" if count else ""
+    for each in given:
+        if isinstance(each, Threads) and each.varies_up_to:
+            return f", up to {each.varies_up_to} threads"
+        if isinstance(each, Threads) and each.count:
+            return f", {each.count} thread{'s' * (each.count > 1)}"
+    return ""
 
 
 class TerminateOnSigterm(callbacks.Callback):

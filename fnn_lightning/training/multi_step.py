@@ -37,9 +37,10 @@ from fnn_lightning.training.manual_backward import (
     supports_manual_backward,
 )
 from fnn_lightning.training.optim import RunLength
+from fnn_lightning.training.threads import Threads
 from fnn_lightning.training.train_log import TrainLog
 
-MAX_SECONDS = 0.2  # in the loop, before the Trainer can check clocks, signals and the bar
+MAX_SECONDS = 0.1  # in the loop, before the Trainer can check clocks, signals and the bar
 GATHERED = 5  # batches at a time of a small net; more do not fit into the cache
 
 BATCH_HOOKS = (
@@ -73,14 +74,16 @@ class MultiStep(callbacks.Callback):
 
     Args:
         train_log: What logs the training, and is told of every step.
+        threads: What sets the number of threads, and is told how long steps of a plain net took.
         base: The module class whose steps the plain loop takes. Its attribute `multi_step` says
             whether it does.
     """
 
     acts_every_n_steps = 0
 
-    def __init__(self, train_log: TrainLog, base: type[LightningModule]) -> None:
+    def __init__(self, train_log: TrainLog, threads: Threads, base: type[LightningModule]) -> None:
         self.train_log = train_log
+        self.threads = threads
         self.base = base
         self.single_steps_reason: str | None = None
         """Why the Trainer takes every step itself; None if it need not."""
@@ -92,6 +95,8 @@ class MultiStep(callbacks.Callback):
             if reason
             else "MultiStep takes several optimiser steps for one of the Trainer's"
         )
+        if reason is None and self._is_plain(pl_module):
+            self.threads.vary(trainer, pl_module)
 
     def on_train_epoch_start(self, trainer: Trainer, pl_module: LightningModule) -> None:
         # a callback may have changed something
@@ -110,7 +115,7 @@ class MultiStep(callbacks.Callback):
         schedulers = [config.scheduler for config in configs if config.interval == "step"]
         update = bare_step(optimizer)
         manual = ManualBackward(module.network) if self._is_plain(module) else None
-        deadline = time.monotonic() + MAX_SECONDS
+        began = time.monotonic()
         first = step = trainer.global_step
         try:
             for images, labels in loader.take(count, GATHERED if manual else 1):
@@ -127,8 +132,10 @@ class MultiStep(callbacks.Callback):
                 self.train_log.log_if_due(step, optimizer.param_groups[0]["lr"])
                 for scheduler in schedulers:
                     scheduler.step()
-                if time.monotonic() > deadline:
+                if time.monotonic() - began > MAX_SECONDS:
                     break
+            if manual is not None:
+                self.threads.took(time.monotonic() - began, step - first)
         finally:
             count_steps(trainer, step - first, (step - first) * len(schedulers))
 

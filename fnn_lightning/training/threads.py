@@ -1,27 +1,39 @@
-"""The number of CPU threads, which is part of a run: it decides the last bits of its weights."""
+"""The number of CPU threads, which can decide the last bits of a run's weights."""
 
 import os
+from collections.abc import Generator
 from typing import Any
 
 import torch
 from lightning.pytorch import LightningModule, Trainer, callbacks
 from lightning.pytorch.utilities import rank_zero_warn
+from torch import nn
 
 from fnn_lightning.data.dataloader import InMemoryDataLoader
 from fnn_lightning.errors import InputError
+from fnn_lightning.network import FNN
 from fnn_lightning.runs.cores import available_cores
+from fnn_lightning.training.manual_backward import ManualBackward
 
 # With less work for each, two threads gain little alone, and lose much beside another program.
 FLOPS_PER_THREAD = 100e6
 
+TRIAL_SECONDS = 0.1  # of steps with each number of threads, to find the fastest
+KEPT = 10  # times as long as the trials took, the fastest is then kept
+
+GRAIN_SIZE = 32768  # numbers that PyTorch does not divide among threads: at::internal::GRAIN_SIZE
+
 
 class Threads(callbacks.Callback):
-    """Computes a run on the CPU with the same number of threads from its first step to its last.
+    """Sets the number of CPU threads of a run, so that it ends with the same bits on any cores.
 
-    Threads divide a product of matrices among them, and its sums are rounded accordingly. So the
-    number is chosen when a run starts, stored in its checkpoints, and used again when the run is
-    resumed or evaluated, whatever the cores there. On the same kind of processor a resumed run then
-    ends with the same bits.
+    Threads divide a sum among them, and it is rounded accordingly. So the number is chosen when a
+    run starts, stored in its checkpoints, and used again when the run is resumed or evaluated,
+    whatever the cores there. On the same kind of processor a resumed run then ends with the same
+    bits.
+
+    Steps of a plain net have the same bits on any number of threads. While it is trained the number
+    may vary: the fastest is used, which is one thread beside a program that needs the other cores.
 
     The attribute `num_threads` of the module, if it has one, is the number; None chooses one for
     every 100 million floating-point operations of a step, as far as there are cores for this rank.
@@ -32,9 +44,14 @@ class Threads(callbacks.Callback):
     def __init__(self) -> None:
         self.count: int | None = None
         """Number of threads of the run; None before it is known, and on an accelerator."""
+        self.varies_up_to: int | None = None
+        """The greatest number of threads, if the number varies in this fit; None if it does not."""
+        self._most = 1
+        self._search: Generator[int, tuple[float, int], None] | None = None
         self._before: int | None = None
 
     def setup(self, trainer: Trainer, pl_module: LightningModule, stage: str) -> None:
+        self._search = self.varies_up_to = None
         if stage == "fit":
             self.count = None
 
@@ -47,9 +64,39 @@ class Threads(callbacks.Callback):
                 f"The run began with {self.count} threads and is resumed with {given}: its last "
                 "bits will be others"
             )
+        self._most = max_threads()
         count = given or self.count or choose_threads(trainer, pl_module)
         self.count = trainer.strategy.broadcast(count)
         self._use()
+
+    def vary(self, trainer: Trainer, module: Any) -> None:
+        """From now on take the steps of a plain net with as many threads as are the fastest.
+
+        Does nothing if the user has set the number, there is only one core, or the bits of such a
+        step depend on the number.
+
+        Args:
+            trainer: Whose training has started, on the CPU.
+            module: An `FNNLitModule`, whose network `supports_manual_backward` accepts.
+        """
+        most, batch_size = self._most, images_per_step(trainer)
+        if module.num_threads or most == 1 or self.count is None or batch_size is None:
+            return
+        if same_bits_on_threads(module.network, int(batch_size), most):
+            self.varies_up_to = most
+            self._search = fastest_counts(min(self.count, most), most)
+            next(self._search)
+        torch.set_num_threads(self.count)
+
+    def took(self, seconds: float, steps: int) -> None:
+        """Take in how long steps of a plain net took, and set the number of threads for the next.
+
+        Args:
+            seconds: Time that they took together.
+            steps: Number of steps.
+        """
+        if self._search is not None and steps:
+            torch.set_num_threads(self._search.send((seconds, steps)))
 
     def on_validation_start(self, trainer: Trainer, pl_module: LightningModule) -> None:
         self._use()
@@ -98,18 +145,93 @@ def check_num_threads(num_threads: int | None) -> None:
         )
 
 
-def choose_threads(trainer: Trainer, module: LightningModule) -> int:
-    """Choose the number of threads for a new run, by the work of a step and the cores there are."""
+def max_threads() -> int:
+    """Return how many threads this process can keep busy."""
     threads = torch.get_num_threads()  # of OMP_NUM_THREADS, or the cores that are no hyperthreads
-    if "OMP_NUM_THREADS" not in os.environ:  # as it is for ranks that Lightning or torchrun starts
-        threads = min(threads, available_cores())
+    if "OMP_NUM_THREADS" in os.environ:  # as it is for ranks that Lightning or torchrun starts
+        return threads
+    return min(threads, available_cores())
+
+
+def images_per_step(trainer: Trainer) -> float | None:
+    """Return how many images a step has on this rank; None if the dataloader does not say."""
     loader: Any = trainer.train_dataloader
     if isinstance(loader, InMemoryDataLoader):
-        images = loader.global_batch_size(0) / loader.world_size
-    elif isinstance(batch_size := getattr(loader, "batch_size", None), int):
-        images = batch_size
-    else:
+        return loader.global_batch_size(0) / loader.world_size
+    batch_size = getattr(loader, "batch_size", None)
+    return batch_size if isinstance(batch_size, int) else None
+
+
+def choose_threads(trainer: Trainer, module: LightningModule) -> int:
+    """Choose the number of threads for a new run, by the work of a step and the cores there are."""
+    threads, images = max_threads(), images_per_step(trainer)
+    if images is None:
         return threads
     # for each weight and image two operations forward, two for its gradient, two for its input's
     flops = 6 * images * sum(parameter.numel() for parameter in module.parameters())
     return max(1, min(threads, int(flops / FLOPS_PER_THREAD)))
+
+
+def fastest_counts(count: int, most: int) -> Generator[int, tuple[float, int], None]:
+    """Find the number of threads with which steps are the fastest, again and again.
+
+    Tries the present number, half of it and twice as many, and then keeps the fastest for a while.
+
+    Args:
+        count: The number to begin with.
+        most: The greatest to try.
+
+    Yields:
+        The number for the next steps. Expects to be sent the seconds they took and how many they
+        were.
+    """
+    while True:
+        seconds_per_step, tried = {}, 0.0
+        for each in dict.fromkeys((count, max(1, count // 2), min(most, 2 * count))):
+            seconds, steps = yield from use_for(each, TRIAL_SECONDS)
+            seconds_per_step[each] = seconds / steps
+            tried += seconds
+        count = min(seconds_per_step, key=lambda each: seconds_per_step[each])
+        yield from use_for(count, KEPT * tried)
+
+
+def use_for(count: int, duration: float) -> Generator[int, tuple[float, int], tuple[float, int]]:
+    """Take steps with a number of threads for a time, in seconds; part of `fastest_counts`."""
+    total_seconds, total_steps = 0.0, 0
+    while total_seconds < duration:
+        seconds, steps = yield count
+        total_seconds += seconds
+        total_steps += steps
+    return total_seconds, total_steps
+
+
+def same_bits_on_threads(network: FNN, batch_size: int, most: int) -> bool:
+    """Tell whether the steps of a plain net have the same bits on any number of threads.
+
+    Products have, where MKL was told so in time (`reproduce_products`): a step is computed to see.
+    Sums over the batch and the loss are not divided among threads. Neither are activations of
+    `GRAIN_SIZE` numbers; of more, the last of each thread's share are computed by other
+    instructions, which may round otherwise, except for ReLU, which does not round.
+
+    Args:
+        network: One that `supports_manual_backward` accepts, on the CPU.
+        batch_size: Images of a step.
+        most: Greatest number of threads.
+    """
+    layers: list[Any] = list(network.layers)
+    for linear, activation in zip(layers[::2], layers[1::2], strict=False):
+        if type(activation) is not nn.ReLU and batch_size * linear.out_features > GRAIN_SIZE:
+            return False
+    manual, parameters = ManualBackward(network), list(network.parameters())
+    images = torch.rand(batch_size, network.in_features, generator=torch.Generator().manual_seed(0))
+    labels = torch.zeros(batch_size, dtype=torch.int64)
+    before = torch.get_num_threads()
+    steps: list[list[Any]] = []
+    for count in {1, most, *(2**power for power in range(1, most.bit_length()))}:
+        torch.set_num_threads(count)
+        loss = manual(images * 255, labels).loss
+        steps.append([loss, *(parameter.grad for parameter in parameters)])
+    torch.set_num_threads(before)
+    for parameter in parameters:
+        parameter.grad = None
+    return all(map(torch.equal, steps[0] * len(steps), [each for step in steps for each in step]))

@@ -6,7 +6,12 @@ from pathlib import Path
 import pytest
 
 from fnn_lightning.runs import cores
-from fnn_lightning.runs.cores import available_cores, cgroup_quota, limit_spinning
+from fnn_lightning.runs.cores import (
+    available_cores,
+    cgroup_quota,
+    limit_spinning,
+    reproduce_products,
+)
 
 
 def test_threads_sleep_soon_unless_the_user_has_a_say() -> None:
@@ -17,6 +22,15 @@ def test_threads_sleep_soon_unless_the_user_has_a_say() -> None:
         environ = {name: "the user's"}
         limit_spinning(environ)
         assert environ == {name: "the user's"}
+
+
+def test_the_user_may_set_how_products_are_computed() -> None:
+    environ: dict[str, str] = {}
+    reproduce_products(environ)
+    assert environ == {"MKL_CBWR": "AUTO,STRICT"}
+    environ = {"MKL_CBWR": "COMPATIBLE"}
+    reproduce_products(environ)
+    assert environ == {"MKL_CBWR": "COMPATIBLE"}
 
 
 def test_the_variables_are_there_before_pytorch() -> None:

@@ -7,9 +7,13 @@ from typing import Any
 
 import pytest
 import torch
+from lightning.pytorch import seed_everything
 
-from fnn_lightning import FNNLitModule, MNISTDataModule
+from fnn_lightning import FNN, FNNLitModule, MNISTDataModule
 from fnn_lightning.errors import InputError
+from fnn_lightning.training import multi_step, threads
+from fnn_lightning.training.manual_backward import ManualBackward
+from fnn_lightning.training.metrics import StepOutput
 from tests.support import assert_same, fit, refused, trainer
 
 
@@ -80,17 +84,17 @@ def test_the_option_is_kept_by_the_checkpoint_and_by_resuming(
     data_dir: str, tmp_path: Path, capsys: pytest.CaptureFixture[str]
 ) -> None:
     run = str(tmp_path / "run")
-    options = ["--data.data_dir", data_dir, "--run_folder", run]
-    fit(data_dir, "--model.num_threads", "3", "--run_folder", run, "--trainer.max_epochs", "1")
+    net = ["--model.batch_norm=true", "--run_folder", run]
+    fit(data_dir, *net, "--model.num_threads", "3", "--trainer.max_epochs", "1")
     assert "cpu, 3 threads" in capsys.readouterr().out
     last = f"{run}/checkpoints/last.ckpt"
     assert threads_of(last) == 3
     # neither the option nor this machine's cores
-    fit(data_dir, "--model.num_threads=null", *options[2:], "--trainer.max_epochs", "2")
+    fit(data_dir, *net, "--model.num_threads=null", "--trainer.max_epochs", "2")
     assert "cpu, 3 threads" in capsys.readouterr().out
     assert threads_of(last) == 3
     with pytest.warns(UserWarning, match="began with 3 threads and is resumed with 2"):
-        fit(data_dir, "--model.num_threads=2", *options[2:], "--trainer.max_epochs", "3")
+        fit(data_dir, *net, "--model.num_threads=2", "--trainer.max_epochs", "3")
     assert threads_of(last) == 2
 
 
@@ -110,41 +114,144 @@ def test_no_number_is_refused(data_dir: str, capsys: pytest.CaptureFixture[str])
     assert "`num_threads` to be 1 or more" in refused(words, capsys)
 
 
-@pytest.mark.skipif(
+def test_steps_of_a_plain_net_vary_the_number_and_keep_the_bits(
+    data_dir: str, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.setattr(threads, "TRIAL_SECONDS", 1e-9)
+    monkeypatch.setattr(threads, "KEPT", 0)
+    monkeypatch.setattr(multi_step, "MAX_SECONDS", 0)
+    seen: list[int] = []
+    backward = ManualBackward.__call__
+
+    def watch(self: ManualBackward, images: torch.Tensor, labels: torch.Tensor) -> StepOutput:
+        seen.append(torch.get_num_threads())
+        return backward(self, images, labels)
+
+    monkeypatch.setattr(ManualBackward, "__call__", watch)
+
+    def weights(num_threads: int | None, **options: Any) -> dict[str, Any]:
+        seed_everything(0)
+        module = FNNLitModule(num_threads=num_threads, **options)
+        data = MNISTDataModule(data_dir=data_dir, batch_size=60)
+        trainer(tmp_path, max_epochs=6).fit(module, datamodule=data)
+        return module.state_dict()
+
+    for options in ({}, {"hidden_dims": [200, 70], "activation": "sigmoid"}):
+        varied = weights(None, **options)
+        assert set(seen) == {1, 2, 4}
+        seen.clear()
+        assert_same(varied, weights(1, **options))
+        assert set(seen) == {1}
+        seen.clear()
+    # an activation that is divided among threads, and rounds
+    weights(None, hidden_dims=[800], activation="tanh")
+    assert set(seen) == {2}
+    assert torch.get_num_threads() == 4, "the process keeps its own"
+
+
+def test_the_fastest_number_is_found_and_found_again() -> None:
+    seconds = {1: 3.0, 2: 2.0, 3: 1.5, 4: 1.0, 6: 0.5}  # a step, with so many threads
+    search = threads.fastest_counts(1, 6)
+    count = next(search)
+
+    def use(steps: int) -> list[int]:
+        nonlocal count
+        used = []
+        for _ in range(steps):
+            used.append(count)
+            count = search.send((seconds[count], 1))
+        return used
+
+    assert use(4) == [1, 2, 2, 2], "tries both, and keeps the faster"
+    use(500)
+    assert use(500).count(6) > 400
+    seconds = {1: 3.0, 2: 4.0, 3: 8.0, 4: 8.5, 6: 9.0}  # another program has come
+    use(500)
+    assert use(500).count(1) > 350
+
+
+def test_products_that_depend_on_threads_are_found_out() -> None:
+    # MKL reads its variable at the first product, which comes too early here
+    program = (
+        "import torch\n"
+        "gradient, inputs = torch.rand(100, 10), torch.rand(100, 100)\n"
+        "products = []\n"
+        "for count in (1, 2):\n"
+        "    torch.set_num_threads(count)\n"
+        "    products.append(gradient.t().mm(inputs))\n"
+        "from fnn_lightning import FNN\n"
+        "from fnn_lightning.training.threads import same_bits_on_threads\n"
+        "print(torch.equal(*products), same_bits_on_threads(FNN(), 100, 2))\n"
+    )
+    env = {name: value for name, value in os.environ.items() if name != "MKL_CBWR"}
+    printed = subprocess.run(
+        [sys.executable, "-c", program], env=env, capture_output=True, text=True, timeout=60
+    )
+    same, found_same = printed.stdout.split()
+    assert found_same == same
+    assert threads.same_bits_on_threads(FNN(), 100, 2), "here the variable came in time"
+    assert not threads.same_bits_on_threads(FNN(hidden_dims=[400], activation="sigmoid"), 100, 2)
+
+
+needs_two_cores = pytest.mark.skipif(
     not hasattr(os, "sched_getaffinity")
     or len(os.sched_getaffinity(0)) < 2
     or not shutil.which("taskset"),
     reason="needs two cores, and taskset to give a process one of them",
 )
+
+
+def run_on(cores: int, folder: Path, data_dir: str, *options: str) -> tuple[dict[str, Any], str]:
+    """Train in a process bound to so many cores; return its last checkpoint and what it printed."""
+    env = {name: value for name, value in os.environ.items() if name != "OMP_NUM_THREADS"}
+    words = ["fit", "--data.data_dir", data_dir, "--run_folder", str(folder), *options]
+    bound = ",".join(map(str, sorted(os.sched_getaffinity(0))[:cores]))
+    printed = subprocess.run(
+        ["taskset", "-c", bound, sys.executable, "-m", "fnn_lightning", *words],
+        env=env,
+        check=True,
+        timeout=120,
+        stdout=subprocess.PIPE,
+        text=True,
+    )
+    return torch.load(folder / "checkpoints" / "last.ckpt", weights_only=True), printed.stdout
+
+
+@needs_two_cores
 @pytest.mark.parametrize("first", [1, 2])
 def test_a_run_resumed_on_other_cores_ends_with_the_same_bits(
     first: int, data_dir: str, tmp_path: Path
 ) -> None:
-    cores = sorted(os.sched_getaffinity(0))[:2]
+    # the sums of batch normalisation are divided among threads
+    net = ["--model.hidden_dims=[400,300]", "--data.batch_size=140", "--model.batch_norm=true"]
+    net += ["--model.dropout=0.1", "--tensorboard.enabled=false"]
 
-    def run_on(count: int, name: str, epochs: int, threads: int = first) -> Any:
-        env = {each: value for each, value in os.environ.items() if each != "OMP_NUM_THREADS"}
-        words = ["fit", "--data.data_dir", data_dir, "--run_folder", str(tmp_path / name)]
-        words += ["--model.hidden_dims=[400,300]", "--data.batch_size=137", "--model.dropout=0.1"]
-        words += ["--trainer.max_epochs", str(epochs), "--tensorboard.enabled=false"]
-        pinned = ["taskset", "-c", ",".join(map(str, cores[:count]))]
-        subprocess.run(
-            [*pinned, sys.executable, "-m", "fnn_lightning", *words],
-            env=env,
-            check=True,
-            timeout=120,
-            stdout=subprocess.DEVNULL,
+    def run(cores: int, name: str, epochs: int, count: int) -> dict[str, Any]:
+        options = [*net, "--trainer.max_epochs", str(epochs)]
+        checkpoint, printed = run_on(cores, tmp_path / name, data_dir, *options)
+        assert f"cpu, {count} thread" in printed
+        assert checkpoint["callbacks"]["Threads"]["count"] == count
+        return checkpoint
+
+    other = 3 - first
+    whole = run(first, "whole", 4, first)
+    run(first, "resumed", 2, first)
+    resumed = run(other, "resumed", 4, first)
+    assert_same(resumed["state_dict"], whole["state_dict"])
+    assert_same(resumed["optimizer_states"], whole["optimizer_states"])
+    if first == 1:
+        weights = "network.layers.0.weight"
+        different = run(other, "other", 4, other)
+        assert not torch.equal(different["state_dict"][weights], whole["state_dict"][weights]), (
+            "the number of threads changes no bit here: this shows nothing"
         )
-        path = tmp_path / name / "checkpoints" / "last.ckpt"
-        assert threads_of(path) == threads
-        return torch.load(path, weights_only=True)
 
-    whole = run_on(first, "whole", epochs=4)
-    run_on(first, "resumed", epochs=2)
-    assert_same(run_on(3 - first, "resumed", epochs=4)["state_dict"], whole["state_dict"])
-    assert_same(run_on(first, "again", epochs=4)["optimizer_states"], whole["optimizer_states"])
-    other = run_on(3 - first, "other", epochs=4, threads=3 - first)
-    weights = "network.layers.0.weight"
-    assert not torch.equal(other["state_dict"][weights], whole["state_dict"][weights]), (
-        "the number of threads changes no bit here: this shows nothing"
-    )
+
+@needs_two_cores
+def test_a_plain_net_has_the_same_bits_on_any_cores(data_dir: str, tmp_path: Path) -> None:
+    net = ["--model.hidden_dims=[400,300]", "--data.batch_size=137", "--trainer.max_epochs=4"]
+    one, printed = run_on(1, tmp_path / "one", data_dir, *net)
+    assert "cpu, 1 thread," in printed
+    two, printed = run_on(2, tmp_path / "two", data_dir, *net)
+    assert "cpu, up to 2 threads," in printed
+    assert_same(one["state_dict"], two["state_dict"])
