@@ -9,9 +9,6 @@ from typing import Any
 from lightning.pytorch import LightningModule, Trainer
 from lightning.pytorch.loggers import TensorBoardLogger
 from lightning.pytorch.utilities import rank_zero_only
-from tensorboard.compat.proto.attr_value_pb2 import AttrValue
-from tensorboard.compat.proto.event_pb2 import Event
-from tensorboard.compat.proto.graph_pb2 import GraphDef
 from torch import Tensor, nn
 
 from fnn_lightning.data.dataloader import InMemoryDataLoader
@@ -182,12 +179,20 @@ def tensorboard(trainer: Trainer) -> Any:
     return loggers[0].experiment if loggers and trainer.is_global_zero else None
 
 
-def graph_event(network: FNN) -> Event:
+def graph_event(network: FNN) -> Any:
     """Describe a network for TensorBoard's tab Graphs, one node per layer.
 
     PyTorch's own `SummaryWriter.add_graph` uses `torch.jit.trace`, which is deprecated and does not
     support Python 3.14.
+
+    Returns:
+        A `tensorboard.compat.proto.event_pb2.Event`.
     """
+    # slow to import, and not needed before training
+    from tensorboard.compat.proto.attr_value_pb2 import AttrValue
+    from tensorboard.compat.proto.event_pb2 import Event
+    from tensorboard.compat.proto.graph_pb2 import GraphDef
+
     graph = GraphDef()
     graph.versions.producer = 22  # of the format; TensorBoard asks for it
     graph.node.add(name="pixels", op="Placeholder")

@@ -10,7 +10,6 @@ from lightning.pytorch import Callback, LightningModule, Trainer
 from lightning.pytorch.cli import SaveConfigCallback
 from lightning.pytorch.loggers import CSVLogger, TensorBoardLogger
 from lightning.pytorch.utilities import rank_zero_only
-from tensorboard.compat.proto.event_pb2 import Event, SessionLog
 
 from fnn_lightning.runs.files import write_atomic
 from fnn_lightning.runs.run_folder import CONFIG, claim_version
@@ -129,6 +128,8 @@ class DropLostSteps(Callback):
     def on_train_start(self, trainer: Trainer, pl_module: LightningModule) -> None:
         if self.logger not in trainer.loggers:  # as with `fast_dev_run`
             return
+        from tensorboard.compat.proto.event_pb2 import Event, SessionLog  # slow to import
+
         first_lost = self.step + 1 if self.step else 0
         restart = Event(step=first_lost, session_log=SessionLog(status=SessionLog.START))
         # The logger's own `purge_step` would be written when the Trainer is set up.

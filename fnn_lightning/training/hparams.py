@@ -6,7 +6,6 @@ from typing import Any
 
 from lightning.pytorch import LightningModule, Trainer, callbacks
 from lightning.pytorch.loggers import TensorBoardLogger
-from torch.utils.tensorboard.summary import hparams as hparams_summary
 
 from fnn_lightning.runs.loggers import event_writer
 from fnn_lightning.training.ema import EMA
@@ -36,6 +35,8 @@ class HParams(callbacks.Callback):
             # The tab shows the newest value of each scalar named here, so a run can be compared
             # while it trains, and the figures of a later `test` appear too.
             metrics = dict.fromkeys(SHOWN_METRICS, 0.0)  # the values do not matter
+            from torch.utils.tensorboard.summary import hparams as hparams_summary  # slow
+
             writer = event_writer(logger.experiment)
             for summary in hparams_summary(settings, metrics):  # type: ignore[no-untyped-call]
                 writer.add_summary(summary)
