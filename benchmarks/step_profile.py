@@ -17,6 +17,7 @@ from torch.profiler import ProfilerActivity, profile
 from fnn_lightning import FNNLitModule
 from fnn_lightning.commands.lightning_cli import FNNCLI
 from fnn_lightning.data.dataloader import InMemoryDataLoader
+from fnn_lightning.network import FNN
 from fnn_lightning.training import multi_step
 from fnn_lightning.training.checkpointing import RunCheckpoint
 from fnn_lightning.training.console import RunProgressBar
@@ -130,8 +131,8 @@ def show_profile(config: Path, data_dir: str) -> None:
     clock = Clock()
     bare_step = multi_step.bare_step
     vars(multi_step)["bare_step"] = lambda optimizer: clock.timed("optimiser", bare_step(optimizer))
-    clock.wrap(InMemoryDataLoader, "_batch", "data")
-    clock.wrap(InMemoryDataLoader, "_batches", "data")
+    clock.wrap(InMemoryDataLoader, "_gather", "data")
+    clock.wrap(FNN, "scale", "data")
     clock.wrap(FNNLitModule, "_step", "forward")
     clock.wrap(ManualBackward, "__call__", "forward and backward")
     clock.wrap(torch.Tensor, "backward", "backward")

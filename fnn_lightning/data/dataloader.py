@@ -1,7 +1,6 @@
 """Serves batches from tensors in memory: one tensor index per batch, no Python per image."""
 
-import itertools
-from collections.abc import Iterator
+from collections.abc import Callable, Iterator
 from fractions import Fraction
 from typing import Any
 
@@ -132,50 +131,54 @@ class InMemoryDataLoader:
         self._order = self._epoch_order()
         yield from self.take(len(self))
 
-    def take(self, count: int, together: int = 1) -> Iterator[Batch]:
+    def take(
+        self, count: int, together: int = 1, prepare: Callable[[Tensor], Tensor] | None = None
+    ) -> Iterator[Batch]:
         """Yield this rank's share of the next batches of the epoch.
 
         Args:
             count: Number of batches; fewer if the epoch ends before.
-            together: Number of batches that are gathered at once. They are then views of one
-                tensor. Nothing else may serve batches between two of these.
+            together: Number of batches that are gathered at once, where that takes less time. They
+                are then views of one tensor. Nothing else may serve batches between two of these.
+            prepare: What to make of images, each on its own; applied to what is gathered at once.
         """
+        if self.augments or self.world_size > 1:
+            together = 1
         while count > 0 and self.position < len(self):
             gathered = min(count, together, len(self) - self.position)
+            images, labels = self._gather(self._order, self.position, gathered)
+            if prepare is not None:
+                images = prepare(images)
+            batches = [(images, labels)]
+            if gathered > 1:
+                sizes = [self.global_batch_size(self.position + i) for i in range(gathered)]
+                batches = list(
+                    zip(torch.split(images, sizes), torch.split(labels, sizes), strict=True)
+                )
             # an unfinished iteration does not serve all that was gathered
-            for batch in self._batches(self._order, self.position, gathered):
+            for batch in batches:
                 self.position += 1
                 yield batch
             count -= gathered
 
     def peek(self) -> Batch:
         """Return this rank's share of the epoch's first batch without moving on."""
-        return self._batch(self._epoch_order(), 0)
+        return self._gather(self._epoch_order(), 0, 1)
 
     def _epoch_order(self) -> Tensor:
         if not hasattr(self, "sampler"):
             return self.indices
         return self.indices[self.sampler.order().to(self.device)]
 
-    def _batches(self, order: Tensor, first: int, count: int) -> Iterator[Batch]:
-        if count == 1 or self.augments or self.world_size > 1:
-            return (self._batch(order, first + i) for i in range(count))
-        ends = [self.image_count(first + i) for i in range(count + 1)]
-        sizes = [end - start for start, end in itertools.pairwise(ends)]
-        # one `index_select` for several batches takes less than one for each
-        share = order[ends[0] : ends[-1]]
-        images, labels = self.images.index_select(0, share), self.labels.index_select(0, share)
-        return zip(torch.split(images, sizes), torch.split(labels, sizes), strict=True)
-
-    def _batch(self, order: Tensor, position: int) -> Batch:
-        batch = order[int(position * self.batch_size) : int((position + 1) * self.batch_size)]
+    def _gather(self, order: Tensor, first: int, count: int) -> Batch:
+        batch = order[self.image_count(first) : self.image_count(first + count)]
         share = batch[self.rank :: self.world_size]
         # `index_select` takes half the time of `self.images[share]`
         images, labels = self.images.index_select(0, share), self.labels.index_select(0, share)
         if not self.augments:
             return images, labels
         # not the sampler's own seed: to NumPy (seed, epoch) is (seed, epoch, 0)
-        seed = (self.sampler.seed, self.sampler.epoch, position + 1)
+        seed = (self.sampler.seed, self.sampler.epoch, first + 1)
         # for the whole batch, so that even rounding is the same on any number of ranks
         grid = sampling_grid(self.augmentation.draw(len(batch), seed).to(self.device))
         grid = grid[self.rank :: self.world_size]

@@ -39,20 +39,19 @@ class ManualBackward:
     """
 
     def __init__(self, network: FNN) -> None:
-        self.network = network
         layers = list(network.layers)
         self.linear: list[Any] = [(layer.weight, layer.bias) for layer in layers[::2]]
         self.hidden = [(layer, DERIVATIVES[type(layer)]) for layer in layers[1::2]]
 
     @torch.no_grad()
-    def __call__(self, images: Tensor, labels: Tensor) -> StepOutput:
+    def __call__(self, pixels: Tensor, labels: Tensor) -> StepOutput:
         """Set `grad` of every weight and bias to the gradient of the mean loss of a batch.
 
         Args:
-            images: Raw pixels, as `FNN` takes them.
+            pixels: As the network's `scale` returns them.
             labels: `int64` of shape `(B,)`.
         """
-        inputs = [self.network.scale(images)]
+        inputs = [pixels]
         for (weight, bias), (activation, _) in zip(self.linear[:-1], self.hidden, strict=True):
             inputs.append(activation(F.linear(inputs[-1], weight, bias)))
         logits = F.linear(inputs[-1], *self.linear[-1])

@@ -41,7 +41,7 @@ from fnn_lightning.training.threads import Threads
 from fnn_lightning.training.train_log import TrainLog
 
 MAX_SECONDS = 0.1  # in the loop, before the Trainer can check clocks, signals and the bar
-GATHERED = 5  # batches at a time of a small net; more do not fit into the cache
+GATHERED = 5  # batches of a plain net are gathered and scaled at once; more do not fit into a cache
 
 BATCH_HOOKS = (
     "on_train_batch_start",
@@ -115,10 +115,13 @@ class MultiStep(callbacks.Callback):
         schedulers = [config.scheduler for config in configs if config.interval == "step"]
         update = bare_step(optimizer)
         manual = ManualBackward(module.network) if self._is_plain(module) else None
+        batches = (
+            loader.take(count, GATHERED, module.network.scale) if manual else loader.take(count)
+        )
         began = time.monotonic()
         first = step = trainer.global_step
         try:
-            for images, labels in loader.take(count, GATHERED if manual else 1):
+            for images, labels in batches:
                 images, labels = images.to(device), labels.to(device)
                 if manual is not None:
                     module.train_metrics.update(manual(images, labels))

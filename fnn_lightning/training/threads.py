@@ -223,13 +223,14 @@ def same_bits_on_threads(network: FNN, batch_size: int, most: int) -> bool:
         if type(activation) is not nn.ReLU and batch_size * linear.out_features > GRAIN_SIZE:
             return False
     manual, parameters = ManualBackward(network), list(network.parameters())
-    images = torch.rand(batch_size, network.in_features, generator=torch.Generator().manual_seed(0))
+    random = torch.Generator().manual_seed(0)
+    pixels = torch.rand(batch_size, network.in_features, dtype=network.dtype, generator=random)
     labels = torch.zeros(batch_size, dtype=torch.int64)
     before = torch.get_num_threads()
     steps: list[list[Any]] = []
     for count in {1, most, *(2**power for power in range(1, most.bit_length()))}:
         torch.set_num_threads(count)
-        loss = manual(images * 255, labels).loss
+        loss = manual(pixels, labels).loss
         steps.append([loss, *(parameter.grad for parameter in parameters)])
     torch.set_num_threads(before)
     for parameter in parameters:

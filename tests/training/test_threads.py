@@ -123,9 +123,9 @@ def test_steps_of_a_plain_net_vary_the_number_and_keep_the_bits(
     seen: list[int] = []
     backward = ManualBackward.__call__
 
-    def watch(self: ManualBackward, images: torch.Tensor, labels: torch.Tensor) -> StepOutput:
+    def watch(self: ManualBackward, pixels: torch.Tensor, labels: torch.Tensor) -> StepOutput:
         seen.append(torch.get_num_threads())
-        return backward(self, images, labels)
+        return backward(self, pixels, labels)
 
     monkeypatch.setattr(ManualBackward, "__call__", watch)
 
