@@ -402,6 +402,25 @@ def test_hooks_of_the_optimizer_are_called(
     assert calls.count("pre") == calls.count("post") == calls.count("global") == 14
 
 
+@pytest.mark.skipif(torch.cuda.is_available(), reason="needs a machine without an NVIDIA GPU")
+def test_adam_does_not_look_for_a_gpu_at_every_step(
+    make_data: MakeData, make_model: MakeModel, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.setenv("PYTORCH_NVML_BASED_CUDA_CHECK", "1")  # as Lightning sets it
+    looked: list[int] = []
+    look = torch.cuda._device_count_nvml
+
+    def watched() -> Any:
+        looked.append(1)
+        return look()
+
+    monkeypatch.setattr(torch.cuda, "_device_count_nvml", watched)
+    run = trainer(tmp_path, max_epochs=1)
+    run.fit(make_model(optimizer=ADAM), datamodule=make_data(batch_size=10))
+    assert run.global_step == 28
+    assert len(looked) < 14
+
+
 def test_control_returns_to_the_trainer_after_max_seconds(
     make_data: MakeData, make_model: MakeModel, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
 ) -> None:
