@@ -1,5 +1,6 @@
 """The number of CPU threads, which can decide the last bits of a run's weights."""
 
+import math
 import os
 from collections.abc import Generator
 from typing import Any
@@ -22,6 +23,16 @@ TRIAL_SECONDS = 0.1  # of steps with each number of threads, to find the fastest
 KEPT = 10  # times as long as the trials took, the fastest is then kept
 
 GRAIN_SIZE = 32768  # numbers that PyTorch does not divide among threads: at::internal::GRAIN_SIZE
+
+# those whose steps were found to have the same bits on any number of threads; others sum
+OPTIMIZERS = (
+    torch.optim.SGD,
+    torch.optim.Adam,
+    torch.optim.AdamW,
+    torch.optim.NAdam,
+    torch.optim.RMSprop,
+    torch.optim.Adagrad,
+)
 
 
 class Threads(callbacks.Callback):
@@ -47,6 +58,8 @@ class Threads(callbacks.Callback):
         self.varies_up_to: int | None = None
         """The greatest number of threads, if the number varies in this fit; None if it does not."""
         self._most = 1
+        self._fastest = 1
+        self._evaluation_varies = False
         self._search: Generator[int, tuple[float, int], None] | None = None
         self._before: int | None = None
 
@@ -73,20 +86,25 @@ class Threads(callbacks.Callback):
         """From now on take the steps of a plain net with as many threads as are the fastest.
 
         Does nothing if the user has set the number, there is only one core, or the bits of such a
-        step depend on the number.
+        step depend on the number. Evaluations have larger batches; the number varies in them if
+        their bits do not depend on it either.
 
         Args:
             trainer: Whose training has started, on the CPU.
             module: An `FNNLitModule`, whose network `supports_manual_backward` accepts.
         """
-        most, batch_size = self._most, images_per_step(trainer)
-        if module.num_threads or most == 1 or self.count is None or batch_size is None:
+        most, images = self._most, images_per_step(trainer)
+        if module.num_threads or most == 1 or self.count is None or images is None:
             return
-        if same_bits_on_threads(module.network, int(batch_size), most):
+        optimizer = type(trainer.optimizers[0])
+        if optimizer in OPTIMIZERS and same_bits_on_threads(
+            module.network, math.ceil(images), most
+        ):
             self.varies_up_to = most
+            self._evaluation_varies = not rounds_in_shares(module.network, math.inf)
             self._search = fastest_counts(min(self.count, most), most)
-            next(self._search)
-        torch.set_num_threads(self.count)
+            self._fastest = next(self._search)
+        torch.set_num_threads(self._fastest if self._search else self.count)
 
     def took(self, seconds: float, steps: int) -> None:
         """Take in how long steps of a plain net took, and set the number of threads for the next.
@@ -96,10 +114,18 @@ class Threads(callbacks.Callback):
             steps: Number of steps.
         """
         if self._search is not None and steps:
-            torch.set_num_threads(self._search.send((seconds, steps)))
+            self._fastest = self._search.send((seconds, steps))
+            torch.set_num_threads(self._fastest)
 
     def on_validation_start(self, trainer: Trainer, pl_module: LightningModule) -> None:
         self._use()
+        if self._search is not None and not self._evaluation_varies:
+            assert self.count is not None
+            torch.set_num_threads(self.count)
+
+    def on_validation_end(self, trainer: Trainer, pl_module: LightningModule) -> None:
+        if self._search is not None:
+            torch.set_num_threads(self._fastest)
 
     def on_test_start(self, trainer: Trainer, pl_module: LightningModule) -> None:
         self._use()
@@ -205,23 +231,36 @@ def use_for(count: int, duration: float) -> Generator[int, tuple[float, int], tu
     return total_seconds, total_steps
 
 
+def rounds_in_shares(network: FNN, batch_size: float) -> bool:
+    """Tell whether activations of a plain net are rounded by how they are divided among threads.
+
+    The last numbers of each thread's share are computed by other instructions than those before,
+    which may round otherwise. ReLU does not round, and up to `GRAIN_SIZE` numbers are not divided.
+
+    Args:
+        network: One that `supports_manual_backward` accepts.
+        batch_size: Number of images in a batch.
+    """
+    layers: list[Any] = list(network.layers)
+    return any(
+        type(activation) is not nn.ReLU and batch_size * linear.out_features > GRAIN_SIZE
+        for linear, activation in zip(layers[::2], layers[1::2], strict=False)
+    )
+
+
 def same_bits_on_threads(network: FNN, batch_size: int, most: int) -> bool:
     """Tell whether the steps of a plain net have the same bits on any number of threads.
 
     Products have, where MKL was told so in time (`reproduce_products`): a step is computed to see.
-    Sums over the batch and the loss are not divided among threads. Neither are activations of
-    `GRAIN_SIZE` numbers; of more, the last of each thread's share are computed by other
-    instructions, which may round otherwise, except for ReLU, which does not round.
+    Sums over the batch are not divided among threads.
 
     Args:
         network: One that `supports_manual_backward` accepts, on the CPU.
         batch_size: Images of a step.
         most: Greatest number of threads.
     """
-    layers: list[Any] = list(network.layers)
-    for linear, activation in zip(layers[::2], layers[1::2], strict=False):
-        if type(activation) is not nn.ReLU and batch_size * linear.out_features > GRAIN_SIZE:
-            return False
+    if rounds_in_shares(network, batch_size):
+        return False
     manual, parameters = ManualBackward(network), list(network.parameters())
     random = torch.Generator().manual_seed(0)
     pixels = torch.rand(batch_size, network.in_features, dtype=network.dtype, generator=random)

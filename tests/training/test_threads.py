@@ -7,7 +7,7 @@ from typing import Any
 
 import pytest
 import torch
-from lightning.pytorch import seed_everything
+from lightning.pytorch import Callback, seed_everything
 
 from fnn_lightning import FNN, FNNLitModule, MNISTDataModule
 from fnn_lightning.errors import InputError
@@ -143,10 +143,43 @@ def test_steps_of_a_plain_net_vary_the_number_and_keep_the_bits(
         assert_same(varied, weights(1, **options))
         assert set(seen) == {1}
         seen.clear()
-    # an activation that is divided among threads, and rounds
+    # an activation that is divided among threads, and rounds; an optimiser that sums
     weights(None, hidden_dims=[800], activation="tanh")
     assert set(seen) == {2}
+    seen.clear()
+    weights(None, optimizer={"class_path": "Adafactor", "init_args": {"lr": 0.01}})
+    assert set(seen) == {1}
     assert torch.get_num_threads() == 4, "the process keeps its own"
+
+
+@pytest.mark.parametrize(("activation", "expected"), [("relu", {1, 2, 4}), ("sigmoid", {1})])
+def test_evaluations_vary_the_number_if_that_keeps_their_bits(
+    activation: Any,
+    expected: set[int],
+    data_dir: str,
+    tmp_path: Path,
+    monkeypatch: pytest.MonkeyPatch,
+) -> None:
+    monkeypatch.setattr(threads, "TRIAL_SECONDS", 1e-9)
+    monkeypatch.setattr(threads, "KEPT", 0)
+    monkeypatch.setattr(multi_step, "MAX_SECONDS", 0)
+    seen: list[int] = []
+
+    class Watch(Callback):
+        def on_validation_batch_start(self, *_: Any) -> None:
+            seen.append(torch.get_num_threads())
+
+    run = trainer(
+        tmp_path,
+        max_epochs=8,
+        val_check_interval=3,
+        check_val_every_n_epoch=None,
+        num_sanity_val_steps=0,
+        callbacks=[Watch()],
+    )
+    data = MNISTDataModule(data_dir=data_dir, batch_size=60)
+    run.fit(FNNLitModule(activation=activation), datamodule=data)
+    assert set(seen) == expected
 
 
 def test_the_fastest_number_is_found_and_found_again() -> None:
