@@ -188,7 +188,7 @@ def why_single_steps(trainer: Trainer, base: type[LightningModule]) -> str | Non
     optimizer = trainer.optimizers[0]
     if isinstance(optimizer, torch.optim.LBFGS):
         return "LBFGS computes the loss several times a step"
-    if not type(optimizer).__module__.startswith("torch.optim."):
+    if not f"{type(optimizer).__module__}.".startswith("torch.optim."):
         return f"{type(optimizer).__name__} is no optimiser of torch.optim"
     for config in trainer.lr_scheduler_configs:
         plateau = isinstance(config.scheduler, ReduceLROnPlateau)

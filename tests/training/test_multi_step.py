@@ -37,6 +37,7 @@ MakeModel = Callable[..., FNNLitModule]
 SGD = {"class_path": "SGD", "init_args": {"lr": 0.1}}
 MOMENTUM = {"class_path": "SGD", "init_args": {"lr": 0.05, "momentum": 0.9, "nesterov": True}}
 ADAM = {"class_path": "Adam", "init_args": {"lr": 0.01}}
+ADAFACTOR = {"class_path": "Adafactor", "init_args": {"lr": 0.01}}  # of the module `torch.optim`
 EVERY_STEP = {"class_path": "OneCycleLR", "init_args": {"max_lr": 0.3, "total_steps": 60}}
 EVERY_EPOCH = {"class_path": "ExponentialLR", "init_args": {"gamma": 0.7}}
 
@@ -98,7 +99,9 @@ def both(make_data: MakeData, make_model: MakeModel, tmp_path: Path) -> Callable
     return fit
 
 
-@pytest.mark.parametrize("optimizer", [SGD, MOMENTUM, ADAM], ids=["sgd", "momentum", "adam"])
+@pytest.mark.parametrize(
+    "optimizer", [SGD, MOMENTUM, ADAM, ADAFACTOR], ids=["sgd", "momentum", "adam", "adafactor"]
+)
 @pytest.mark.parametrize(
     ("scheduler", "interval"),
     [(None, "epoch"), (EVERY_STEP, "step"), (EVERY_EPOCH, "epoch")],
