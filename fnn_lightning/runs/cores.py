@@ -30,11 +30,12 @@ def limit_spinning(environ: MutableMapping[str, str]) -> None:
 
 
 def reproduce_products(environ: MutableMapping[str, str]) -> None:
-    """Let products of matrices have the same bits on any number of threads.
+    """Let products of matrices have the same bits on other numbers of threads.
 
-    MKL, which computes them on x86-64, then divides the result among threads, but none of its sums,
-    and rounds the same wherever in memory the matrices lie. It reads the variable at its first
-    product. Source: oneMKL's developer guide, "Strict CNR mode".
+    MKL, which computes them on x86-64, then divides the result among threads, but none of its sums
+    unless the threads are many for a small matrix, and rounds the same wherever in memory the
+    matrices lie. It reads the variable at its first product. Source: oneMKL's developer guide,
+    "Strict CNR mode".
 
     Args:
         environ: The environment, which is changed where the user has not set the variable.

@@ -158,8 +158,8 @@ def threads(trainer: Trainer) -> str:
     """Say how many threads a run has on the CPU; nothing if that is not known."""
     given = trainer.callbacks  # type: ignore[attr-defined]
     for each in given:
-        if isinstance(each, Threads) and each.varies_up_to:
-            return f", up to {each.varies_up_to} threads"
+        if isinstance(each, Threads) and each.varies and each.most > 1:
+            return f", up to {each.most} threads"
         if isinstance(each, Threads) and each.count:
             return f", {each.count} thread{'s' * (each.count > 1)}"
     return ""

@@ -97,7 +97,11 @@ class MultiStep(callbacks.Callback):
             else "MultiStep takes several optimiser steps for one of the Trainer's"
         )
         skip_gpu_check()
-        if reason is None and self._is_plain(pl_module):
+        if (
+            reason is None
+            and self._is_plain(pl_module)
+            and not has_step_hooks(trainer.optimizers[0])
+        ):
             self.threads.vary(trainer, pl_module)
 
     def on_train_epoch_start(self, trainer: Trainer, pl_module: LightningModule) -> None:
@@ -117,11 +121,14 @@ class MultiStep(callbacks.Callback):
         schedulers = [config.scheduler for config in configs if config.interval == "step"]
         update = bare_step(optimizer)
         manual = ManualBackward(module.network) if self._is_plain(module) else None
+        varies = manual is not None and not has_step_hooks(optimizer)
         batches = (
             loader.take(count, GATHERED, module.network.scale) if manual else loader.take(count)
         )
         began = time.monotonic()
         first = step = trainer.global_step
+        if varies:
+            self.threads.use_fastest()
         try:
             for images, labels in batches:
                 images, labels = images.to(device), labels.to(device)
@@ -139,9 +146,9 @@ class MultiStep(callbacks.Callback):
                     scheduler.step()
                 if time.monotonic() - began > MAX_SECONDS:
                     break
-            if manual is not None:
-                self.threads.took(time.monotonic() - began, step - first)
         finally:
+            if varies:
+                self.threads.took(time.monotonic() - began, step - first)
             count_steps(trainer, step - first, (step - first) * len(schedulers))
 
     def _is_plain(self, module: Any) -> bool:
@@ -264,19 +271,27 @@ def bare_step(optimizer: Optimizer) -> Callable[[], Any]:
     """Return the optimiser's step without PyTorch's wrapping, unless it has hooks.
 
     The wrapping (a range for the profiler, the hooks, switching off gradients) costs more than the
-    update of a small net's weights. The hooks are private attributes of
-    PyTorch's: `test_hooks_of_the_optimizer_are_called` sets one of each kind.
+    update of a small net's weights.
     """
-    hooks = (
-        optimizer._optimizer_step_pre_hooks,
-        optimizer._optimizer_step_post_hooks,
-        _global_optimizer_pre_hooks,
-        _global_optimizer_post_hooks,
-    )
-    if any(hooks):
+    if has_step_hooks(optimizer):
         return optimizer.step
     step = torch.no_grad()(inspect.unwrap(type(optimizer).step))
     return partial(step, optimizer)
+
+
+def has_step_hooks(optimizer: Optimizer) -> bool:
+    """Tell whether something is called before or after the optimiser's step.
+
+    PyTorch has no public way to ask: `test_hooks_of_the_optimizer_are_called` sets each kind.
+    """
+    return any(
+        (
+            optimizer._optimizer_step_pre_hooks,
+            optimizer._optimizer_step_post_hooks,
+            _global_optimizer_pre_hooks,
+            _global_optimizer_post_hooks,
+        )
+    )
 
 
 def skip_gpu_check() -> None:

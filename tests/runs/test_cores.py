@@ -38,15 +38,21 @@ def test_the_variables_are_there_before_pytorch() -> None:
         "import os, sys\n"
         "class Finder:\n"
         "    def find_spec(self, name, path=None, target=None):\n"
-        "        if name == 'torch': print(os.environ['GOMP_SPINCOUNT']); raise SystemExit\n"
+        "        if name == 'torch':\n"
+        "            print(os.environ['GOMP_SPINCOUNT'], os.environ['MKL_CBWR'])\n"
+        "            raise SystemExit\n"
         "sys.meta_path.insert(0, Finder())\n"
         "from fnn_lightning import FNN\n"
     )
-    env = {name: value for name, value in os.environ.items() if name not in cores.WAITING}
+    env = {
+        name: value
+        for name, value in os.environ.items()
+        if name not in (*cores.WAITING, "MKL_CBWR")
+    }
     printed = subprocess.run(
         [sys.executable, "-c", program], env=env, capture_output=True, text=True, timeout=60
     )
-    assert printed.stdout.strip() == cores.SPIN_COUNT, printed.stderr
+    assert printed.stdout.split() == [cores.SPIN_COUNT, "AUTO,STRICT"], printed.stderr
 
 
 def write(path: Path, text: str) -> None:

@@ -8,9 +8,10 @@ from typing import Any
 
 import pytest
 import torch
-from lightning.pytorch import Callback, seed_everything
+from lightning.pytorch import Callback, Trainer, seed_everything
+from lightning.pytorch.callbacks import ModelCheckpoint
 
-from fnn_lightning import FNN, FNNLitModule, MNISTDataModule
+from fnn_lightning import FNNLitModule, MNISTDataModule
 from fnn_lightning.errors import InputError
 from fnn_lightning.training import multi_step, threads
 from fnn_lightning.training.manual_backward import ManualBackward
@@ -117,16 +118,16 @@ def test_no_number_is_refused(data_dir: str, capsys: pytest.CaptureFixture[str])
 
 def any_counts(count: int, most: int) -> Generator[int, tuple[float, int], None]:
     """Yield in turn what `fastest_counts` may find."""
-    assert 1 <= count <= most == 4
+    assert 1 <= count <= most <= 4
     while True:
-        yield 1
-        yield 2
-        yield 4
+        for each in (1, 2, 4):
+            if each <= most:
+                yield each
 
 
-def test_steps_of_a_plain_net_vary_the_number_and_keep_the_bits(
-    data_dir: str, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
-) -> None:
+@pytest.fixture
+def steps(monkeypatch: pytest.MonkeyPatch) -> list[int]:
+    """Vary the number at every step of the plain loop, and return those it was taken with."""
     monkeypatch.setattr(threads, "fastest_counts", any_counts)
     monkeypatch.setattr(multi_step, "MAX_SECONDS", 0)
     seen: list[int] = []
@@ -137,101 +138,108 @@ def test_steps_of_a_plain_net_vary_the_number_and_keep_the_bits(
         return backward(self, pixels, labels)
 
     monkeypatch.setattr(ManualBackward, "__call__", watch)
+    return seen
 
-    def weights(num_threads: int | None, **options: Any) -> dict[str, Any]:
+
+class Elsewhere(Callback):
+    """Sees the number of threads outside the plain loop."""
+
+    acts_every_n_steps = 0
+
+    def __init__(self) -> None:
+        self.seen: set[int] = set()
+
+    def on_validation_batch_start(self, *_: Any) -> None:
+        self.seen.add(torch.get_num_threads())
+
+    def on_train_epoch_end(self, *_: Any) -> None:
+        self.seen.add(torch.get_num_threads())
+
+
+def test_steps_of_a_plain_net_vary_the_number_and_keep_the_bits(
+    steps: list[int], data_dir: str, tmp_path: Path
+) -> None:
+    def weights(num_threads: int | None, **options: Any) -> tuple[dict[str, Any], set[int]]:
+        steps.clear()
         seed_everything(0)
         module = FNNLitModule(num_threads=num_threads, **options)
         data = MNISTDataModule(data_dir=data_dir, batch_size=60)
-        trainer(tmp_path, max_epochs=6).fit(module, datamodule=data)
-        return module.state_dict()
+        elsewhere = Elsewhere()
+        run = trainer(tmp_path, max_epochs=6, num_sanity_val_steps=0, callbacks=[elsewhere])
+        run.fit(module, datamodule=data)
+        return module.state_dict(), elsewhere.seen
 
-    for options in ({}, {"hidden_dims": [200, 70], "activation": "sigmoid"}):
-        varied = weights(None, **options)
-        assert set(seen) == {1, 2, 4}
-        seen.clear()
-        assert_same(varied, weights(1, **options))
-        assert set(seen) == {1}
-        seen.clear()
+    for options in ({"hidden_dims": [300]}, {"hidden_dims": [200, 70], "activation": "sigmoid"}):
+        varied, elsewhere = weights(None, **options)
+        assert set(steps) == {1, 2, 4}
+        assert elsewhere == {4}
+        fixed, elsewhere = weights(1, **options)
+        assert_same(varied, fixed)
+        assert set(steps) == elsewhere == {1}
     # an activation that is divided among threads, and rounds; an optimiser of which nobody knows
     weights(None, hidden_dims=[800], activation="tanh")
-    assert set(seen) == {2}
-    seen.clear()
+    assert set(steps) == {2}
     weights(None, optimizer={"class_path": "RAdam", "init_args": {"lr": 0.01}})
-    assert set(seen) == {1}
+    assert set(steps) == {1}
     assert torch.get_num_threads() == 4, "the process keeps its own"
 
 
-@pytest.mark.parametrize(("activation", "expected"), [("relu", {1, 2, 4}), ("sigmoid", {1})])
-def test_evaluations_vary_the_number_if_that_keeps_their_bits(
-    activation: Any,
-    expected: set[int],
-    data_dir: str,
-    tmp_path: Path,
-    monkeypatch: pytest.MonkeyPatch,
+def test_a_hook_on_the_optimizer_fixes_the_number(
+    steps: list[int], data_dir: str, tmp_path: Path
 ) -> None:
-    monkeypatch.setattr(threads, "fastest_counts", any_counts)
-    monkeypatch.setattr(multi_step, "MAX_SECONDS", 0)
-    seen: list[int] = []
+    class Hook(Callback):
+        acts_every_n_steps = 0
 
-    class Watch(Callback):
-        def on_validation_batch_start(self, *_: Any) -> None:
-            seen.append(torch.get_num_threads())
+        def on_train_epoch_start(self, trainer: Trainer, *_: Any) -> None:
+            if trainer.current_epoch == 3:
+                trainer.optimizers[0].register_step_post_hook(lambda *_: None)
+                assert set(steps) == {1, 2, 4}
+                steps.clear()
 
-    run = trainer(
-        tmp_path,
-        max_epochs=8,
-        val_check_interval=3,
-        check_val_every_n_epoch=None,
-        num_sanity_val_steps=0,
-        callbacks=[Watch()],
-    )
     data = MNISTDataModule(data_dir=data_dir, batch_size=60)
-    run.fit(FNNLitModule(activation=activation), datamodule=data)
-    assert set(seen) == expected
+    module = FNNLitModule(hidden_dims=[300])
+    trainer(tmp_path, max_epochs=5, callbacks=[Hook()]).fit(module, datamodule=data)
+    assert set(steps) == {4}
 
 
-def test_the_fastest_number_is_found_and_found_again() -> None:
-    seconds = {1: 3.0, 2: 2.0, 3: 1.5, 4: 1.0, 6: 0.5}  # a step, with so many threads
-    search = threads.fastest_counts(1, 6)
-    count = next(search)
+@pytest.mark.filterwarnings("ignore:The dirpath has changed")  # another run's checkpoint
+@pytest.mark.parametrize("sanity", [0, 2])
+def test_a_resumed_run_varies_the_number_as_far_as_it_may(
+    steps: list[int], sanity: int, data_dir: str, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    def fit(epochs: int, num_threads: int | None = None, resume: str | None = None) -> str:
+        steps.clear()
+        elsewhere.seen.clear()
+        folder = tmp_path / str(epochs)
+        kept = ModelCheckpoint(folder, save_last=True)
+        run = trainer(
+            tmp_path,
+            max_epochs=epochs,
+            num_sanity_val_steps=sanity,
+            logger=False,
+            callbacks=[elsewhere, kept],
+        )
+        module = FNNLitModule(hidden_dims=[300], num_threads=num_threads)
+        data = MNISTDataModule(data_dir=data_dir, batch_size=60)
+        run.fit(module, datamodule=data, ckpt_path=resume, weights_only=True)
+        return str(folder / "last.ckpt")
 
-    def use(steps: int) -> list[int]:
-        nonlocal count
-        used = []
-        for _ in range(steps):
-            used.append(count)
-            count = search.send((seconds[count], 1))
-        return used
-
-    assert use(4) == [1, 2, 2, 2], "tries both, and keeps the faster"
-    use(500)
-    assert use(500).count(6) > 400
-    seconds = {1: 3.0, 2: 4.0, 3: 8.0, 4: 8.5, 6: 9.0}  # another program has come
-    use(500)
-    assert use(500).count(1) > 350
-
-
-def test_products_that_depend_on_threads_are_found_out() -> None:
-    # MKL reads its variable at the first product, which comes too early here
-    program = (
-        "import torch\n"
-        "gradient, inputs = torch.rand(100, 10), torch.rand(100, 100)\n"
-        "products = []\n"
-        "for count in (1, 2):\n"
-        "    torch.set_num_threads(count)\n"
-        "    products.append(gradient.t().mm(inputs))\n"
-        "from fnn_lightning import FNN\n"
-        "from fnn_lightning.training.threads import same_bits_on_threads\n"
-        "print(torch.equal(*products), same_bits_on_threads(FNN(), 100, 2))\n"
-    )
-    env = {name: value for name, value in os.environ.items() if name != "MKL_CBWR"}
-    printed = subprocess.run(
-        [sys.executable, "-c", program], env=env, capture_output=True, text=True, timeout=60
-    )
-    same, found_same = printed.stdout.split()
-    assert found_same == same
-    assert threads.same_bits_on_threads(FNN(), 100, 2), "here the variable came in time"
-    assert not threads.same_bits_on_threads(FNN(hidden_dims=[400], activation="sigmoid"), 100, 2)
+    elsewhere = Elsewhere()
+    with monkeypatch.context() as patch:
+        patch.setattr(threads, "OPTIMIZERS", ())
+        fixed = fit(2)
+        assert set(steps) == {1}
+    fit(4, resume=fixed)
+    assert set(steps) == {1}, "a run that began with a fixed number keeps it"
+    varied = fit(3)
+    assert set(steps) == {1, 2, 4}
+    torch.set_num_threads(1)  # resumed on one core
+    fit(5, resume=varied)
+    assert set(steps) == {1}
+    assert 4 in elsewhere.seen
+    with pytest.warns(UserWarning, match="began with 4 threads and is resumed with 2"):
+        fit(6, resume=varied, num_threads=2)
+    assert set(steps) == {2}
 
 
 needs_two_cores = pytest.mark.skipif(
