@@ -97,11 +97,9 @@ class MultiStep(callbacks.Callback):
             else "MultiStep takes several optimiser steps for one of the Trainer's"
         )
         skip_gpu_check()
-        if (
-            reason is None
-            and self._is_plain(pl_module)
-            and not has_step_hooks(trainer.optimizers[0])
-        ):
+        plain = self._is_plain(pl_module) and not has_step_hooks(trainer.optimizers[0])
+        # with `multi_step` off as well: a run has the same checkpoints with it and without it
+        if plain and (reason is None or not pl_module.multi_step):
             self.threads.vary(trainer, pl_module)
 
     def on_train_epoch_start(self, trainer: Trainer, pl_module: LightningModule) -> None:

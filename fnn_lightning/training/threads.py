@@ -77,7 +77,7 @@ class Threads(callbacks.Callback):
         a fixed number keeps it when it is resumed.
 
         Args:
-            trainer: Whose training has started, on one rank.
+            trainer: Whose training has started.
             module: An `FNNLitModule`, whose network `supports_manual_backward` accepts.
         """
         optimizer, loader = trainer.optimizers[0], trainer.train_dataloader
@@ -85,6 +85,7 @@ class Threads(callbacks.Callback):
             self.count is None
             or module.num_threads
             or (self._loaded and not self.varies)
+            or trainer.world_size > 1
             or type(optimizer) not in OPTIMIZERS
             or not isinstance(loader, InMemoryDataLoader)
         ):
