@@ -26,6 +26,7 @@ from fnn_lightning.data.mnist_files import fetch_mnist
 from fnn_lightning.datamodule import MNISTDataModule
 from fnn_lightning.lit_module import FNNLitModule
 from fnn_lightning.runs import subprocesses
+from tests.forks import Fork, StartFork
 from tests.support import STAND_IN, Start, alive, tiny_files
 
 REAL_MIRROR = os.environ.get("FNN_LIGHTNING_MIRROR")
@@ -142,6 +143,39 @@ def start() -> Iterator[Start]:
         if alive(process):
             os.killpg(process.pid, signal.SIGKILL)
         process.communicate()
+
+
+@pytest.fixture
+def fork(tmp_path: Path) -> Iterator[StartFork]:
+    """Return a function that runs the command line in a fork; what still runs is killed."""
+    if os.name == "nt":
+        pytest.skip("needs forks of POSIX")
+    forks: list[Fork] = []
+
+    def run(*words: str, files: tuple[Any, Any] = (None, None), **env: str) -> Fork:
+        environment = {**os.environ, "OMP_NUM_THREADS": "1", **env}
+        forks.append(Fork(words, environment, tmp_path / f"fork{len(forks)}", *files))
+        return forks[-1]
+
+    yield run
+    for each in forks:
+        each.kill()
+        each.communicate()
+
+
+@pytest.fixture
+def forked_runs(fork: StartFork, monkeypatch: pytest.MonkeyPatch) -> None:
+    """Let `seeds` and `sweep` start their runs as forks."""
+
+    def start(self: subprocesses.Subprocesses, argv: list[str], **kwargs: Any) -> Any:
+        sys.stdout.flush()
+        out = kwargs.get("stdout", sys.stdout)
+        err = kwargs.get("stderr", sys.stderr)
+        child: Any = fork(*argv, files=(out, out if err == subprocess.STDOUT else err))
+        self.running.append(child)
+        return child
+
+    monkeypatch.setattr(subprocesses.Subprocesses, "start", start)
 
 
 @pytest.fixture

@@ -19,6 +19,7 @@ from tensorboard.backend.event_processing.event_accumulator import EventAccumula
 from fnn_lightning.commands.lightning_cli import FNNCLI
 from fnn_lightning.commands.main import main
 from fnn_lightning.training.multi_step import MultiStep
+from tests.forks import Fork
 
 NEEDS_POSIX = pytest.mark.skipif(
     os.name == "nt", reason="needs signals, file modes or links of POSIX"
@@ -94,9 +95,10 @@ SECONDS = 120  # in which anything here has to end
 
 
 Start = Callable[..., subprocess.Popen[str]]
+Program = subprocess.Popen[str] | Fork
 
 
-def alive(process: subprocess.Popen[str]) -> bool:
+def alive(process: Program) -> bool:
     """Tell whether anything is left of a process and those it has started."""
     process.poll()
     try:
@@ -106,13 +108,14 @@ def alive(process: subprocess.Popen[str]) -> bool:
     return True
 
 
-def ended(process: subprocess.Popen[str], seconds: float = SECONDS) -> tuple[int, str, str]:
+def ended(process: Program, seconds: float = SECONDS) -> tuple[int, str, str]:
     """Wait for the end of a process, and of all it has started; return status, stdout, stderr."""
     begin = time.monotonic()
     out, err = process.communicate(timeout=seconds)
     while alive(process):
         assert time.monotonic() < begin + seconds, "a process was left behind"
         time.sleep(0.05)
+    assert process.returncode is not None
     return process.returncode, out, err
 
 

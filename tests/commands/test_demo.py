@@ -110,10 +110,7 @@ def strokes(row: torch.Tensor) -> int:
     return int((row[1:] & ~row[:-1]).sum())
 
 
-def test_draw_clear_draw(demo: tuple[subprocess.Popen[str], str], browser: WebDriver) -> None:
-    process, address = demo
-    browser.get(address)
-    until_ready_to_draw(browser)
+def draw_clear_draw(browser: WebDriver) -> None:
     for _ in range(2):
         draw(browser, (0, -60), (0, 60))
         height, width = size(shown(browser))
@@ -134,10 +131,7 @@ def test_draw_clear_draw(demo: tuple[subprocess.Popen[str], str], browser: WebDr
     top = int(four.any(dim=1).nonzero()[0])
     # both strokes in the upper part, the longer one alone below
     assert [strokes(four[top + 3]), strokes(four[top + 16])] == [2, 1]
-
-    browser.get("about:blank")
-    process.send_signal(signal.SIGTERM)
-    assert process.communicate(timeout=SECONDS) == ("", "")
+    clear(browser)
 
 
 def test_the_page_predicts_drawings_and_uploads_offline(
@@ -148,6 +142,7 @@ def test_the_page_predicts_drawings_and_uploads_offline(
     wait = WebDriverWait(browser, SECONDS)
     browser.get(address)
     until_ready_to_draw(browser)
+    draw_clear_draw(browser)
     draw(browser, (-30, -60), (-30, 60), (30, 60))
     pixels = shown(browser)
     rows, columns = (pixels.gt(127).any(dim=dim).nonzero().flatten() for dim in (1, 0))

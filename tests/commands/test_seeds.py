@@ -7,6 +7,7 @@ import pytest
 
 from fnn_lightning.commands.main import main
 from fnn_lightning.commands.seeds import results_table
+from tests.runs.test_loggers import TRACKER
 from tests.support import PARENT, STAND_IN, Start, ended, until
 
 
@@ -160,8 +161,11 @@ def test_a_second_interrupt_ends_at_once(start: Start) -> None:
 
 
 @pytest.mark.soak
-def test_a_real_seed_equals_a_single_fit(data_dir: str, capfd: pytest.CaptureFixture[str]) -> None:
+def test_a_real_seed_beside_a_tracker_equals_a_single_fit(
+    data_dir: str, forked_runs: None, capfd: pytest.CaptureFixture[str]
+) -> None:
     fit_argv = ["--data.data_dir", data_dir, "--trainer.max_epochs", "2", "--model.hidden_dims=[8]"]
+    fit_argv += TRACKER
     main(["seeds", "2", "--test", "true", *fit_argv, "--checkpoint.monitor", "val/acc"])
     last = rows(capfd.readouterr().out)[-6:]
     main(["fit", *fit_argv, "--seed_everything", "1", "--run_folder", "alone",

@@ -404,7 +404,7 @@ def test_every_space_in_configs_trains(space: Path, data_dir: str) -> None:
 
 
 @pytest.fixture
-def swept(data_dir: str) -> list[optuna.trial.FrozenTrial]:
+def swept(data_dir: str, forked_runs: None) -> list[optuna.trial.FrozenTrial]:
     """Make a sweep with real runs, and return its trials."""
     Path("space.yaml").write_text(
         "depth: {low: 0, high: 2}\nwidth: {low: 4, high: 16, log: true}\n"

@@ -77,18 +77,6 @@ def test_a_run_folder_starts_and_resumes_beside_a_tracker(data_dir: str) -> None
     assert not Path("lightning_logs").exists()
 
 
-def test_seeds_trains_beside_a_tracker(
-    data_dir: str, capsys: pytest.CaptureFixture[str], monkeypatch: pytest.MonkeyPatch
-) -> None:
-    monkeypatch.setenv("PYTHONPATH", str(Path(__file__).parents[2]))
-    words = ["--model.hidden_dims=[8]", "--trainer.max_epochs", "1", "--data.data_dir", data_dir]
-    main(["seeds", "2", "--folder", "two", *TRACKER, *words])
-    assert sorted(path.parent.name for path in Path("two").glob("*/metrics.json")) == [
-        "seed_0",
-        "seed_1",
-    ]
-
-
 def test_the_folder_of_something_else_is_refused(
     data_dir: str, capsys: pytest.CaptureFixture[str]
 ) -> None:

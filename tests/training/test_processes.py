@@ -16,25 +16,25 @@ import pytest
 import torch
 from torchvision.datasets import MNIST
 
-from fnn_lightning.commands.main import main
 from fnn_lightning.runs.signals import LOST
-from tests.support import ROOT, SECONDS, Start, assert_same, ended, scalars
+from tests.forks import Fork, StartFork
+from tests.support import ROOT, SECONDS, Program, Start, assert_same, ended, scalars
 
 FIT = ["-m", "fnn_lightning", "fit", "--trainer.accelerator", "cpu"]
 GO_ON = re.compile(r"stopped by (\w+), saved; resume with: python (-m fnn_lightning fit .*)\n")
 
 
-def wait_for(process: subprocess.Popen[str], step: int) -> None:
+def wait_for(process: Program, step: int) -> None:
     """Read what a run prints until it has come to a step."""
     assert process.stdout
     for line in process.stdout:
         found = re.match(r"step\s+([\d,]+)", line)
         if found and int(found[1].replace(",", "")) >= step:
             return
-    pytest.fail(f"the run ended: {process.stderr and process.stderr.read()}")
+    pytest.fail(f"the run ended: {process.communicate()[1]}")
 
 
-def done(process: subprocess.Popen[str]) -> str:
+def done(process: Program) -> str:
     status, out, err = ended(process)
     assert status == 0, err
     return out
@@ -46,13 +46,28 @@ def free_port() -> str:
         return str(probe.getsockname()[1])
 
 
-def torchrun(processes: int) -> list[str]:
-    rendezvous = ["--rdzv-backend", "c10d", "--rdzv-endpoint", f"127.0.0.1:{free_port()}"]
-    return ["-m", "torch.distributed.run", f"--nproc-per-node={processes}", *rendezvous]
-
-
 def ddp(processes: int) -> list[str]:
     return ["--trainer.devices", str(processes), "--trainer.strategy", "ddp"]
+
+
+def ranks(fork: StartFork, processes: int, *words: str, nodes: bool = False) -> list[Fork]:
+    """Start each rank, as a cluster's scheduler does; on a node of its own if need be."""
+    env = {"LOCAL_RANK": "0", "MASTER_ADDR": "127.0.0.1", "MASTER_PORT": free_port()}
+    name = "NODE_RANK" if nodes else "LOCAL_RANK"
+    first, *others = words
+    words = (first, "--trainer.accelerator=cpu", *ddp(processes), *others)
+    return [
+        fork(*words, **{**env, "RANK": str(rank), name: str(rank)}) for rank in range(processes)
+    ]
+
+
+def fit(fork: StartFork, *options: str, processes: int = 1, nodes: bool = False) -> str:
+    """Train in forks to the end, and return what the first one prints."""
+    if processes == 1:
+        return done(fork("fit", "--trainer.accelerator=cpu", *options))
+    first, *others = map(done, ranks(fork, processes, "fit", *options, nodes=nodes))
+    assert not any(others), "the first process alone speaks"
+    return first
 
 
 def end_of(run: str) -> Any:
@@ -66,16 +81,14 @@ def assert_same_run(run: str, other: str) -> None:
 
 
 @pytest.mark.soak
-def test_the_number_of_ranks_changes_nothing(
-    data_dir: str, start: Start, capsys: pytest.CaptureFixture[str]
-) -> None:
+def test_the_number_of_ranks_changes_nothing(data_dir: str, start: Start, fork: StartFork) -> None:
     # batches of 137, 137 and 1: shares of different sizes, and empty ones
     options = ["--data.data_dir", data_dir, "--data.batch_size", "137", "--model.hidden_dims=[16]"]
     options += ["--trainer.max_steps", "40", "--trainer.log_every_n_steps", "1"]
     outputs = [
-        done(start(*FIT, *options, "--run_folder", "run1")),
+        fit(fork, *options, "--run_folder", "run1"),
         done(start(*FIT, *options, *ddp(2), "--run_folder", "run2")),
-        done(start(*torchrun(4), *FIT, *options, *ddp(4), "--run_folder", "run4")),
+        fit(fork, *options, "--run_folder", "run4", processes=4),
     ]
     assert "multi-step loop" in outputs[0]
     assert "single steps: the strategy is DDPStrategy" in outputs[1]
@@ -108,11 +121,9 @@ def test_the_number_of_ranks_changes_nothing(
     last = "run2/checkpoints/last.ckpt"
     for command in ("test", "predict"):
         words = [command, "--ckpt_path", last, "--trainer.accelerator=cpu"]
-        capsys.readouterr()
-        main(words)
-        alone = capsys.readouterr().out
+        alone = done(fork(*words))
         # 100 images for 3 processes
-        assert done(start(*torchrun(3), "-m", "fnn_lightning", *words, *ddp(3))) == alone
+        assert [done(rank) for rank in ranks(fork, 3, *words)] == [alone, "", ""]
         assert ("/ 100 correct" in alone) == (command == "test")
 
 
@@ -128,11 +139,11 @@ AUGMENTED += ["--model.input_dropout=0.3"]
 
 @pytest.mark.soak
 def test_augmentation_dropout_and_ema_are_the_same_on_two_ranks(
-    data_dir: str, start: Start
+    data_dir: str, fork: StartFork
 ) -> None:
     options = ["--data.data_dir", data_dir, *AUGMENTED, "--trainer.log_every_n_steps", "1"]
-    done(start(*FIT, *options, "--run_folder", "one"))
-    done(start(*FIT, *options, *ddp(2), "--run_folder", "two"))
+    fit(fork, *options, "--run_folder", "one")
+    fit(fork, *options, "--run_folder", "two", processes=2)
     one, two = scalars("one"), scalars("two")
     for tag, points in one.items():
         values = [[value for _, value in each] for each in (two[tag], points)]
@@ -140,42 +151,44 @@ def test_augmentation_dropout_and_ema_are_the_same_on_two_ranks(
 
     # the hardest of the whole batch, however many of them a process has
     hardest = [*options, "--model.keep_hardest=0.3", "--model.dropout=0.2"]
-    done(start(*FIT, *hardest, "--run_folder", "hard"))
-    done(start(*FIT, *hardest, *ddp(2), "--run_folder", "hard2"))
+    fit(fork, *hardest, "--run_folder", "hard")
+    fit(fork, *hardest, "--run_folder", "hard2", processes=2)
     alone, shared = scalars("hard"), scalars("hard2")
     assert alone["train/loss"] != one["train/loss"]
     assert set(alone) == set(shared)
     for tag, points in alone.items():
         values = [[value for _, value in each] for each in (shared[tag], points)]
         assert values[0] == pytest.approx(values[1], rel=1e-4), tag
-    refused = start(*FIT, *hardest, *ddp(2), "--model.batch_norm=true", "--run_folder", "no")
-    status, _, err = ended(refused)
-    assert status != 0
-    assert "Expected one rank for batch normalisation with `keep_hardest`" in err
+    hardest += ["--model.batch_norm=true", "--run_folder", "no"]
+    for refused in ranks(fork, 2, "fit", *hardest):
+        status, _, err = ended(refused)
+        assert status != 0
+        assert "Expected one rank for batch normalisation with `keep_hardest`" in err
 
     # each rank normalises by its own share: other figures, but the same ones in a resumed run
-    options += ["--model.batch_norm=true", "--model.dropout=0.2", "--model.warmup=2", *ddp(2)]
-    done(start(*FIT, *options, "--run_folder", "straight"))
-    done(start(*FIT, *options, "--run_folder", "resumed", "--trainer.max_epochs=2"))
-    done(start(*FIT, *options, "--run_folder", "resumed", "--trainer.max_epochs=5"))
+    options += ["--model.batch_norm=true", "--model.dropout=0.2", "--model.warmup=2"]
+    fit(fork, *options, "--run_folder", "straight", processes=2)
+    for epochs in (2, 5):
+        resumed = ["--run_folder", "resumed", f"--trainer.max_epochs={epochs}"]
+        fit(fork, *options, *resumed, processes=2)
     ends = [end_of(name) for name in ("straight", "resumed")]
     for part in ("state_dict", "callbacks", "optimizer_states", "lr_schedulers"):
         assert_same(ends[0][part], ends[1][part], part)
 
 
 @pytest.mark.soak
-def test_each_rank_draws_random_numbers_of_its_own(data_dir: str, start: Start) -> None:
+def test_each_rank_draws_random_numbers_of_its_own(data_dir: str, fork: StartFork) -> None:
     options = ["--data.data_dir", data_dir, "--model.hidden_dims=[16]"]
     # two processes with as many images each, from the start and after one process
-    done(start(*FIT, *options, *ddp(2), "--trainer.max_steps=1", "--run_folder", "two"))
-    done(start(*FIT, *options, "--trainer.max_steps=1", "--run_folder", "one"))
-    done(start(*FIT, *options, *ddp(2), "--trainer.max_steps=2", "--run_folder", "one"))
+    fit(fork, *options, "--trainer.max_steps=1", "--run_folder", "two", processes=2)
+    fit(fork, *options, "--trainer.max_steps=1", "--run_folder", "one")
+    fit(fork, *options, "--trainer.max_steps=2", "--run_folder", "one", processes=2)
     for run in ("two", "one"):
         first, second = end_of(run)["callbacks"]["Resume"]["random_states"]
         assert not torch.equal(first["cpu"], second["cpu"])
 
 
-def test_two_nodes_train_as_one(data_dir: str, start: Start) -> None:
+def test_two_nodes_train_as_one(data_dir: str, start: Start, fork: StartFork) -> None:
     options = ["--data.data_dir", data_dir, "--trainer.max_epochs", "3", "--trainer.devices", "1"]
     port = free_port()
     nodes = [
@@ -187,7 +200,7 @@ def test_two_nodes_train_as_one(data_dir: str, start: Start) -> None:
     outputs = [done(node) for node in nodes]
     assert "device     2 × cpu" in outputs[0]
     assert outputs[1] == ""
-    done(start(*FIT, *options, "--run_folder", "one"))
+    fit(fork, *options, "--run_folder", "one")
     one, two = scalars("one"), scalars("two")
     assert one["val/acc"] == two["val/acc"]
     assert [loss for _, loss in two["val/loss"]] == pytest.approx(
@@ -203,14 +216,14 @@ STEPS = 9  # in an epoch
 
 @pytest.mark.soak
 @pytest.mark.parametrize("processes", [1, 2])
-def test_a_killed_run_resumes_bit_for_bit(data_dir: str, start: Start, processes: int) -> None:
+def test_a_killed_run_resumes_bit_for_bit(
+    data_dir: str, start: Start, fork: StartFork, processes: int
+) -> None:
     # long enough to be stopped in time: steps of two processes are slower
-    devices, epochs = (ddp(processes), 24) if processes > 1 else ([], 60)
-    options = ["--data.data_dir", data_dir, *LONG, f"--trainer.max_epochs={epochs}", *devices]
-    straight = start(*FIT, *options, "--run_folder", "straight")
-    if processes > 1:  # two runs of two processes at a time take longer than one after the other
-        done(straight)
-    run = start(*FIT, *options)
+    devices, epochs = (ddp(processes), 16) if processes > 1 else ([], 60)
+    options = ["--data.data_dir", data_dir, *LONG, f"--trainer.max_epochs={epochs}"]
+    fit(fork, *options, "--run_folder", "straight", processes=processes)
+    run: Program = start(*FIT, *options, *devices)
     again = "lightning_logs/version_0/checkpoints/last.ckpt"
     signals = [signal.SIGTERM, signal.SIGKILL, signal.SIGINT]
     for step, signum in enumerate(signals[: 3 if processes == 1 else 1], start=1):
@@ -227,31 +240,32 @@ def test_a_killed_run_resumes_bit_for_bit(data_dir: str, start: Start, processes
             assert found, err
             assert found[1] == signal.Signals(signum).name
             assert found[2] == f"-m fnn_lightning fit --ckpt_path {again}"
-        run = start("-m", "fnn_lightning", "fit", "--ckpt_path", again)
+        if processes == 1:
+            run = fork("fit", "--ckpt_path", again)
     if processes > 1:
-        wait_for(run, epochs * STEPS * 2 // 3)
+        run = start("-m", "fnn_lightning", "fit", "--ckpt_path", again)
+        wait_for(run, epochs * STEPS // 2)
         child = Path(f"/proc/{run.pid}/task/{run.pid}/children").read_text().split()[0]
         os.kill(int(child), signal.SIGKILL)
         status, _, err = ended(run, seconds=60)
         assert status == 1
         assert "error: another rank died" in err
         assert f"the last good checkpoint is {again}" in err
-        run = start("-m", "fnn_lightning", "fit", "--ckpt_path", again)
-    done(run)
-    if processes == 1:
-        done(straight)
+        fit(fork, "--ckpt_path", again, processes=2)
+    else:
+        done(run)
     assert [path.name for path in Path("lightning_logs").iterdir()] == ["version_0"]
     assert_same_run("lightning_logs/version_0", "straight")
 
 
-def test_signals_end_stages_that_save_nothing(data_dir: str, start: Start) -> None:
+def test_signals_end_stages_that_save_nothing(data_dir: str, start: Start, fork: StartFork) -> None:
     options = ["--data.data_dir", data_dir, "--model.hidden_dims=[8]"]
-    run = start(*FIT, *options, "--trainer.max_epochs=9999", "--trainer.logger=false")
-    wait_for(run, 30)
-    run.send_signal(signal.SIGTERM)
-    assert ended(run)[::2] == (143, "stopped by SIGTERM, nothing was saved\n")
+    endless = fork("fit", *options, "--trainer.max_epochs=9999", "--trainer.logger=false")
+    wait_for(endless, 30)
+    endless.send_signal(signal.SIGTERM)
+    assert ended(endless)[::2] == (143, "stopped by SIGTERM, nothing was saved\n")
 
-    done(start(*FIT, *options, "--run_folder", "run"))
+    fit(fork, *options, "--run_folder", "run")
     words = ["predict", "--ckpt_path", "run/checkpoints/last.ckpt", "--data.data_dir", data_dir]
     # a reader that does not read holds the command up in its midst
     many = "from fnn_lightning import datamodule; datamodule.EVAL_BATCH_SIZE = 1; "
@@ -276,7 +290,9 @@ wait -n && wait -n
 
 
 @pytest.mark.soak
-def test_a_requeued_slurm_job_resumes(data_dir: str, tmp_path: Path, start: Start) -> None:
+def test_a_requeued_slurm_job_resumes(
+    data_dir: str, tmp_path: Path, start: Start, fork: StartFork
+) -> None:
     bin_folder = tmp_path / "bin"
     bin_folder.mkdir()
     (bin_folder / "scontrol").write_text('#!/bin/bash\necho "$@" >> scontrol.log\n')
@@ -290,10 +306,10 @@ def test_a_requeued_slurm_job_resumes(data_dir: str, tmp_path: Path, start: Star
         "SLURM_JOB_NODELIST": "127.0.0.1", "SLURM_NODELIST": "127.0.0.1",
         "MASTER_ADDR": "127.0.0.1",
     }  # fmt: skip
-    options = ["--data.data_dir", data_dir, *LONG, "--trainer.max_epochs=24"]
+    options = ["--data.data_dir", data_dir, *LONG, "--trainer.max_epochs=16"]
     options += ["--trainer.accelerator", "cpu"]
     script = str(ROOT / "docs" / "slurm.sh")
-    done(start(*FIT, *options, *ddp(2), "--run_folder", "straight"))
+    fit(fork, *options, "--run_folder", "straight", processes=2)
     run = start("bash", script, *options, MASTER_PORT=free_port(), **job)
     wait_for(run, 4 * STEPS)
     for pid in Path("pids").read_text().split():
@@ -301,7 +317,7 @@ def test_a_requeued_slurm_job_resumes(data_dir: str, tmp_path: Path, start: Star
     _, _, err = ended(run)
     assert "stopped by SIGUSR1, saved" in err
     assert Path("scontrol.log").read_text() == "requeue 4217\n"
-    assert end_of("runs/4217")["global_step"] < 24 * STEPS
+    assert end_of("runs/4217")["global_step"] < 16 * STEPS
     done(start("bash", script, *options, MASTER_PORT=free_port(), **job))
     assert_same_run("runs/4217", "straight")
 
@@ -324,14 +340,16 @@ def test_two_simultaneous_runs_get_a_folder_each(mirror: Path, start: Start) -> 
     assert_same(end_of(str(runs[0])), end_of(str(runs[1])))
 
 
-def test_a_full_disk_keeps_the_last_checkpoint(data_dir: str, start: Start) -> None:
+def test_a_full_disk_keeps_the_last_checkpoint(
+    data_dir: str, start: Start, fork: StartFork
+) -> None:
     # a limit on the size of files is met like the end of a disk
     code = (
         "import resource, sys; resource.setrlimit(resource.RLIMIT_FSIZE, (300_000, 300_000)); "
         "from fnn_lightning.commands.main import main; main(sys.argv[1:])"
     )
     words = ["fit", "--data.data_dir", data_dir, "--trainer.max_epochs", "1"]
-    done(start("-c", code, *words, "--model.hidden_dims=[4]"))
+    done(fork(*words, "--model.hidden_dims=[4]"))
     last = Path("lightning_logs/version_0/checkpoints/last.ckpt")
     before = last.read_bytes()
     status, _, err = ended(start("-c", code, *words, "--model.hidden_dims=[200]"))  # 640 kB
@@ -374,24 +392,20 @@ def machines() -> Iterator[list[str]]:
 
 @pytest.mark.soak
 def test_a_cut_network_ends_the_run_which_resumes_bit_for_bit(
-    data_dir: str, start: Start, machines: list[str]
+    data_dir: str, start: Start, fork: StartFork, machines: list[str]
 ) -> None:
     options = ["--data.data_dir", data_dir, *LONG, "--trainer.max_epochs=16", "--trainer.devices=1"]
     options += ["--trainer.num_nodes=2", "--trainer.strategy=DDPStrategy"]
     options += ["--trainer.strategy.timeout=00:00:10"]
 
-    def nodes(folder: str) -> list[subprocess.Popen[str]]:
-        rendezvous = "-m torch.distributed.run --nnodes=2 --nproc-per-node=1 --master-port=29500"
-        return [
-            start("bash", "-c", 'exec ip netns exec "$@"', "bash", name, sys.executable,
-                  *rendezvous.split(), "--master-addr=10.201.0.1", f"--node-rank={node}",
-                  *FIT, *options, "--run_folder", folder, GLOO_SOCKET_IFNAME=f"cable{node}")
-            for node, name in enumerate(machines)
-        ]  # fmt: skip
-
-    for node in nodes("straight"):
-        done(node)
-    cut = nodes("cut")
+    fit(fork, *options, "--run_folder", "straight", processes=2, nodes=True)
+    rendezvous = "-m torch.distributed.run --nnodes=2 --nproc-per-node=1 --master-port=29500"
+    cut = [
+        start("bash", "-c", 'exec ip netns exec "$@"', "bash", name, sys.executable,
+              *rendezvous.split(), "--master-addr=10.201.0.1", f"--node-rank={node}",
+              *FIT, *options, "--run_folder", "cut", GLOO_SOCKET_IFNAME=f"cable{node}")
+        for node, name in enumerate(machines)
+    ]  # fmt: skip
     wait_for(cut[0], 8 * STEPS)
     cable = ["ip", "-n", machines[0], "link", "set", "cable0"]
     subprocess.run([*cable, "down"], check=True)
@@ -400,9 +414,7 @@ def test_a_cut_network_ends_the_run_which_resumes_bit_for_bit(
         assert status == 1
         assert f"{error}: {LOST}; the last good checkpoint is cut/checkpoints/last.ckpt\n" in err
     assert STEPS * 7 <= end_of("cut")["global_step"] < STEPS * 16  # in the middle
-    subprocess.run([*cable, "up"], check=True)
-    for node in nodes("cut"):
-        done(node)
+    fit(fork, *options, "--run_folder", "cut", processes=2, nodes=True)
     assert_same_run("cut", "straight")
 
 
@@ -414,35 +426,35 @@ from fnn_lightning.runs.checkpoint_io import AtomicCheckpointIO
 from fnn_lightning.training.checkpointing import RunCheckpoint
 
 if __name__ == "__main__":
-    module, data = FNNLitModule(hidden_dims=[8]), MNISTDataModule(data_dir=sys.argv[2])
-    plugins = [AtomicCheckpointIO()] if len(sys.argv) > 3 else None
-    trainer = Trainer(
-        strategy=sys.argv[1], devices=2, accelerator="cpu", max_epochs=1, plugins=plugins,
-        callbacks=[RunCheckpoint()], default_root_dir="run", enable_progress_bar=False,
-    )
-    trainer.fit(module, datamodule=data)
-    torch.save(module.state_dict(), "trained.pt")
+    for name in sys.argv[3:]:
+        module, data = FNNLitModule(hidden_dims=[8]), MNISTDataModule(data_dir=sys.argv[2])
+        plugins = [AtomicCheckpointIO()] if name == "AtomicCheckpointIO" else None
+        trainer = Trainer(
+            strategy=sys.argv[1], devices=2, accelerator="cpu", max_epochs=1, plugins=plugins,
+            callbacks=[RunCheckpoint()], default_root_dir=name, enable_progress_bar=False,
+        )
+        trainer.fit(module, datamodule=data)
+        torch.save(module.state_dict(), f"{name}/trained.pt")
 """
 
 
 @pytest.mark.parametrize(
-    ("strategy", "plugin"),
+    ("strategy", "names"),
     [
-        ("ddp_notebook", ["AtomicCheckpointIO"]),
-        pytest.param("ddp_notebook", [], marks=pytest.mark.soak),
+        ("ddp_notebook", ["AtomicCheckpointIO", "no_plugin"]),
         pytest.param("ddp_spawn", ["AtomicCheckpointIO"], marks=pytest.mark.soak),
     ],
 )
 def test_a_module_trained_in_other_processes_gets_its_weights(
-    data_dir: str, tmp_path: Path, start: Start, strategy: str, plugin: list[str]
+    data_dir: str, tmp_path: Path, start: Start, strategy: str, names: list[str]
 ) -> None:
     Path("train.py").write_text(IN_PYTHON)
     temporary = tmp_path / "temporary"
     temporary.mkdir()
-    done(
-        start("train.py", strategy, data_dir, *plugin, TMPDIR=str(temporary), PYTHONPATH=str(ROOT))
-    )
-    last = torch.load("run/lightning_logs/version_0/checkpoints/last.ckpt", weights_only=True)
-    assert last["global_step"] == 3
-    assert_same(dict(torch.load("trained.pt")), dict(last["state_dict"]))
+    done(start("train.py", strategy, data_dir, *names, TMPDIR=str(temporary), PYTHONPATH=str(ROOT)))
+    for name in names:
+        run = Path(name, "lightning_logs", "version_0")
+        last = torch.load(run / "checkpoints" / "last.ckpt", weights_only=True)
+        assert last["global_step"] == 3
+        assert_same(dict(torch.load(f"{name}/trained.pt")), dict(last["state_dict"]))
     assert not list(tmp_path.rglob(".temp.ckpt"))

@@ -269,16 +269,26 @@ def run_on(cores: int, folder: Path, data_dir: str, *options: str) -> tuple[dict
 @needs_two_cores
 @pytest.mark.parametrize("first", [1, 2])
 def test_a_run_resumed_on_other_cores_ends_with_the_same_bits(
-    first: int, data_dir: str, tmp_path: Path
+    first: int,
+    data_dir: str,
+    monkeypatch: pytest.MonkeyPatch,
+    capsys: pytest.CaptureFixture[str],
 ) -> None:
     # the sums of batch normalisation are divided among threads
     net = ["--model.hidden_dims=[400,300]", "--data.batch_size=140", "--model.batch_norm=true"]
     net += ["--model.dropout=0.1", "--tensorboard.enabled=false"]
+    monkeypatch.delenv("OMP_NUM_THREADS")
+    bound = os.sched_getaffinity(0)
 
     def run(cores: int, name: str, epochs: int, count: int) -> dict[str, Any]:
-        options = [*net, "--trainer.max_epochs", str(epochs)]
-        checkpoint, printed = run_on(cores, tmp_path / name, data_dir, *options)
-        assert f"cpu, {count} thread" in printed
+        os.sched_setaffinity(0, sorted(bound)[:cores])
+        try:
+            fit(data_dir, *net, "--run_folder", name, "--trainer.max_epochs", str(epochs))
+        finally:
+            os.sched_setaffinity(0, bound)
+        last = Path(name) / "checkpoints" / "last.ckpt"
+        checkpoint: dict[str, Any] = torch.load(last, weights_only=True)
+        assert f"cpu, {count} thread" in capsys.readouterr().out
         assert checkpoint["callbacks"]["Threads"]["count"] == count
         return checkpoint
 

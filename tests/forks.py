@@ -1,0 +1,117 @@
+"""The command line in forks of a process that has imported it: each starts 5 s sooner."""
+
+import multiprocessing
+import os
+import sys
+import time
+from collections.abc import Callable, Iterator
+from multiprocessing import reduction
+from pathlib import Path
+from subprocess import TimeoutExpired
+from typing import IO, Any
+
+from lightning.pytorch.utilities import rank_zero_only
+
+from fnn_lightning.commands import lightning_cli  # noqa: F401  # what the forks save
+from fnn_lightning.commands.main import main
+
+
+def run(words: tuple[str, ...], env: dict[str, str], folder: Path, outputs: list[int]) -> None:
+    """Become `python -m fnn_lightning`, as far as a process can that has imported it already."""
+    os.setsid()
+    os.chdir(folder)
+    os.environ.clear()
+    os.environ.update(env)
+    for number, descriptor in enumerate(outputs, start=1):
+        os.dup2(descriptor, number)
+    sys.stdout.reconfigure(line_buffering=True)  # type: ignore[union-attr]
+    # as Lightning reads it when imported
+    rank_zero_only.rank = int(env.get("RANK", 0))  # type: ignore[attr-defined]
+    main(list(words))
+
+
+class DupOnStart:
+    """A file descriptor that a fork gets; it can only be pickled while one is being started."""
+
+    def __init__(self, descriptor: int) -> None:
+        self.descriptor = descriptor
+
+    def __reduce__(self) -> Any:
+        duplicate = reduction.DupFd(self.descriptor)
+        return type(duplicate).detach, (duplicate,)
+
+
+class Fork:
+    """A run of the command line in a fork, with the methods of `subprocess.Popen`.
+
+    Args:
+        words: What would follow `python -m fnn_lightning`.
+        env: The whole environment.
+        folder: Where `fork.out` and `fork.err` get the output that no file is given for.
+        stdout: A file of the test's own.
+        stderr: Another, or the same.
+    """
+
+    def __init__(
+        self,
+        words: tuple[str, ...],
+        env: dict[str, str],
+        folder: Path,
+        stdout: IO[Any] | None = None,
+        stderr: IO[Any] | None = None,
+    ) -> None:
+        self._outputs = [folder / name for name in ("fork.out", "fork.err")]
+        folder.mkdir()
+        context = multiprocessing.get_context("forkserver")
+        context.set_forkserver_preload([__name__])
+        with self._outputs[0].open("w") as out, self._outputs[1].open("w") as err:
+            files = [
+                DupOnStart((given or own).fileno()) for given, own in ((stdout, out), (stderr, err))
+            ]
+            self._process = context.Process(target=run, args=(words, env, Path.cwd(), files))
+            self._process.start()
+        assert self._process.pid is not None
+        self.pid = self._process.pid
+        self.stdout = self._lines()
+
+    @property
+    def returncode(self) -> int | None:
+        return self._process.exitcode
+
+    def poll(self) -> int | None:
+        return self.returncode
+
+    def communicate(self, timeout: float | None = None) -> tuple[str, str]:
+        self._process.join(timeout)
+        if self.returncode is None:
+            raise TimeoutExpired("a fork", timeout or 0)
+        return self._outputs[0].read_text(), self._outputs[1].read_text()
+
+    def send_signal(self, signum: int) -> None:
+        os.kill(self.pid, signum)
+
+    def wait(self, timeout: float | None = None) -> int | None:
+        self._process.join(timeout)
+        return self.returncode
+
+    def terminate(self) -> None:
+        self._process.terminate()
+
+    def kill(self) -> None:
+        self._process.kill()
+
+    def _lines(self) -> Iterator[str]:
+        """Yield what it prints, line by line, until it has ended."""
+        out, shown = self._outputs[0], 0
+        while True:
+            ended = self.returncode is not None
+            lines = out.read_text().splitlines(keepends=True)
+            while shown < len(lines) and lines[shown].endswith("\n"):
+                yield lines[shown]
+                shown += 1
+            if ended:
+                return
+            time.sleep(0.01)
+
+
+StartFork = Callable[..., Fork]
