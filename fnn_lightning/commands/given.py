@@ -21,7 +21,7 @@ from fnn_lightning.commands.main import COMMAND
 from fnn_lightning.errors import InputError
 from fnn_lightning.runs.checkpoint_io import ema_decay
 from fnn_lightning.runs.files import quote, relative_path
-from fnn_lightning.runs.load import find_checkpoint
+from fnn_lightning.runs.load import find_checkpoint, newest_checkpoint
 from fnn_lightning.runs.run_folder import BEST, CONFIG, LAST, METRICS, run_folder
 from fnn_lightning.training.optim import SGD
 
@@ -268,7 +268,8 @@ def find_run(subcommand: str, given: dict[str, Any]) -> tuple[str | None, Path |
     """Find the checkpoint to load, and the folder of the run to resume in.
 
     Args:
-        subcommand: Only `fit` takes `--run_folder`.
+        subcommand: Only `fit` takes `--run_folder`, and needs no checkpoint. The others take the
+            newest run's when none is given.
         given: What `given_options` returned.
 
     Returns:
@@ -286,6 +287,9 @@ def find_run(subcommand: str, given: dict[str, Any]) -> tuple[str | None, Path |
         )
     named = given.get("run_folder") if subcommand == "fit" else None
     if named is None:
+        if ckpt_path is None and subcommand != "fit":
+            root = given.get("trainer.default_root_dir")
+            ckpt_path = newest_checkpoint(str(root or "."))
         if ckpt_path is None:
             return None, None
         found = str(find_checkpoint(str(ckpt_path), resume=subcommand == "fit"))
