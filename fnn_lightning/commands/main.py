@@ -5,6 +5,8 @@ import io
 import os
 import signal
 import sys
+from collections.abc import Iterator
+from contextlib import contextmanager
 from importlib import import_module
 from pathlib import Path
 
@@ -57,13 +59,14 @@ def main(args: list[str] | None = None) -> None:
 
     try:
         check_subcommand(argv)
-        if argv[0] in WITHOUT_TRAINER:
-            import_module(f"fnn_lightning.commands.{argv[0]}").main(argv[1:])
-            return
         # Not at the top: importing torch and Lightning takes seconds, and --version needs neither.
-        from fnn_lightning.commands.lightning_cli import FNNCLI
-
-        FNNCLI(argv)
+        module = argv[0] if argv[0] in WITHOUT_TRAINER else "lightning_cli"
+        with says_loading():
+            command = import_module(f"fnn_lightning.commands.{module}")
+        if argv[0] in WITHOUT_TRAINER:
+            command.main(argv[1:])
+            return
+        command.FNNCLI(argv)
         destroy_process_group()
     except Stopped as stop:
         if not rank():
@@ -120,6 +123,19 @@ def main(args: list[str] | None = None) -> None:
         print(f"error{where}: {one_line(str(error))}", file=sys.stderr)
         wrong_input = not isinstance(error, DivergenceError | ConnectionError)
         raise SystemExit(2 if wrong_input else 1) from None
+
+
+@contextmanager
+def says_loading() -> Iterator[None]:
+    """Show in a terminal that something takes its time, until it is done."""
+    shown = sys.stderr.isatty() and "LOCAL_RANK" not in os.environ  # the first rank alone
+    if shown:
+        print("loading …", end="\r", file=sys.stderr, flush=True)
+    try:
+        yield
+    finally:
+        if shown:
+            print("         ", end="\r", file=sys.stderr, flush=True)
 
 
 def accept_any_character() -> None:
