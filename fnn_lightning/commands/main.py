@@ -59,6 +59,10 @@ def main(args: list[str] | None = None) -> None:
 
     try:
         check_subcommand(argv)
+        if argv[0] in WITH_TRAINER and {"-h", "--help"} & set(argv):
+            print(import_module("fnn_lightning.commands.help").help_text(argv[0]))
+            raise SystemExit(0)
+        argv = ["--help" if word == "--help_all" else word for word in argv]
         # Not at the top: importing torch and Lightning takes seconds, and --version needs neither.
         module = argv[0] if argv[0] in WITHOUT_TRAINER else "lightning_cli"
         with says_loading():
