@@ -1,7 +1,7 @@
 #!/bin/bash
 # Trains on a SLURM cluster, through time limits and pre-emption:
 #
-#     sbatch --nodes 2 --ntasks-per-node 4 --gpus-per-node 4 docs/slurm.sh --config configs/mnist.yaml
+#     sbatch --nodes 2 --ntasks-per-node 4 --gpus-per-node 4 docs/slurm.sh --config mnist
 #
 # A minute before the time limit SLURM sends USR1 to every rank. The run finishes its step, saves and
 # queues the job again, which then resumes in the same folder, runs/JOB_ID.

@@ -10,10 +10,10 @@ from typing import Any
 import numpy as np
 from PIL import Image, ImageOps
 
-from fnn_lightning.commands.options import make_parser, parse
+from fnn_lightning.commands.options import add_ckpt_path, load_given, make_parser, parse
 from fnn_lightning.data.preprocessing import SUFFIXES, out_of_distribution, read_picture, to_mnist
 from fnn_lightning.errors import InputError, one_line
-from fnn_lightning.runs.load import TrainedNetwork, load_trained
+from fnn_lightning.runs.load import TrainedNetwork
 from fnn_lightning.runs.signals import StopSignals
 
 CANVAS = 280  # pixels
@@ -44,16 +44,14 @@ def main(argv: list[str]) -> None:
         "Serves a page to draw a digit on, with the net's prediction. No data leaves this machine, "
         "and only this machine can open the page unless --host says otherwise.",
     )
-    parser.add_argument(
-        "--ckpt_path", type=str, required=True, help="Checkpoint, or the folder of a run."
-    )
+    add_ckpt_path(parser)
     parser.add_argument(
         "--host", type=str, default="127.0.0.1", help="Address to serve on; 0.0.0.0: all addresses."
     )
     parser.add_argument("--port", type=int, default=7860, help="Port; 0: any free one.")
     options = parse(parser, argv)
     port = free_port(options.host, options.port)
-    trained = load_trained(options.ckpt_path)
+    trained = load_given(options.ckpt_path, "demo")
     signals = StopSignals()
     with tempfile.TemporaryDirectory(prefix="fnn_lightning_") as folder:
         # Gradio reads these when it is imported: no telemetry, and no upload is left behind

@@ -10,14 +10,14 @@ import torch
 from torch import Tensor, nn
 
 from fnn_lightning import __version__
-from fnn_lightning.commands.options import make_parser, parse
+from fnn_lightning.commands.options import add_ckpt_path, load_given, make_parser, parse
 from fnn_lightning.data.dataloader import InMemoryDataLoader
 from fnn_lightning.data.mnist_files import find_file, raw_dir
 from fnn_lightning.datamodule import EVAL_BATCH_SIZE
 from fnn_lightning.errors import InputError
 from fnn_lightning.network import FNN
 from fnn_lightning.runs.files import output_file, write_atomic
-from fnn_lightning.runs.load import TrainedNetwork, load_trained
+from fnn_lightning.runs.load import TrainedNetwork
 
 RANDOM_IMAGES = 1_000  # to compare on without a test set
 METADATA_FILE = "fnn_lightning.json"  # within a .pt2
@@ -60,9 +60,7 @@ def main(argv: list[str]) -> None:
         "Writes one file that turns raw pixels, uint8 (N, 28, 28), into the probabilities of the "
         "digits, float32 (N, 10). First compares it with the checkpoint on the test set.",
     )
-    parser.add_argument(
-        "--ckpt_path", type=str, required=True, help="Checkpoint, or the folder of a run."
-    )
+    add_ckpt_path(parser)
     parser.add_argument(
         "--output", type=str, required=True, help="File: .onnx, or .pt2 for torch.export."
     )
@@ -76,7 +74,7 @@ def main(argv: list[str]) -> None:
     path = output_file(options.output, (".onnx", ".pt2"))
     if path.suffix.lower() == ".onnx":
         check_onnx()
-    trained = load_trained(options.ckpt_path)
+    trained = load_given(options.ckpt_path, "export")
     images, labels, name = images_to_compare(trained, options.data_dir)
     with warnings.catch_warnings():
         warnings.simplefilter("ignore")  # the exporters warn about their own internals

@@ -16,10 +16,12 @@ from fnn_lightning.commands.config_checks import (
     plain,
     stored_augmentation,
 )
+from fnn_lightning.commands.configs import find_config
+from fnn_lightning.commands.main import COMMAND
 from fnn_lightning.errors import InputError
 from fnn_lightning.runs.checkpoint_io import ema_decay
 from fnn_lightning.runs.files import quote, relative_path
-from fnn_lightning.runs.load import find_checkpoint
+from fnn_lightning.runs.load import find_checkpoint, newest_checkpoint
 from fnn_lightning.runs.run_folder import BEST, CONFIG, LAST, METRICS, run_folder
 from fnn_lightning.training.optim import SGD
 
@@ -48,12 +50,13 @@ def given_options(argv: list[str]) -> dict[str, Any]:
 
 
 def read_config(path: str) -> dict[str, Any]:
-    """Read a config file: a YAML mapping."""
+    """Read a config file, a YAML mapping, by its path or by its name in the package."""
     try:
-        config = yaml.safe_load(Path(path).expanduser().read_text(encoding="utf-8"))
+        config = yaml.safe_load(find_config(path).read_text(encoding="utf-8"))
     except OSError as error:
         raise InputError(
-            f"Expected --config to be a YAML file, but got {path!r}: {error.strerror}"
+            f"Expected --config to be a YAML file, but got {path!r}: {error.strerror}; "
+            f"`{COMMAND} configs` lists those that have a name"
         ) from error
     except (RecursionError, ValueError, yaml.YAMLError) as error:  # a date like 2001-99-99
         raise InputError(f"Expected {path} to be a YAML file, but it is not: {error}") from error
@@ -129,7 +132,7 @@ def with_config_texts(argv: list[str]) -> list[str]:
 
 def config_text(path: str) -> str:
     """Return the content of a config file that `read_config` accepts, written anew in ASCII."""
-    content = Path(path).expanduser().read_text(encoding="utf-8")
+    content = find_config(path).read_text(encoding="utf-8")
     return str(yaml.serialize(yaml.compose(content, yaml.SafeLoader), Dumper=yaml.SafeDumper))
 
 
@@ -265,7 +268,8 @@ def find_run(subcommand: str, given: dict[str, Any]) -> tuple[str | None, Path |
     """Find the checkpoint to load, and the folder of the run to resume in.
 
     Args:
-        subcommand: Only `fit` takes `--run_folder`.
+        subcommand: Only `fit` takes `--run_folder`, and needs no checkpoint. The others take the
+            newest run's when none is given.
         given: What `given_options` returned.
 
     Returns:
@@ -283,6 +287,9 @@ def find_run(subcommand: str, given: dict[str, Any]) -> tuple[str | None, Path |
         )
     named = given.get("run_folder") if subcommand == "fit" else None
     if named is None:
+        if ckpt_path is None and subcommand != "fit":
+            root = given.get("trainer.default_root_dir")
+            ckpt_path = newest_checkpoint(str(root or "."))
         if ckpt_path is None:
             return None, None
         found = str(find_checkpoint(str(ckpt_path), resume=subcommand == "fit"))

@@ -8,6 +8,7 @@ from typing import Any
 
 from lightning.pytorch import Trainer
 from lightning.pytorch.cli import ArgsType, LightningArgumentParser, LightningCLI
+from lightning.pytorch.utilities import rank_zero_only
 
 from fnn_lightning import __version__
 from fnn_lightning.commands.config_checks import (
@@ -36,6 +37,7 @@ from fnn_lightning.commands.given import (
 )
 from fnn_lightning.commands.hints import explain, explain_instance, refuse_single_dash
 from fnn_lightning.commands.main import COMMAND
+from fnn_lightning.commands.options import NO_CHECKPOINT, OF_NEWEST_RUN
 from fnn_lightning.commands.trainer_setup import setup_trainer
 from fnn_lightning.datamodule import MNISTDataModule
 from fnn_lightning.errors import InputError, one_line
@@ -102,6 +104,7 @@ class FNNCLI(LightningCLI):
             parser_kwargs={
                 **dict.fromkeys(self.subcommands(), strict),
                 **strict,
+                "prog": COMMAND,
                 "description": "Trains feed-forward neural nets on MNIST.",
                 "version": f"fnn_lightning {__version__}",
             },
@@ -228,10 +231,7 @@ class FNNCLI(LightningCLI):
                 stored = read_config(str(self._run / CONFIG)) if self._run else {}
                 check_resumes(section, self.checkpoint, self._ckpt_path, stored)
         elif self._ckpt_path is None:
-            raise InputError(
-                f"Expected --ckpt_path with a checkpoint of a trained network, but got none: "
-                f"{COMMAND} {self.subcommand} --ckpt_path RUN_FOLDER/checkpoints/last.ckpt"
-            )
+            raise InputError(NO_CHECKPOINT.format(command=self.subcommand))
         if section.get("save_inputs") is not None and section.data.images is None:
             raise InputError(
                 "Expected --data.images with --save_inputs, which saves what the net sees of them"
@@ -258,6 +258,9 @@ class FNNCLI(LightningCLI):
                 self.model.optim.check_uses_lr()
         if self.checkpoint is not None and self._ckpt_path:
             load_weights(self.model, self.checkpoint, self._ckpt_path)
+            if self.given.get("ckpt_path") is None and self.subcommand != "fit":
+                say = rank_zero_only(print)
+                say(OF_NEWEST_RUN.format(path=self._ckpt_path), file=sys.stderr)
         elif self.checkpoint is not None:
             copied = copy_layers(self.model, self.checkpoint, str(self._init_from))
             if self.trainer.is_global_zero:

@@ -5,7 +5,10 @@ import io
 import os
 import signal
 import sys
+from collections.abc import Iterator
+from contextlib import contextmanager
 from importlib import import_module
+from pathlib import Path
 
 from fnn_lightning import __version__
 from fnn_lightning.errors import DivergenceError, InputError, one_line
@@ -23,9 +26,11 @@ WITHOUT_TRAINER = {  # each run by `main` of the module of that name
     "sweep": "search for the settings with the best validation accuracy",
     "export": "write an ONNX or .pt2 file, and compare it with its checkpoint",
     "demo": "draw digits in the browser",
+    "configs": "list the configs that come with it, or print one",
 }
 SUBCOMMANDS = WITH_TRAINER | WITHOUT_TRAINER
-COMMAND = "python -m fnn_lightning"
+# as the user has called it: by the console script, or as a module
+COMMAND = "fnn" if Path(sys.argv[0]).stem == "fnn" else "python -m fnn_lightning"
 CALLBACKS = "lightning.pytorch.callbacks."
 
 
@@ -33,7 +38,7 @@ def main(args: list[str] | None = None) -> None:
     """Run the command line.
 
     Args:
-        args: What would follow `python -m fnn_lightning`; taken from there if not given.
+        args: What would follow `fnn` or `python -m fnn_lightning`; taken from there if not given.
 
     Raises:
         SystemExit: With one line on stderr, and status 2 if what the user gave cannot be used, 1
@@ -45,7 +50,7 @@ def main(args: list[str] | None = None) -> None:
         print(f"fnn_lightning {__version__}")
         return
 
-    if argv in (["--help"], ["-h"]):
+    if argv in ([], ["--help"], ["-h"]):
         print(f"usage: {COMMAND} SUBCOMMAND [--help] [options]\n")
         print("Trains feed-forward neural nets on MNIST.\n")
         for name, description in SUBCOMMANDS.items():
@@ -54,13 +59,18 @@ def main(args: list[str] | None = None) -> None:
 
     try:
         check_subcommand(argv)
-        if argv[0] in WITHOUT_TRAINER:
-            import_module(f"fnn_lightning.commands.{argv[0]}").main(argv[1:])
-            return
+        if argv[0] in WITH_TRAINER and {"-h", "--help"} & set(argv):
+            print(import_module("fnn_lightning.commands.help").help_text(argv[0]))
+            raise SystemExit(0)
+        argv = ["--help" if word == "--help_all" else word for word in argv]
         # Not at the top: importing torch and Lightning takes seconds, and --version needs neither.
-        from fnn_lightning.commands.lightning_cli import FNNCLI
-
-        FNNCLI(argv)
+        module = argv[0] if argv[0] in WITHOUT_TRAINER else "lightning_cli"
+        with says_loading():
+            command = import_module(f"fnn_lightning.commands.{module}")
+        if argv[0] in WITHOUT_TRAINER:
+            command.main(argv[1:])
+            return
+        command.FNNCLI(argv)
         destroy_process_group()
     except Stopped as stop:
         if not rank():
@@ -91,12 +101,10 @@ def main(args: list[str] | None = None) -> None:
                 f"Expected text that can be written as {error.encoding}, but got "
                 f"{error.object!r:.100}: set LC_ALL=C.UTF-8"
             )
-        from lightning.fabric.utilities.exceptions import MisconfigurationException
-
-        meant_for_the_user = (InputError, DivergenceError, MisconfigurationException, OSError)
         module = raised_in(error)
         if not (
-            isinstance(error, meant_for_the_user)
+            isinstance(error, InputError | DivergenceError | OSError)
+            or type(error).__name__ == "MisconfigurationException"  # Lightning's: slow to import
             # Settings that do not go together: Lightning reports some as a plain ValueError, and
             # an optimiser or a schedule finds some only when it steps.
             or (isinstance(error, ValueError | ImportError) and module.startswith("lightning."))
@@ -119,6 +127,19 @@ def main(args: list[str] | None = None) -> None:
         print(f"error{where}: {one_line(str(error))}", file=sys.stderr)
         wrong_input = not isinstance(error, DivergenceError | ConnectionError)
         raise SystemExit(2 if wrong_input else 1) from None
+
+
+@contextmanager
+def says_loading() -> Iterator[None]:
+    """Show in a terminal that something takes its time, until it is done."""
+    shown = sys.stderr.isatty() and "LOCAL_RANK" not in os.environ  # the first rank alone
+    if shown:
+        print("loading …", end="\r", file=sys.stderr, flush=True)
+    try:
+        yield
+    finally:
+        if shown:
+            print("         ", end="\r", file=sys.stderr, flush=True)
 
 
 def accept_any_character() -> None:
@@ -145,23 +166,24 @@ def check_subcommand(argv: list[str]) -> None:
     Raises:
         InputError: If it does not.
     """
-    if argv and argv[0] in SUBCOMMANDS:
+    if argv[0] in SUBCOMMANDS:
         return
     if any(word in SUBCOMMANDS for word in argv):
         raise InputError(
             f"Expected the subcommand before its options, but got {argv[0]} first: "
             f"{COMMAND} {'|'.join(SUBCOMMANDS)} --config FILE"
         )
-    near = difflib.get_close_matches(argv[0], SUBCOMMANDS, n=1) if argv else []
+    near = difflib.get_close_matches(argv[0], SUBCOMMANDS, n=1)
     raise InputError(
-        f"Expected a subcommand, one of {', '.join(SUBCOMMANDS)}"
-        + (f", but got {argv[0]}" if argv else "")
+        f"Expected a subcommand, one of {', '.join(SUBCOMMANDS)}, but got {argv[0]}"
         + (f"; did you mean {near[0]}?" if near else f"; {COMMAND} --help tells more")
     )
 
 
 def rank() -> int:
     """Return the rank of this process; 0 if there is one process."""
+    if "lightning" not in sys.modules:  # slow to import
+        return 0
     from lightning.pytorch.utilities import rank_zero_only
 
     return int(getattr(rank_zero_only, "rank", 0) or 0)

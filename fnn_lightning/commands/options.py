@@ -1,18 +1,30 @@
 """Parsing the options of the subcommands that need no Trainer, with jsonargparse."""
 
+import sys
 from argparse import ArgumentError
 from collections.abc import Iterable
+from typing import TYPE_CHECKING
 
 from jsonargparse import ArgumentParser, Namespace
 
 from fnn_lightning.commands.hints import explain, refuse_single_dash
+from fnn_lightning.commands.main import COMMAND
 from fnn_lightning.errors import InputError
+
+if TYPE_CHECKING:
+    from fnn_lightning.runs.load import TrainedNetwork
+
+NO_CHECKPOINT = (
+    "Expected --ckpt_path with a checkpoint of a trained network, or a run in lightning_logs, but "
+    f"got neither: {COMMAND} {{command}} --ckpt_path RUN_FOLDER/checkpoints/last.ckpt"
+)
+OF_NEWEST_RUN = "checkpoint {path}, of the newest run"
 
 
 def make_parser(subcommand: str, description: str) -> ArgumentParser:
     """Make the parser of a subcommand that needs no Trainer, for `parse`."""
     return ArgumentParser(
-        prog=f"python -m fnn_lightning {subcommand}",
+        prog=f"{COMMAND} {subcommand}",
         description=description,
         exit_on_error=False,
         allow_abbrev=False,
@@ -36,6 +48,37 @@ def parse(parser: ArgumentParser, argv: list[str]) -> Namespace:
         return parser.parse_args(argv)
     except ArgumentError as error:
         raise InputError(explain(str(error), parser.get_defaults().keys())) from None
+
+
+def add_ckpt_path(parser: ArgumentParser) -> None:
+    """Add the option that names the trained network."""
+    parser.add_argument(
+        "--ckpt_path",
+        type=str | None,
+        default=None,
+        help="Checkpoint, or the folder of a run; by default the newest run in lightning_logs.",
+    )
+
+
+def load_given(ckpt_path: str | None, command: str) -> "TrainedNetwork":
+    """Load the network that the user named, or that of the newest run, and then say so.
+
+    Args:
+        ckpt_path: What `--ckpt_path` gave.
+        command: The subcommand, for the message.
+
+    Raises:
+        InputError: If there is none, or it cannot be used.
+    """
+    from fnn_lightning.runs.load import load_trained, newest_checkpoint  # slow
+
+    if ckpt_path is not None:
+        return load_trained(ckpt_path)
+    newest = newest_checkpoint()
+    if newest is None:
+        raise InputError(NO_CHECKPOINT.format(command=command))
+    print(OF_NEWEST_RUN.format(path=newest), file=sys.stderr)  # stdout may be a table
+    return load_trained(newest)
 
 
 def split_argv(parser: ArgumentParser, argv: list[str]) -> tuple[list[str], list[str]]:

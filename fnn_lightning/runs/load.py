@@ -12,7 +12,7 @@ from fnn_lightning.errors import InputError
 from fnn_lightning.lit_module import FNNLitModule
 from fnn_lightning.network import NUM_CLASSES
 from fnn_lightning.runs.checkpoint_io import read_checkpoint
-from fnn_lightning.runs.run_folder import BEST, LAST
+from fnn_lightning.runs.run_folder import BEST, LAST, RUNS, newest_run
 from fnn_lightning.training.pixel_scale import wrong_scale
 
 
@@ -111,6 +111,19 @@ def find_checkpoint(path: str | Path, resume: bool = False) -> Path:
             f"Expected a checkpoint or the folder of a run, but {path} holds no {LAST}"
         )
     return found[0]
+
+
+def newest_checkpoint(root: str | Path = ".") -> Path | None:
+    """Return the checkpoint to use when none is named: that of the newest run.
+
+    Args:
+        root: The folder that `lightning_logs` is in.
+
+    Returns:
+        The run's `best.ckpt` or, without one, its `last.ckpt`; None if there is no run.
+    """
+    run = newest_run(Path(root).expanduser() / RUNS)
+    return run and find_checkpoint(run)
 
 
 def load_weights(module: FNNLitModule, checkpoint: dict[str, Any], path: str) -> None:

@@ -12,9 +12,7 @@ from lightning.pytorch.loggers import CSVLogger, TensorBoardLogger
 from lightning.pytorch.utilities import rank_zero_only
 
 from fnn_lightning.runs.files import write_atomic
-from fnn_lightning.runs.run_folder import CONFIG, claim_version
-
-RUNS = "lightning_logs"
+from fnn_lightning.runs.run_folder import CONFIG, RUNS, claim_version
 
 
 class RunLogger(TensorBoardLogger):

@@ -15,6 +15,7 @@ from fnn_lightning import __version__
 from fnn_lightning.runs.cores import available_cores
 from fnn_lightning.runs.files import write_atomic
 
+RUNS = "lightning_logs"  # the folder of all runs
 CONFIG, METRICS = "config.yaml", "metrics.json"
 LAST, BEST = Path("checkpoints", "last.ckpt"), Path("checkpoints", "best.ckpt")
 PACKAGES = ("torch", "torchvision", "lightning", "torchmetrics", "numpy")
@@ -41,6 +42,13 @@ def claim_version(parent: Path) -> Path:
             return folder
         except FileExistsError:  # another run was faster
             number += 1
+
+
+def newest_run(parent: Path) -> Path | None:
+    """Return the run whose last checkpoint is the newest in a folder; None if there is none."""
+    saved = parent.glob(f"version_*/{LAST.as_posix()}")
+    newest = max(saved, key=lambda path: path.stat().st_mtime, default=None)
+    return newest and newest.parents[1]
 
 
 def write_metrics(

@@ -1,9 +1,11 @@
+import re
 from pathlib import Path
 
 import pytest
 
+from fnn_lightning.commands.configs import describe
 from fnn_lightning.commands.main import main
-from tests.support import CONFIGS
+from tests.support import CONFIGS, refused
 
 RECIPES = sorted(CONFIGS.glob("*.yaml"))
 
@@ -18,6 +20,46 @@ def test_every_config_trains(config: Path, data_dir: str, capsys: pytest.Capture
 
 @pytest.mark.parametrize("config", RECIPES, ids=lambda config: config.stem)
 def test_every_config_says_how_to_run_it_and_what_to_expect(config: Path) -> None:
-    lines = config.read_text().splitlines()
-    assert lines[0] == f"# python -m fnn_lightning fit --config configs/{config.name}"
-    assert any(line.startswith("# Expect: ") for line in lines)
+    assert config.read_text().splitlines()[0] == f"# fnn fit --config {config.stem}"
+    network, accuracy, time = describe(config)
+    assert network.startswith("784–")
+    assert float(accuracy.removeprefix("over ")) > 90
+    assert re.search("seconds|minute", time)
+
+
+def test_a_config_of_the_package_is_found_by_its_name_in_any_folder(
+    capsys: pytest.CaptureFixture[str],
+) -> None:
+    def settings(*words: str) -> str:
+        with pytest.raises(SystemExit, match="0"):
+            main(["fit", *words, "--print_config"])
+        return capsys.readouterr().out
+
+    by_path = settings("--config", str(CONFIGS / "tanh_100.yaml"))
+    assert "activation: tanh" in by_path
+    assert settings("--config", "tanh_100") == by_path
+    Path("relu_100").mkdir()
+    assert settings("-c", "relu_100") == settings(f"--config={CONFIGS / 'relu_100.yaml'}")
+    Path("tanh_100").write_text("model: {activation: sigmoid}\n")  # the user's own wins
+    assert "activation: sigmoid" in settings("--config=tanh_100")
+
+
+def test_an_unknown_config_is_refused(capsys: pytest.CaptureFixture[str]) -> None:
+    error = refused(["fit", "--config", "tanh_10"], capsys)
+    assert "Expected --config to be a YAML file, but got 'tanh_10'" in error
+    assert "configs` lists those that have a name" in error
+    error = refused(["configs", "tanh_10"], capsys)
+    assert "Expected a config, one of fast99, " in error
+    assert "but got 'tanh_10'" in error
+    assert "Expected the name of one config" in refused(["configs", "mnist", "fast99"], capsys)
+
+
+def test_configs_lists_them_all_and_prints_one(capsys: pytest.CaptureFixture[str]) -> None:
+    main(["configs"])
+    title, *lines = capsys.readouterr().out.splitlines()
+    assert title.split() == ["config", "network", "accuracy,", "%", "time", "on", "2", "cores"]
+    assert [line.split()[0] for line in lines] == [config.stem for config in RECIPES]
+    assert max(map(len, [title, *lines])) <= 80
+    assert "784–128–128–64–64–10 relu" in "".join(lines)
+    main(["configs", "mnist"])
+    assert capsys.readouterr().out == (CONFIGS / "mnist.yaml").read_text()

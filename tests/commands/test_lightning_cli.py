@@ -1,5 +1,6 @@
 import csv
 import json
+import os
 import re
 import shutil
 import signal
@@ -137,6 +138,30 @@ def test_test_needs_nothing_but_the_checkpoint(data_dir: str, capsys: Capture) -
     ((step, accuracy),) = scalars(str(RUN))["test/acc"]
     assert step == 6
     assert accuracy == pytest.approx(correct / total)
+
+
+def test_without_a_checkpoint_the_newest_run_is_taken(data_dir: str, capsys: Capture) -> None:
+    fit(data_dir, "--model.activation", "tanh")
+    fit(data_dir, "--model.activation", "sigmoid")
+    first, second = (Path(f"lightning_logs/version_{number}") for number in (0, 1))
+    for run, time in ((first, 2e9), (second, 1e9)):  # as if the first had been resumed
+        os.utime(run / "checkpoints" / "last.ckpt", (time, time))
+    capsys.readouterr()
+    for command in ("test", "validate", "predict"):
+        cli = FNNCLI([command])
+        assert cli.model.hparams["activation"] == "tanh"
+        said = f"checkpoint {first}/checkpoints/last.ckpt, of the newest run\n"
+        assert capsys.readouterr().err == said
+    main(["export", "--output", "net.pt2"])
+    assert capsys.readouterr().err == said
+    Path("elsewhere", "lightning_logs").mkdir(parents=True)
+    second.rename("elsewhere/lightning_logs/version_0")
+    cli = FNNCLI(["test", "--trainer.default_root_dir=elsewhere"])
+    assert cli.model.hparams["activation"] == "sigmoid"
+    shutil.rmtree("lightning_logs")
+    capsys.readouterr()
+    for words in (["test"], ["export", "--output", "net.onnx"]):
+        assert "or a run in lightning_logs, but got neither" in refused(words, capsys)
 
 
 def test_a_checkpoint_outside_a_run_writes_nothing(data_dir: str) -> None:
@@ -454,7 +479,6 @@ def test_an_untrained_network_is_not_measured(command: str, capsys: Capture) -> 
 @pytest.mark.parametrize(
     ("words", "message"),
     [
-        ([], "Expected a subcommand"),
         (["--config", "some.yaml", "fit"], "Expected the subcommand before its options"),
         (["fti"], "but got fti; did you mean fit?"),
         (["--data.val_size", "3"], "but got --data.val_size; python -m fnn_lightning --help"),
@@ -466,8 +490,10 @@ def test_a_missing_subcommand_is_refused(words: list[str], message: str, capsys:
 
 def test_help_lists_every_subcommand(capsys: Capture) -> None:
     main(["--help"])
-    listed = [line.split()[0] for line in capsys.readouterr().out.splitlines()[4:]]
-    assert listed == list(SUBCOMMANDS)
+    text = capsys.readouterr().out
+    assert [line.split()[0] for line in text.splitlines()[4:]] == list(SUBCOMMANDS)
+    main([])
+    assert capsys.readouterr().out == text
     for name in SUBCOMMANDS:
         with pytest.raises(SystemExit, match="0"):
             main([name, "--help"])

@@ -6,6 +6,7 @@ from pathlib import Path
 
 import pytest
 
+from fnn_lightning.commands import main as entry
 from fnn_lightning.commands.main import main
 from fnn_lightning.runs import subprocesses
 from fnn_lightning.runs.subprocesses import Subprocesses
@@ -32,6 +33,26 @@ def test_a_character_that_the_output_lacks_ends_no_run(
     assert written["stdout"].startswith("network    784?8?10 relu, 6,370 parameters")
     assert "test it    python -m fnn_lightning test" in written["stdout"]
     assert "but got ?" in written["stderr"]
+
+
+class Terminal(io.StringIO):
+    def isatty(self) -> bool:
+        return True
+
+
+def test_a_terminal_says_at_once_that_something_is_loading(
+    monkeypatch: pytest.MonkeyPatch, capsys: pytest.CaptureFixture[str]
+) -> None:
+    seen: list[str] = []
+    terminal = io.StringIO()
+    monkeypatch.setattr(entry, "import_module", lambda name: seen.append(terminal.getvalue()))
+    monkeypatch.delenv("LOCAL_RANK", raising=False)
+    for terminal, expected in ((Terminal(), "loading …\r"), (io.StringIO(), "")):
+        monkeypatch.setattr(sys, "stderr", terminal)
+        with pytest.raises(AttributeError):  # of the module that was not imported
+            main(["configs"])
+        assert seen.pop() == expected
+        assert not terminal.getvalue().rpartition("\r")[2], "nothing is left of it"
 
 
 def test_a_closed_output_ends_no_run(data_dir: str, monkeypatch: pytest.MonkeyPatch) -> None:

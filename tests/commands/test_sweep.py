@@ -398,7 +398,7 @@ def test_every_space_in_configs_trains(space: Path, data_dir: str) -> None:
     first = {name: first_value(values) for name, values in read_space(space).items()}
     main(["fit", "--data.data_dir", data_dir, "--trainer.max_steps", "3", *fit_options(first)])
     lines = space.read_text().splitlines()
-    command = f"# python -m fnn_lightning sweep --space configs/sweep/{space.name} "
+    command = f"# fnn sweep --space configs/sweep/{space.name} "
     assert lines[0].startswith(command)
     assert any(line.startswith("# Expect: ") for line in lines)
 
