@@ -1,5 +1,6 @@
 """The subcommand `configs`: lists the configs that come with the package, or prints one of them."""
 
+import difflib
 import re
 import sys
 from pathlib import Path
@@ -23,8 +24,8 @@ def main(argv: list[str]) -> None:
     """
     if argv in (["--help"], ["-h"]):
         print(f"usage: {COMMAND} configs [NAME]\n")
-        print("Lists the configs that `--config NAME` takes, or prints one: the file to change for")
-        print(f"a config of your own, as in `{COMMAND} configs mnist > my.yaml`.")
+        print("Lists the configs that `--config NAME` takes, or prints one of them, to change:")
+        print(f"{COMMAND} configs mnist > my.yaml")
         raise SystemExit(0)
     if len(argv) > 1:
         raise InputError(f"Expected the name of one config, but got {' '.join(argv)}")
@@ -54,8 +55,15 @@ def packaged(name: str) -> Path:
     """
     names = sorted(path.stem for path in folder().glob("*.yaml"))
     if name not in names:
-        raise InputError(f"Expected a config, one of {', '.join(names)}, but got {name!r}")
+        raise InputError(f"Expected the name of a config, but got {name!r}; {nearest_config(name)}")
     return folder() / f"{name}.yaml"
+
+
+def nearest_config(name: str) -> str:
+    """Say which config the user may have meant."""
+    names = [path.stem for path in folder().glob("*.yaml")]
+    near = difflib.get_close_matches(name, names, n=1)
+    return f"did you mean {near[0]}?" if near else f"`{COMMAND} configs` lists those with a name"
 
 
 def find_config(name: str) -> Path:

@@ -16,8 +16,7 @@ from fnn_lightning.commands.config_checks import (
     plain,
     stored_augmentation,
 )
-from fnn_lightning.commands.configs import find_config
-from fnn_lightning.commands.main import COMMAND
+from fnn_lightning.commands.configs import find_config, nearest_config
 from fnn_lightning.errors import InputError
 from fnn_lightning.runs.checkpoint_io import ema_decay
 from fnn_lightning.runs.files import quote, relative_path
@@ -56,7 +55,7 @@ def read_config(path: str) -> dict[str, Any]:
     except OSError as error:
         raise InputError(
             f"Expected --config to be a YAML file, but got {path!r}: {error.strerror}; "
-            f"`{COMMAND} configs` lists those that have a name"
+            f"{nearest_config(path)}"
         ) from error
     except (RecursionError, ValueError, yaml.YAMLError) as error:  # a date like 2001-99-99
         raise InputError(f"Expected {path} to be a YAML file, but it is not: {error}") from error
@@ -264,13 +263,15 @@ def config_is_given(argv: list[str]) -> bool:
     return any(word.partition("=")[0] in ("-c", "--config") for word in argv)
 
 
-def find_run(subcommand: str, given: dict[str, Any]) -> tuple[str | None, Path | None]:
+def find_run(
+    subcommand: str, given: dict[str, Any], newest: bool = False
+) -> tuple[str | None, Path | None]:
     """Find the checkpoint to load, and the folder of the run to resume in.
 
     Args:
-        subcommand: Only `fit` takes `--run_folder`, and needs no checkpoint. The others take the
-            newest run's when none is given.
+        subcommand: Only `fit` takes `--run_folder`.
         given: What `given_options` returned.
+        newest: Whether the newest run's checkpoint is taken when none is given.
 
     Returns:
         The checkpoint, None if there is none; the folder, None in a new run and where the
@@ -287,7 +288,7 @@ def find_run(subcommand: str, given: dict[str, Any]) -> tuple[str | None, Path |
         )
     named = given.get("run_folder") if subcommand == "fit" else None
     if named is None:
-        if ckpt_path is None and subcommand != "fit":
+        if ckpt_path is None and newest:
             root = given.get("trainer.default_root_dir")
             ckpt_path = newest_checkpoint(str(root or "."))
         if ckpt_path is None:

@@ -90,7 +90,9 @@ class FNNCLI(LightningCLI):
         argv = in_parsing_order(gather_images(argv))
         self.given = given_options(argv)
         self.argv = with_config_texts(argv)
-        self._ckpt_path, self._run = find_run(argv[0], self.given)
+        # not beside a config, whose run would be meant
+        newest = argv[0] != "fit" and not config_is_given(argv)
+        self._ckpt_path, self._run = find_run(argv[0], self.given, newest)
         self._init_from = None if self._ckpt_path else find_init(argv[0], self.given)
         loaded = self._ckpt_path or self._init_from
         self.checkpoint = None if loaded is None else read_checkpoint(loaded)

@@ -45,6 +45,8 @@ def main(args: list[str] | None = None) -> None:
             if training diverged, 130 if it was interrupted.
     """
     argv = sys.argv[1:] if args is None else args
+    if "" not in sys.path and not getattr(sys.flags, "safe_path", False):
+        sys.path.insert(0, "")  # classes of the user's own are found by `fnn` as by `python -m`
     accept_any_character()
     if argv == ["--version"]:
         print(f"fnn_lightning {__version__}")

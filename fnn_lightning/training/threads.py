@@ -51,7 +51,7 @@ class Threads(callbacks.Callback):
         self._loaded = False
 
     def setup(self, trainer: Trainer, pl_module: LightningModule, stage: str) -> None:
-        self._search, self._loaded = None, False
+        self._search, self._loaded, self.most = None, False, 1
         if stage == "fit":
             self.count, self.varies = None, False
 
@@ -62,12 +62,10 @@ class Threads(callbacks.Callback):
         if None not in (given, self.count) and given != self.count:
             rank_zero_warn(
                 f"The run began with {self.count} threads and is resumed with {given}: its last "
-                "bits will be others"
+                "bits may be others"
             )
-        self.most = max_threads()
         count = given or self.count or choose_threads(trainer, pl_module)
         self.count = trainer.strategy.broadcast(count)
-        self.most = max(self.most, self.count)
         self._use()
 
     def vary(self, trainer: Trainer, module: Any) -> None:

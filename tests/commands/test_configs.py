@@ -47,10 +47,10 @@ def test_a_config_of_the_package_is_found_by_its_name_in_any_folder(
 def test_an_unknown_config_is_refused(capsys: pytest.CaptureFixture[str]) -> None:
     error = refused(["fit", "--config", "tanh_10"], capsys)
     assert "Expected --config to be a YAML file, but got 'tanh_10'" in error
-    assert "configs` lists those that have a name" in error
-    error = refused(["configs", "tanh_10"], capsys)
-    assert "Expected a config, one of fast99, " in error
-    assert "but got 'tanh_10'" in error
+    assert "did you mean tanh_100?" in error
+    assert "configs` lists those with a name" in refused(["fit", "-c", "x.yaml"], capsys)
+    error = refused(["configs", "nmist"], capsys)
+    assert "Expected the name of a config, but got 'nmist'; did you mean mnist?" in error
     assert "Expected the name of one config" in refused(["configs", "mnist", "fast99"], capsys)
 
 

@@ -184,7 +184,6 @@ def test_the_page_predicts_drawings_and_uploads_offline(
 
 
 BAD = {
-    "": "required",
     "--ckpt_path nothing.ckpt --port 0": "there is no such file",
     f"--ckpt_path {RUN} --port 99999": "Expected --port to be from 0 to 65535, but got 99999",
     f"--ckpt_path {RUN} --port many": "`port` to be int, but got many",

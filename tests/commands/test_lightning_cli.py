@@ -154,6 +154,9 @@ def test_without_a_checkpoint_the_newest_run_is_taken(data_dir: str, capsys: Cap
         assert capsys.readouterr().err == said
     main(["export", "--output", "net.pt2"])
     assert capsys.readouterr().err == said
+    Path("my.yaml").write_text("data: {val_size: 0}\n")  # of another run
+    capsys.readouterr()
+    assert "Expected --ckpt_path" in refused(["test", "--config", "my.yaml"], capsys)
     Path("elsewhere", "lightning_logs").mkdir(parents=True)
     second.rename("elsewhere/lightning_logs/version_0")
     cli = FNNCLI(["test", "--trainer.default_root_dir=elsewhere"])

@@ -55,6 +55,21 @@ def test_a_terminal_says_at_once_that_something_is_loading(
         assert not terminal.getvalue().rpartition("\r")[2], "nothing is left of it"
 
 
+def test_classes_in_the_working_folder_are_found(
+    data_dir: str, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    Path("of_the_user.py").write_text(
+        "from pathlib import Path\n"
+        "from lightning.pytorch import Callback\n"
+        "class Note(Callback):\n"
+        "    def on_fit_end(self, *_): Path('noted').touch()\n"
+    )
+    here = ("", str(Path.cwd()))  # a console script has neither
+    monkeypatch.setattr(sys, "path", [each for each in sys.path if each not in here])
+    main(["fit", "--data.data_dir", data_dir, "--trainer.callbacks", "of_the_user.Note", *TINY])
+    assert Path("noted").exists()
+
+
 def test_a_closed_output_ends_no_run(data_dir: str, monkeypatch: pytest.MonkeyPatch) -> None:
     monkeypatch.setenv("PYTHONIOENCODING", "")
     monkeypatch.setattr(sys, "stdout", None)
