@@ -102,10 +102,11 @@ def products(linear: list[Any], batch_sizes: set[int], threads: int) -> list[tor
     random = torch.Generator().manual_seed(0)
     results = []
     for layer in linear:
-        for size in sorted(batch_sizes) * 2:  # equal once may be luck
-            shape, dtype = layer.weight.shape, layer.weight.dtype
-            inputs = torch.randn(size, shape[1], generator=random, dtype=dtype)
-            gradient = torch.randn(size, shape[0], generator=random, dtype=dtype)
-            results += [F.linear(inputs, layer.weight, layer.bias), gradient.t().mm(inputs)]
-            results += [gradient.mm(layer.weight), gradient.sum(0)]
+        shape, dtype = layer.weight.shape, layer.weight.dtype
+        for size in sorted(batch_sizes):
+            for _ in range(1 + 200 // max(size, 1)):  # few numbers may be equal by luck
+                inputs = torch.randn(size, shape[1], generator=random, dtype=dtype)
+                gradient = torch.randn(size, shape[0], generator=random, dtype=dtype)
+                results += [F.linear(inputs, layer.weight, layer.bias), gradient.t().mm(inputs)]
+                results += [gradient.mm(layer.weight), gradient.sum(0)]
     return results
