@@ -20,9 +20,9 @@ from fnn_lightning.data.dataloader import InMemoryDataLoader
 from fnn_lightning.network import FNN
 from fnn_lightning.training import multi_step
 from fnn_lightning.training.checkpointing import RunCheckpoint
-from fnn_lightning.training.console import RunProgressBar
 from fnn_lightning.training.manual_backward import ManualBackward
 from fnn_lightning.training.metrics import TrainMetrics
+from fnn_lightning.training.progress_bar import RunProgressBar
 from fnn_lightning.training.train_log import TrainLog
 
 EPOCHS = 5

@@ -16,19 +16,16 @@ from fnn_lightning.errors import DivergenceError, InputError
 from fnn_lightning.evaluation.plots import lr_figure
 from fnn_lightning.evaluation.tensorboard import TensorBoardPlots
 from fnn_lightning.lit_module import FNNLitModule
-from fnn_lightning.runs.files import quote, relative_path, write_atomic
+from fnn_lightning.runs.files import display_path, quote, write_atomic
 from fnn_lightning.runs.loggers import read_curves
 from fnn_lightning.runs.run_folder import read_metrics, write_metrics
 from fnn_lightning.runs.signals import LOST, Stopped, lost_a_rank, raise_on_sigterm, requeue
 from fnn_lightning.training.checkpointing import RunCheckpoint
+from fnn_lightning.training.console import heading
 from fnn_lightning.training.lr_finder import find_lr
 from fnn_lightning.training.optim import MONITORED
 from fnn_lightning.training.resume import Resume
 from fnn_lightning.training.train_log import TrainLog
-
-TO_TRAIN_LONGER = (
-    "to train longer, raise --trainer.max_epochs, --trainer.max_steps or --trainer.max_time"
-)
 
 Kind = TypeVar("Kind", bound=Callback)
 
@@ -126,7 +123,7 @@ class Fit:
         last = self._callback(RunCheckpoint).last_model_path
         if not last:
             return "no checkpoint was saved yet"
-        return f"the last good checkpoint is {relative_path(last)}"
+        return f"the last good checkpoint is {display_path(last)}"
 
     def _finish(self) -> int | None:
         """Finish the results of a run that was interrupted after its last step.
@@ -139,7 +136,7 @@ class Fit:
         if self.run is None:
             raise InputError(
                 f"Expected more than the {step:,} steps that the checkpoint has seen already; "
-                f"{TO_TRAIN_LONGER}"
+                f"{self._to_train_longer()}"
             )
         logged: set[str] = set()
         if trainer.is_global_zero:
@@ -156,8 +153,18 @@ class Fit:
         if "val/acc" in logged:
             trainer.loggers = []
         if trainer.is_global_zero:
-            print(f"all {step:,} steps are done already; {TO_TRAIN_LONGER}")
+            print(f"all {step:,} steps are done already; {self._to_train_longer()}")
         return log.validated_step if "fit" in read_metrics(self.run) else None
+
+    def _to_train_longer(self) -> str:
+        if self.module.schedule_lengths != (0, 0):  # which a longer run would change
+            return (
+                "its schedule ends with them; to train longer, start a new run from its weights "
+                f"with --init_from {quote(display_path(str(self.ckpt_path)))}"
+            )
+        return (
+            "to train longer, raise --trainer.max_epochs, --trainer.max_steps or --trainer.max_time"
+        )
 
     def _print_result(self, trained: bool, seconds: float) -> None:
         """Write the result into `metrics.json`, and print it with what to do next."""
@@ -178,17 +185,22 @@ class Fit:
         if trained or "fit" not in read_metrics(run):
             checkpoint = Path(path).absolute().relative_to(run)
             write_metrics(run, "fit", self._results(checkpoint_callback, checkpoint, seconds))
-        path, runs = relative_path(path), relative_path(run.parent)
+        # beside the other runs, if it is in a folder of runs
+        runs = run if run.parent == Path.cwd() else run.parent
+        path = quote(display_path(path))
         result = ""
         if value is not None:
             percent = name.endswith("acc")
             if validates_on_test_set(self.datamodule):
                 name += " (on the test set)"
             result = f"{name} {100 * value:.2f} %, " if percent else f"{name} {value:.4f}, "
-        print(f"result     {result}{self.trainer.global_step:,} steps in all")
-        print(f"checkpoint {path}")
-        print(f"test it    {COMMAND} test --ckpt_path {quote(path)}")
-        print(f"look at it tensorboard --logdir {quote(runs)}")
+        for key, text in {
+            "result": f"{result}{self.trainer.global_step:,} steps in all",
+            "checkpoint": path,
+            "test it": f"{COMMAND} test --ckpt_path {path}",
+            "look at it": f"tensorboard --logdir {quote(display_path(runs))}",
+        }.items():
+            print(heading(key) + text)
 
     def _results(
         self, checkpoint_callback: RunCheckpoint, checkpoint: Path, seconds: float
@@ -227,8 +239,8 @@ def search_lr(trainer: Trainer, module: FNNLitModule, datamodule: MNISTDataModul
             lr_figure(search.lrs, search.losses, search.lr).savefig(picture)
             path = checkpoint.folder.parent / "lr_find.png"
             write_atomic(path, picture.getbuffer())
-            where = f", see {relative_path(path)}"
-        print(f"found      learning rate {search.lr:.3g}{where}")
+            where = f", see {display_path(path)}"
+        print(f"{heading('found')}learning rate {search.lr:.3g}{where}")
     return search.lr
 
 

@@ -19,7 +19,7 @@ from fnn_lightning.commands.config_checks import (
 from fnn_lightning.commands.configs import find_config, nearest_config
 from fnn_lightning.errors import InputError
 from fnn_lightning.runs.checkpoint_io import ema_decay
-from fnn_lightning.runs.files import quote, relative_path
+from fnn_lightning.runs.files import display_path, quote
 from fnn_lightning.runs.load import find_checkpoint, newest_checkpoint
 from fnn_lightning.runs.run_folder import BEST, CONFIG, LAST, METRICS, run_folder
 from fnn_lightning.training.optim import SGD
@@ -244,13 +244,13 @@ def resume_options(ckpt_path: str) -> str:
 
     The run's config is among them if it names code, which is run only if the user says so.
     """
-    options = f"--ckpt_path {quote(relative_path(ckpt_path))}"
+    options = f"--ckpt_path {quote(display_path(ckpt_path))}"
     run = run_folder(ckpt_path)
     if run is not None:
         try:
             stored_settings(run)
         except InputError:
-            options += f" --config {quote(relative_path(run / CONFIG))}"
+            options += f" --config {quote(display_path(run / CONFIG))}"
     return options
 
 

@@ -16,8 +16,9 @@ from fnn_lightning.evaluation.report import PREDICTIONS, REPORT, Report
 from fnn_lightning.runs.checkpoint_io import AtomicCheckpointIO
 from fnn_lightning.runs.loggers import DropLostSteps, RunLogger, resuming_logger
 from fnn_lightning.runs.run_folder import METRICS, read_metrics
-from fnn_lightning.training.console import Console, RunProgressBar, TerminateOnSigterm
+from fnn_lightning.training.console import Console, TerminateOnSigterm
 from fnn_lightning.training.ema import EMA
+from fnn_lightning.training.progress_bar import RunProgressBar
 
 MAX_EPOCHS = 5  # unless something else ends the run
 # what the checkpoints and config.yaml know nothing of, if it comes as a callback

@@ -29,7 +29,7 @@ from fnn_lightning.evaluation.stats import wilson_interval
 from fnn_lightning.lit_module import FNNLitModule
 from fnn_lightning.network import NUM_CLASSES
 from fnn_lightning.runs.checkpoint_io import read_losses
-from fnn_lightning.runs.files import relative_path, write_atomic
+from fnn_lightning.runs.files import display_path, relative_path, write_atomic
 from fnn_lightning.runs.loggers import read_curves
 from fnn_lightning.runs.run_folder import CONFIG, read_metrics, write_metrics
 
@@ -86,7 +86,7 @@ class Report(PredictionCollector):
         write_atomic(self.folder / PREDICTIONS, predictions_csv(predictions).encode())
         write_atomic(self.folder / REPORT, self._page(predictions, results).encode())
         self.written = True
-        print(f"report     {relative_path(self.folder / REPORT)}")
+        print(f"report     {display_path(self.folder / REPORT)}")
 
     def _page(self, predictions: Predictions, results: dict[str, Any]) -> str:
         return render(

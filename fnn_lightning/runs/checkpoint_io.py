@@ -15,7 +15,7 @@ from lightning.pytorch.plugins import TorchCheckpointIO
 from torch import Tensor
 
 from fnn_lightning.errors import InputError
-from fnn_lightning.runs.files import relative_path, write_atomic
+from fnn_lightning.runs.files import display_path, write_atomic
 
 # the only names that PyTorch and Lightning themselves write into a checkpoint's pickle
 ALLOWED_GLOBALS = re.compile(
@@ -58,7 +58,7 @@ def write_checkpoint(checkpoint: dict[str, Any], path: Path) -> None:
         write_atomic(path, content.getbuffer())
     except OSError as error:
         raise OSError(
-            f"{relative_path(path)} cannot be written: {error.strerror}; "
+            f"{display_path(path)} cannot be written: {error.strerror}; "
             "earlier checkpoints are unchanged"
         ) from error
 

@@ -70,6 +70,18 @@ def relative_path(path: Path | str, start: Path | str = os.curdir) -> str:
         return os.path.abspath(path)  # noqa: PTH100 - resolve() would follow links
 
 
+def display_path(path: Path | str) -> str:
+    """Write a path for people: relative if it lies in the current folder, otherwise absolute.
+
+    Example:
+        >>> display_path("runs/../data")
+        'data'
+    """
+    relative = relative_path(path)
+    outside = Path(relative).parts[:1] == (os.pardir,)
+    return os.path.abspath(path) if outside else relative  # noqa: PTH100 - as above
+
+
 def quote(*words: Path | str) -> str:
     """Write words of a command line as the user's shell takes them.
 

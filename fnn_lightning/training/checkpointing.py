@@ -167,16 +167,19 @@ class RunCheckpoint(callbacks.Checkpoint):
             best = self.folder / "best.ckpt"  # wherever the folder lies now
             self.best_model_path = str(best) if best.is_file() else ""
 
-    def _save_best(self, trainer: Trainer) -> None:
+    def improves(self, trainer: Trainer) -> bool:
+        """Return whether the weights just validated are the best so far, and will be kept."""
         metrics = trainer.callback_metrics
         writes = self.writes and not trainer.fast_dev_run  # type: ignore[attr-defined]
         if self.monitor not in metrics or not writes:
-            return
-        score = float(metrics[self.monitor])
+            return False
         sign = 1 if self.mode == "max" else -1
         best = -math.inf if self.best_score is None else sign * self.best_score
-        if sign * score > best:
-            self.best_score = score
+        return sign * float(metrics[self.monitor]) > best
+
+    def _save_best(self, trainer: Trainer) -> None:
+        if self.improves(trainer):
+            self.best_score = float(trainer.callback_metrics[str(self.monitor)])
             self.best_model_path = str(self.folder / "best.ckpt")
             self._save(trainer, "best.ckpt")
 

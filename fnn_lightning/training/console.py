@@ -1,127 +1,121 @@
-"""What a run shows in the terminal."""
+"""What a run shows in the terminal: a header, a table, and the results of the other stages."""
 
+import os
+import sys
+import textwrap
 import time
 from contextlib import suppress
 from typing import Any
 
 from lightning.pytorch import LightningModule, Trainer, callbacks
-from lightning.pytorch.callbacks.progress.tqdm_progress import Tqdm
+from lightning.pytorch.callbacks.early_stopping import EarlyStoppingReason
 from torch import nn
 from tqdm import tqdm
 
+from fnn_lightning.data.dataloader import InMemoryDataLoader
 from fnn_lightning.datamodule import validates_on_test_set
 from fnn_lightning.lit_module import FNNLitModule
 from fnn_lightning.runs.signals import terminate_on_sigterm
+from fnn_lightning.training.checkpointing import RunCheckpoint
 from fnn_lightning.training.multi_step import why_single_steps
+from fnn_lightning.training.progress_bar import count_steps, epoch_of, steps_per_epoch
 from fnn_lightning.training.threads import Threads
 
-
-class RunProgressBar(callbacks.TQDMProgressBar):
-    """Lightning's progress bar, drawn at most ten times a second and without the run's number.
-
-    It leaves room at the end of the line for what the terminal shows of Ctrl-C.
-    """
-
-    acts_every_n_steps = 0
-
-    def __init__(self) -> None:
-        super().__init__()
-        self._drawn = 0.0
-
-    def on_train_batch_end(self, trainer: Trainer, *args: Any) -> None:
-        if time.monotonic() - self._drawn > 0.1 or trainer.is_last_batch:
-            super().on_train_batch_end(trainer, *args)
-            self._drawn = time.monotonic()
-
-    def get_metrics(self, trainer: Trainer, pl_module: LightningModule) -> dict[str, Any]:
-        metrics = super().get_metrics(trainer, pl_module)
-        metrics.pop("v_num", None)
-        return metrics
-
-    def init_train_tqdm(self) -> Tqdm:
-        return leave_room(super().init_train_tqdm())
-
-    def init_validation_tqdm(self) -> Tqdm:
-        return leave_room(super().init_validation_tqdm())
-
-    def init_test_tqdm(self) -> Tqdm:
-        return leave_room(super().init_test_tqdm())
-
-    def init_predict_tqdm(self) -> Tqdm:
-        return leave_room(super().init_predict_tqdm())
-
-
-def leave_room(bar: Tqdm) -> Tqdm:
-    """Make a bar narrower than the terminal, so that `^C^C` after it fits into its line."""
-    shape = bar.dynamic_ncols
-
-    def narrower(file: Any) -> tuple[int | None, int | None]:
-        columns, rows = shape(file)
-        return (max(columns - 4, 1) if columns else columns), rows
-
-    if shape:  # None without a terminal
-        bar.dynamic_ncols = narrower
-    return bar
+COLUMNS, KEY_WIDTH = 80, 11
+COLUMN_WIDTHS = {
+    "epoch": 7,
+    "step": 9,
+    "train loss": 10,
+    "train acc": 9,
+    "val loss": 8,
+    "val acc": 8,
+    "time": 8,
+}
+DIM, GREEN = "2", "32"
 
 
 class Console(callbacks.Callback):
-    """Prints a header, a line after every validation, and the results of the other stages."""
+    """Prints a header, a row after every validation, and the results of the other stages.
+
+    Without validation there is a row for every epoch. A `*` marks the row whose weights are the
+    best so far, which `best.ckpt` keeps.
+    """
 
     def __init__(self) -> None:
         self._has_header = False
+        self._began = 0.0
 
     def on_fit_start(self, trainer: Trainer, pl_module: LightningModule) -> None:
         self._has_header = False
+        self._began = time.monotonic()
 
     def on_train_epoch_start(self, trainer: Trainer, pl_module: LightningModule) -> None:
         # not when training starts: the module's callbacks, which come after this one, choose then
-        if not self._has_header:
+        self._print_header(trainer, pl_module)
+
+    def on_validation_start(self, trainer: Trainer, pl_module: LightningModule) -> None:
+        # a run that resumes at the end of an epoch may validate first
+        if trainer.state.fn == "fit" and not trainer.sanity_checking:
             self._print_header(trainer, pl_module)
-            self._has_header = True
 
     def _print_header(self, trainer: Trainer, pl_module: LightningModule) -> None:
+        if self._has_header:
+            return
+        self._has_header = True
         assert isinstance(pl_module, FNNLitModule)
-        linear = [layer for layer in pl_module.network.layers if isinstance(layer, nn.Linear)]
-        widths = [linear[0].in_features, *(layer.out_features for layer in linear)]
-        activation = f" {pl_module.hparams['activation']}" if len(linear) > 1 else ""
-        parameters = sum(parameter.numel() for parameter in pl_module.parameters())
-        optimizer = type(trainer.optimizers[0]).__name__
-        lr = trainer.optimizers[0].param_groups[0]["lr"]
-        self._print(
-            trainer,
-            f"network    {'–'.join(map(str, widths))}{activation}, {parameters:,} parameters\n"
-            f"optimizer  {optimizer}, learning rate {lr:g}\n"
-            f"device     {trainer.world_size} × {pl_module.device.type}{threads(trainer)}, "
-            f"{trainer.num_training_batches:,} batches an epoch\n"
-            f"steps      {self._steps(trainer)}",
-        )
-        datamodule = trainer.datamodule  # type: ignore[attr-defined]
-        if not trainer.enable_validation:
-            self._print(trainer, "validation none")
-        elif validates_on_test_set(datamodule):
-            self._print(
-                trainer,
-                "validation watches the test set, since val_size is 0; nothing is selected by it",
-            )
-
-    @staticmethod
-    def _steps(trainer: Trainer) -> str:
-        reason = why_single_steps(trainer, FNNLitModule)
-        return f"single steps: {reason}" if reason else "multi-step loop"
+        for key, text in describe_run(trainer, pl_module).items():
+            print_line(trainer, key, text)
+        if not trainer.barebones:
+            head = "  ".join(f"{name:>{width}}" for name, width in COLUMN_WIDTHS.items())
+            write(trainer, f"\n{styled(head, DIM)}")
 
     def on_validation_end(self, trainer: Trainer, pl_module: LightningModule) -> None:
         assert isinstance(pl_module, FNNLitModule)
-        trained = pl_module.train_metrics.since_validation.update_called
+        trained = pl_module.train_metrics.trained_since_validation
         if not trained or trainer.barebones:  # which logs nothing
             self._print_counts(trainer, pl_module, "val")
         elif not trainer.sanity_checking:
             values = trainer.callback_metrics
-            self._print(
-                trainer,
-                f"step {trainer.global_step:>6,}   "
-                f"train loss {pl_module.train_metrics.since_validation.compute():.4f}   "
-                f"val loss {values['val/loss']:.4f}   val acc {100 * values['val/acc']:.2f} %",
-            )
+            self._print_row(trainer, pl_module, float(values["val/loss"]), float(values["val/acc"]))
+
+    def on_train_epoch_end(self, trainer: Trainer, pl_module: LightningModule) -> None:
+        assert isinstance(pl_module, FNNLitModule)
+        # a `training_step` of the user's own may measure nothing
+        measured = not pl_module.train_metrics.empty
+        if measured and not trainer.enable_validation and not trainer.barebones:
+            self._print_row(trainer, pl_module)
+
+    def _print_row(
+        self,
+        trainer: Trainer,
+        module: FNNLitModule,
+        val_loss: float | None = None,
+        val_acc: float | None = None,
+    ) -> None:
+        """Print loss and accuracy since the last row, beside those of a validation."""
+        means = module.train_metrics.means_since_validation()
+        cells = [
+            epoch_of(trainer),
+            f"{trainer.global_step:,}",
+            f"{means['train/loss'].item():.4f}",
+            f"{100 * means['train/acc'].item():.2f} %",
+            "" if val_loss is None else f"{val_loss:.4f}",
+            "" if val_acc is None else f"{100 * val_acc:.2f} %",
+            duration(time.monotonic() - self._began),
+        ]
+        row = "  ".join(
+            f"{cell:>{width}}" for cell, width in zip(cells, COLUMN_WIDTHS.values(), strict=True)
+        )
+        # callbacks that write checkpoints come after this one
+        is_best = trainer.state.fn == "fit" and any(
+            isinstance(each, RunCheckpoint) and each.improves(trainer)
+            for each in trainer.callbacks  # type: ignore[attr-defined]
+        )
+        write(trainer, f"{row}  {styled('*', GREEN)}" if is_best else row)
+
+    def on_train_end(self, trainer: Trainer, pl_module: LightningModule) -> None:
+        if reason := why_stopped(trainer):
+            print_line(trainer, "stopped", reason)
 
     def on_test_end(self, trainer: Trainer, pl_module: LightningModule) -> None:
         self._print_counts(trainer, pl_module, "test")
@@ -133,7 +127,7 @@ class Console(callbacks.Callback):
                 name = "training set" if prefix.endswith("train_set_") else f"{stage} set"
                 if stage == "val" and validates_on_test_set(trainer.datamodule):  # type: ignore[attr-defined]
                     name = "test set, which validation watches since val_size is 0"
-                self._print(
+                write(
                     trainer,
                     f"{name}: Got {correct:,} / {total:,} correct ({100 * correct / total:.2f} %)",
                 )
@@ -148,10 +142,110 @@ class Console(callbacks.Callback):
                 with suppress(TypeError):  # there is none of this stage
                     getattr(bar, f"{stage}_progress_bar").close()
 
-    @staticmethod
-    def _print(trainer: Trainer, text: str) -> None:
-        if trainer.is_global_zero:
-            tqdm.write(text)  # `print` would run into a progress bar
+
+def describe_run(trainer: Trainer, module: FNNLitModule) -> dict[str, str]:
+    """Describe a run that is about to train, as the lines of its header.
+
+    Returns:
+        What each line says, by its key of at most ten characters.
+    """
+    lines = {
+        "data": describe_data(trainer),
+        "network": describe_network(module),
+        "optimizer": describe_optimizer(trainer, module),
+        "length": describe_length(trainer),
+        "device": f"{trainer.world_size} × {module.device.type}{threads(trainer)}",
+    }
+    datamodule: Any = trainer.datamodule  # type: ignore[attr-defined]
+    if hasattr(datamodule, "seed"):
+        lines["device"] += f", seed {datamodule.seed}"
+    reason = why_single_steps(trainer, FNNLitModule)
+    if reason and module.multi_step:
+        lines["steps"] = f"single steps, which take longer in a small network: {reason}"
+    if trainer.global_step:
+        lines["resumed"] = f"after step {trainer.global_step:,}"
+    if trainer.enable_validation and validates_on_test_set(datamodule):
+        lines["validation"] = "watches the test set, since val_size is 0; nothing is selected by it"
+    elif not trainer.enable_validation:
+        lines["validation"] = "none"
+    elif module.label_smoothing:
+        lines["losses"] = (
+            f"train loss has label smoothing {module.label_smoothing:g}, val loss none: "
+            "not comparable"
+        )
+    return lines
+
+
+def describe_data(trainer: Trainer) -> str:
+    """Say how many images train and validate the network."""
+    datamodule: Any = trainer.datamodule  # type: ignore[attr-defined]
+    loader: Any = trainer.train_dataloader
+    if not isinstance(loader, InMemoryDataLoader):
+        return f"{trainer.num_training_batches:,} batches an epoch from a {type(loader).__name__}"
+    name = f"{datamodule.dataset}: " if hasattr(datamodule, "dataset") else ""
+    text = f"{name}{len(loader.indices):,} images to train"
+    val: Any = trainer.val_dataloaders
+    if isinstance(val, InMemoryDataLoader) and not validates_on_test_set(datamodule):
+        text += f", {len(val.indices):,} to validate"
+    text += f", batches of {loader.global_batch_size(0):,}"
+    return text + ", augmented" * loader.augments
+
+
+def describe_network(module: FNNLitModule) -> str:
+    """Say the widths, the activation and the number of parameters of a network."""
+    linear = [layer for layer in module.network.layers if isinstance(layer, nn.Linear)]
+    widths = [linear[0].in_features, *(layer.out_features for layer in linear)]
+    activation = f" {module.hparams['activation']}" if len(linear) > 1 else ""
+    parameters = sum(parameter.numel() for parameter in module.parameters())
+    return f"{'–'.join(map(str, widths))}{activation}, {parameters:,} parameters"
+
+
+def describe_optimizer(trainer: Trainer, module: FNNLitModule) -> str:
+    """Say the optimiser, its configured learning rate, warm-up and schedule."""
+    optimizer = trainer.optimizers[0]
+    group = optimizer.param_groups[0]
+    # schedules have replaced `lr` by the rate of the first step
+    lr = group.get("max_lr", group.get("initial_lr", group["lr"]))
+    text = f"{type(optimizer).__name__}, learning rate {lr:g}"
+    if warmup := module.schedule_lengths[0]:
+        text += f", {warmup:,} steps of warm-up"
+    if schedule := module.optim.lr_scheduler:
+        text += f", {schedule['class_path'].rpartition('.')[2]}"
+    return text
+
+
+def describe_length(trainer: Trainer) -> str:
+    """Say how many epochs and steps a run has, and what else may end it."""
+    per_epoch, steps = steps_per_epoch(trainer), count_steps(trainer)
+    epochs, rest = divmod(steps, per_epoch) if steps else (0, 0)
+    if not steps:
+        text = f"epochs of {per_epoch:,} steps"
+    elif rest:
+        text = f"{steps:,} steps, {steps / per_epoch:.3g} epochs of {per_epoch:,}"
+    else:
+        text = f"{epochs:,} epoch{'s' * (epochs != 1)} of {per_epoch:,} steps, {steps:,} in all"
+    for callback in trainer.callbacks:  # type: ignore[attr-defined]
+        if isinstance(callback, callbacks.Timer):
+            text += f", at most {duration(callback.time_remaining() or 0)}"
+        elif isinstance(callback, callbacks.EarlyStopping):
+            text += f", or until {callback.monitor} stops improving"
+    return text
+
+
+def why_stopped(trainer: Trainer) -> str | None:
+    """Tell why training ends before its last step; None if it does not, or nothing is known."""
+    for callback in trainer.callbacks:  # type: ignore[attr-defined]
+        if isinstance(callback, callbacks.EarlyStopping):
+            if callback.stopping_reason is EarlyStoppingReason.PATIENCE_EXHAUSTED:
+                return (
+                    f"early, since {callback.monitor} has not improved for "
+                    f"{callback.wait_count} validations"
+                )
+            if callback.stopping_reason is not EarlyStoppingReason.NOT_STOPPED:
+                return f"early: {callback.stopping_reason_message}"
+        if isinstance(callback, callbacks.Timer) and (callback.time_remaining() or 1) <= 0:
+            return "by its time limit"
+    return None
 
 
 def threads(trainer: Trainer) -> str:
@@ -163,6 +257,43 @@ def threads(trainer: Trainer) -> str:
         if isinstance(each, Threads) and each.count:
             return f", {each.count} thread{'s' * (each.count > 1)}"
     return ""
+
+
+def duration(seconds: float) -> str:
+    """Write a time for people.
+
+    >>> duration(7.25), duration(95), duration(3725)
+    ('7.2 s', '1:35', '1:02:05')
+    """
+    if seconds < 60:
+        return f"{seconds:.1f} s"
+    minutes, rest = divmod(int(seconds), 60)
+    hours, minutes = divmod(minutes, 60)
+    return f"{hours}:{minutes:02}:{rest:02}" if hours else f"{minutes}:{rest:02}"
+
+
+def print_line(trainer: Trainer, key: str, text: str) -> None:
+    """Print a line of a run's header or result, with the key in a column of its own."""
+    width = COLUMNS - KEY_WIDTH
+    lines = textwrap.wrap(text, width, break_long_words=False, break_on_hyphens=False)
+    write(trainer, heading(key) + f"\n{' ' * KEY_WIDTH}".join(lines))
+
+
+def heading(key: str) -> str:
+    """Return the beginning of a line: what the line says, in a column of its own."""
+    return styled(f"{key:<{KEY_WIDTH}}", DIM)
+
+
+def styled(text: str, style: str) -> str:
+    """Style text for a terminal that shows colours, unless NO_COLOR is set (no-color.org)."""
+    terminal = sys.stdout.isatty() and os.environ.get("TERM") != "dumb"
+    return f"\033[{style}m{text}\033[0m" if terminal and not os.environ.get("NO_COLOR") else text
+
+
+def write(trainer: Trainer, text: str) -> None:
+    """Print text on the first rank."""
+    if trainer.is_global_zero:
+        tqdm.write(text)  # `print` would run into a progress bar
 
 
 class TerminateOnSigterm(callbacks.Callback):

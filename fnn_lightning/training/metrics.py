@@ -34,8 +34,8 @@ class SplitMetrics(MetricCollection):
     A metric added here has to be a scalar, with a state of sums, and computed from the predicted
     classes: checkpoints keep no more of the batches that training has not logged yet.
 
-    `update` takes `preds`, logits of shape `(B, 10)`, `target`, labels of shape `(B,)`, `value`, a
-    mean loss, and `weight`, the number of images it is the mean of.
+    `update` takes `preds`, logits of shape `(B, 10)` or digits of shape `(B,)`, `target`, labels of
+    shape `(B,)`, `value`, a mean loss, and `weight`, the number of images it is the mean of.
 
     Args:
         prefix: Put before `loss` and `acc`, such as `val/`.
@@ -54,22 +54,27 @@ class SplitMetrics(MetricCollection):
         self.counts: tuple[int, int] | None = None
         """Images classified correctly and images in all, as last measured; None before that."""
 
-    def compute_and_reset(self) -> dict[str, Tensor]:
-        """Compute loss and accuracy over all ranks, keep the counts, and reset.
+    def means(self) -> dict[str, Tensor]:
+        """Compute loss and accuracy over all ranks, and keep the counts.
 
         Returns:
             `{prefix}loss` and `{prefix}acc`, each of shape `()`.
         """
         mark_updated(self)
         values: dict[str, Tensor] = self.compute()
-        self.reset()
         correct, _, _, _, total = values.pop(f"{self.prefix}stats").tolist()
         self.counts = (correct, total)
         return values
 
+    def compute_and_reset(self) -> dict[str, Tensor]:
+        """Return `means`, and reset."""
+        values = self.means()
+        self.reset()
+        return values
+
 
 class TrainMetrics:
-    """Loss and accuracy of training since they were last logged, and the loss since validation.
+    """Loss and accuracy of training since they were last logged, and since validation.
 
     Computing metrics in every step would take longer than the step, and reading a loss in every
     step would make the host wait for the device. So detached tensors are kept, and handed to
@@ -79,8 +84,8 @@ class TrainMetrics:
 
     def __init__(self) -> None:
         self.split = SplitMetrics("train/")
-        self.since_validation = mean_metric()
-        """Mean loss since the last validation ended."""
+        self.since_validation = SplitMetrics("train/")
+        """Loss and accuracy since the last validation ended."""
         self._pending: list[StepOutput] = []
         self._losses: list[Tensor] = []
         self._batches = 0
@@ -117,16 +122,25 @@ class TrainMetrics:
         batch_sizes = torch.tensor([len(batch) for batch in labels], device=loss.device)
         target = torch.cat(labels)
         if len(target):  # with small batches a rank may have no images
-            self.split.update(
-                preds=torch.cat(logits), target=target, value=loss, weight=batch_sizes
-            )
-        self.since_validation.update(loss, batch_sizes)
+            digits = torch.cat(logits).argmax(dim=1)
+            for split in (self.split, self.since_validation):
+                split.update(preds=digits, target=target, value=loss, weight=batch_sizes)
         self._pending.clear()
 
     def compute_and_reset(self) -> dict[str, Tensor]:
         """Compute `train/loss` and `train/acc` since the last call, over all ranks."""
         self.flush()
         return self.split.compute_and_reset()
+
+    @property
+    def trained_since_validation(self) -> bool:
+        """Whether this rank has measured a batch since the last validation ended."""
+        return self.since_validation["loss"].update_called
+
+    def means_since_validation(self) -> dict[str, Tensor]:
+        """Compute `train/loss` and `train/acc` since the last validation, over all ranks."""
+        self.flush()
+        return self.since_validation.means()
 
     def losses(self) -> Tensor:
         """Return the loss of every batch trained on since the run began, over all ranks.
@@ -177,8 +191,10 @@ class TrainMetrics:
                 (loss, logits.argmax(1).to(torch.uint8), labels.to(torch.uint8))
                 for loss, logits, labels in self._pending
             ],
-            "split": {name: metric_state(metric) for name, metric in self.split.items()},
-            "since_validation": metric_state(self.since_validation),
+            **{
+                key: {name: metric_state(metric) for name, metric in split.items()}
+                for key, split in self._splits.items()
+            },
         }
 
     def load_state_dict(
@@ -213,9 +229,13 @@ class TrainMetrics:
         self._losses.append(losses[: len(losses) - len(self._pending)].to(device))
         if not holds_sums:
             return
-        for name, metric in self.split.items(copy_state=False):
-            load_metric_state(metric, [state["split"][name] for state in states])
-        load_metric_state(self.since_validation, [state["since_validation"] for state in states])
+        for key, split in self._splits.items():
+            for name, metric in split.items(copy_state=False):
+                load_metric_state(metric, [state[key][name] for state in states])
+
+    @property
+    def _splits(self) -> dict[str, SplitMetrics]:
+        return {"split": self.split, "since_validation": self.since_validation}
 
 
 def mean_metric() -> MeanMetric:

@@ -85,6 +85,11 @@ class TrainLog(callbacks.Callback):
         self.validated_step = trainer.global_step
         self._metrics.since_validation.reset()
 
+    def on_train_epoch_end(self, trainer: Trainer, pl_module: LightningModule) -> None:
+        if not trainer.enable_validation:  # the terminal then shows the means of each epoch
+            self._metrics.flush()
+            self._metrics.since_validation.reset()
+
     def on_train_end(self, trainer: Trainer, pl_module: LightningModule) -> None:
         if trainer.global_step > self.logged_step:
             self._log(trainer.global_step, self._lr)
@@ -113,7 +118,8 @@ class TrainLog(callbacks.Callback):
         self.log_if_due(trainer.global_step, self._lr)
         metrics, validated_step = self._metrics.state_dict(), self.validated_step
         if trainer.validating:
-            metrics["since_validation"], validated_step = {}, trainer.global_step
+            metrics["since_validation"] = {name: {} for name in metrics["since_validation"]}
+            validated_step = trainer.global_step
         return {
             "ranks": gather_from_ranks(metrics),
             "losses": losses,

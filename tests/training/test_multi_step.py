@@ -26,9 +26,9 @@ from fnn_lightning.data.augmentation import Augmentation
 from fnn_lightning.errors import InputError
 from fnn_lightning.training import multi_step as multi_step_file
 from fnn_lightning.training.checkpointing import RunCheckpoint, RunEarlyStopping
-from fnn_lightning.training.console import RunProgressBar
 from fnn_lightning.training.ema import EMA
 from fnn_lightning.training.multi_step import check_clock
+from fnn_lightning.training.progress_bar import RunProgressBar
 from tests.support import ROOT, assert_same, scalars, trainer, why_single_steps
 
 MakeData = Callable[..., MNISTDataModule]

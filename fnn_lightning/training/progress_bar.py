@@ -1,0 +1,123 @@
+"""The progress bar of a run."""
+
+import math
+import time
+from typing import Any
+
+from lightning.pytorch import LightningModule, Trainer, callbacks
+from lightning.pytorch.callbacks.progress.tqdm_progress import Tqdm
+
+REDRAW_SECONDS = 0.1
+SHOW_VALIDATION_SECONDS = 0.5
+BAR = "{percentage:3.0f} %|{bar}| {desc}, {remaining} left{postfix}"
+WITHOUT_END = "{desc}, step {n_fmt}, {elapsed}{postfix}"  # of a run that only its time ends
+
+
+class RunProgressBar(callbacks.TQDMProgressBar):
+    """Lightning's progress bar, but one for the whole run, with the time that is left.
+
+    It counts optimiser steps, is drawn at most ten times a second, leaves no line behind, and
+    leaves room at the end of its line for what the terminal shows of Ctrl-C.
+    """
+
+    acts_every_n_steps = 0
+
+    def __init__(self) -> None:
+        super().__init__()
+        self._drawn = 0.0
+
+    def init_train_tqdm(self) -> Tqdm:
+        return leave_room(super().init_train_tqdm())
+
+    def init_validation_tqdm(self) -> Tqdm:
+        return leave_room(super().init_validation_tqdm())
+
+    def init_test_tqdm(self) -> Tqdm:
+        return leave_room(super().init_test_tqdm())
+
+    def init_predict_tqdm(self) -> Tqdm:
+        return leave_room(super().init_predict_tqdm())
+
+    def on_train_start(self, trainer: Trainer, *_: Any) -> None:
+        super().on_train_start(trainer)
+        bar, steps = self.train_progress_bar, count_steps(trainer)
+        bar.bar_format = BAR if steps else WITHOUT_END
+        bar.reset(steps)
+        bar.initial = bar.n = trainer.global_step  # a resumed run has some behind it
+
+    def on_train_epoch_start(self, trainer: Trainer, *_: Any) -> None:
+        self._draw(trainer, f"epoch {epoch_of(trainer)}")
+
+    def on_train_batch_end(self, trainer: Trainer, *_: Any) -> None:
+        if time.monotonic() - self._drawn > REDRAW_SECONDS:
+            self._draw(trainer, f"epoch {epoch_of(trainer)}")
+
+    def on_train_epoch_end(self, trainer: Trainer, pl_module: LightningModule) -> None:
+        self._draw(trainer, f"epoch {epoch_of(trainer)}")
+
+    def on_validation_start(self, trainer: Trainer, pl_module: LightningModule) -> None:
+        if trainer.state.fn != "fit":
+            super().on_validation_start(trainer, pl_module)
+
+    def on_validation_batch_start(self, trainer: Trainer, *args: Any) -> None:
+        if trainer.state.fn != "fit":
+            super().on_validation_batch_start(trainer, *args)
+
+    def on_validation_batch_end(self, trainer: Trainer, *args: Any) -> None:
+        if trainer.state.fn != "fit":
+            super().on_validation_batch_end(trainer, *args)
+        elif (
+            not trainer.sanity_checking and time.monotonic() - self._drawn > SHOW_VALIDATION_SECONDS
+        ):
+            self._draw(trainer, "validating")
+
+    def on_validation_end(self, trainer: Trainer, pl_module: LightningModule) -> None:
+        if trainer.state.fn != "fit":
+            super().on_validation_end(trainer, pl_module)
+
+    def _draw(self, trainer: Trainer, description: str) -> None:
+        bar = self.train_progress_bar
+        if bar.disable:
+            return
+        bar.n = trainer.global_step
+        bar.set_description_str(description, refresh=False)
+        metrics = trainer.progress_bar_metrics
+        shown = [f"loss {metrics['train/loss']:.4f}"] if "train/loss" in metrics else []
+        if "train/acc" in metrics:
+            shown.append(f"acc {100 * metrics['train/acc']:.2f} %")
+        bar.set_postfix_str(", ".join(shown))  # and draws
+        self._drawn = time.monotonic()
+
+
+def epoch_of(trainer: Trainer) -> str:
+    """Return the epoch of the last step, and the number of all if that is known: `3/7`."""
+    # not `current_epoch`, which is one more once the run has ended
+    steps, per_epoch = count_steps(trainer), steps_per_epoch(trainer)
+    in_all = f"/{math.ceil(steps / per_epoch)}" if steps else ""
+    return f"{math.ceil(max(trainer.global_step, 1) / per_epoch)}{in_all}"
+
+
+def count_steps(trainer: Trainer) -> int | None:
+    """Return the number of optimiser steps of a run; None if nothing but time ends it."""
+    steps = trainer.estimated_stepping_batches
+    return int(steps) if 0 < steps < math.inf else None
+
+
+def steps_per_epoch(trainer: Trainer) -> float:
+    """Return the number of optimiser steps of an epoch; infinite if it never ends."""
+    batches = trainer.num_training_batches
+    return max(1, -(-batches // trainer.accumulate_grad_batches))
+
+
+def leave_room(bar: Tqdm) -> Tqdm:
+    """Make a bar go when it is closed, and narrower, so that `^C^C` after it fits into its line."""
+    bar.leave = False
+    shape = bar.dynamic_ncols
+
+    def narrower(file: Any) -> tuple[int | None, int | None]:
+        columns, rows = shape(file)
+        return (max(columns - 4, 1) if columns else columns), rows
+
+    if shape:  # None without a terminal
+        bar.dynamic_ncols = narrower
+    return bar
