@@ -125,6 +125,9 @@ class Console(callbacks.Callback):
         for prefix, (correct, total) in pl_module.counts.items():
             if prefix.startswith(stage):
                 name = "training set" if prefix.endswith("train_set_") else f"{stage} set"
+                dataset = getattr(trainer.datamodule, "dataset", "mnist")  # type: ignore[attr-defined]
+                if dataset != "mnist":
+                    name += f" of {dataset}"
                 if stage == "val" and validates_on_test_set(trainer.datamodule):  # type: ignore[attr-defined]
                     name = "test set, which validation watches since val_size is 0"
                 write(
@@ -136,11 +139,13 @@ class Console(callbacks.Callback):
         self, trainer: Trainer, pl_module: LightningModule, exception: BaseException
     ) -> None:
         # Otherwise they are drawn again when Python exits, below what is printed by then.
-        bar = trainer.progress_bar_callback
-        if isinstance(bar, callbacks.TQDMProgressBar):
+        progress_bar = trainer.progress_bar_callback
+        if isinstance(progress_bar, callbacks.TQDMProgressBar):
             for stage in ("val", "test", "predict", "train"):
                 with suppress(TypeError):  # there is none of this stage
-                    getattr(bar, f"{stage}_progress_bar").close()
+                    bar = getattr(progress_bar, f"{stage}_progress_bar")
+                    bar.leave = True  # where it stopped, and the terminal's ^C behind it
+                    bar.close()
 
 
 def describe_run(trainer: Trainer, module: FNNLitModule) -> dict[str, str]:
@@ -237,9 +242,10 @@ def why_stopped(trainer: Trainer) -> str | None:
     for callback in trainer.callbacks:  # type: ignore[attr-defined]
         if isinstance(callback, callbacks.EarlyStopping):
             if callback.stopping_reason is EarlyStoppingReason.PATIENCE_EXHAUSTED:
+                count = callback.wait_count
                 return (
-                    f"early, since {callback.monitor} has not improved for "
-                    f"{callback.wait_count} validations"
+                    f"early, since {callback.monitor} has not improved for {count} "
+                    f"validation{'s' * (count != 1)}"
                 )
             if callback.stopping_reason is not EarlyStoppingReason.NOT_STOPPED:
                 return f"early: {callback.stopping_reason_message}"

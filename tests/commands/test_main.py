@@ -30,7 +30,7 @@ def test_a_character_that_the_output_lacks_ends_no_run(
     for name, stream in streams.items():
         stream.flush()
         written[name] = stream.buffer.getvalue().decode(encoding)
-    assert written["stdout"].startswith("network    784?8?10 relu, 6,370 parameters")
+    assert "network    784?8?10 relu, 6,370 parameters\n" in written["stdout"]
     assert "test it    python -m fnn_lightning test" in written["stdout"]
     assert "but got ?" in written["stderr"]
 

@@ -107,7 +107,7 @@ TRAINING: dict[str, Callable[[Any], None]] = {
         *("callbacks", "TrainLog", "ranks"),
         0,
         "since_validation",
-        "loss",
+        "train/loss",
         {"mean_value": torch.ones(3, 3), "weight": 1},
     ),
     "position": put("loops", "fit_loop", "state_dict", "combined_loader", [{"position": 10**9}]),

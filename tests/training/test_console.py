@@ -1,6 +1,8 @@
-"""What a terminal of 80 columns shows after Ctrl-C."""
+"""What a terminal of 80 columns shows of a run, and after Ctrl-C."""
 
+import io
 import os
+import re
 import select
 import struct
 import subprocess
@@ -9,9 +11,13 @@ import time
 
 import pytest
 
-from tests.support import LAST, fit
+from fnn_lightning.commands.main import main
+from fnn_lightning.training import progress_bar
+from fnn_lightning.training.console import GREEN, styled
+from tests.support import LAST, RUN, fit, scalars
 
-pytestmark = pytest.mark.skipif(os.name != "posix", reason="needs a Unix terminal")
+Capture = pytest.CaptureFixture[str]
+needs_terminal = pytest.mark.skipif(os.name != "posix", reason="needs a Unix terminal")
 COLUMNS, SECONDS = 80, 100
 # evaluation is slow, so that Ctrl-C comes while its bar is there
 PROGRAM = """
@@ -63,6 +69,7 @@ def type_ctrl_c(words: list[str], when: str, times: int) -> tuple[int, list[str]
     process = subprocess.Popen(
         [sys.executable, "-c", PROGRAM, *words],
         stdin=its, stdout=its, stderr=its, start_new_session=True,
+        env={**os.environ, "NO_COLOR": "1"},
     )  # fmt: skip
     os.close(its)
     output, typed, end = b"", False, time.monotonic() + SECONDS
@@ -84,23 +91,26 @@ def type_ctrl_c(words: list[str], when: str, times: int) -> tuple[int, list[str]
         os.close(ours)
 
 
+@needs_terminal
 @pytest.mark.parametrize(
     ("times", "message"), [(1, "stopped by SIGINT, saved"), (2, "interrupted")]
 )
 def test_ctrl_c_leaves_one_closed_bar_and_a_line(data_dir: str, times: int, message: str) -> None:
     words = ["fit", "--data.data_dir", data_dir, "--model.hidden_dims", "[8]",
              "--data.batch_size", "10", "--trainer.val_check_interval", "7"]  # fmt: skip
-    status, lines = type_ctrl_c(words, "Validation DataLoader", times)
+    status, lines = type_ctrl_c(words, "validating", times)
     assert status == 130
-    bars = [line for line in lines if "Epoch" in line or "Validation" in line]
+    bars = [line for line in lines if "|" in line]
     assert len(bars) == 1
-    assert bars[0].startswith("Epoch 0")
+    assert "% |" in bars[0]
     last = lines.index(bars[0])
     assert lines[last + 1].startswith(message)
-    assert all(line.startswith(("network", "optimizer", "device", "step")) for line in lines[:last])
-    assert "^C" in "".join(lines[4 : last + 1])  # the terminal's, at the end of a line
+    keys = ("data", "network", "optimizer", "length", "device", "steps", " ")
+    assert all(line.startswith(keys) for line in lines[:last])
+    assert "^C" in "".join(lines[6 : last + 1])  # the terminal's, at the end of a line
 
 
+@needs_terminal
 def test_ctrl_c_in_test_says_so(data_dir: str) -> None:
     fit(data_dir)
     status, lines = type_ctrl_c(["test", "--ckpt_path", LAST], "Testing DataLoader", 1)
@@ -108,3 +118,106 @@ def test_ctrl_c_in_test_says_so(data_dir: str) -> None:
     assert len(lines) == 2
     assert lines[0].startswith("Testing")
     assert lines[1] == "interrupted"
+
+
+def header(output: str) -> dict[str, str]:
+    lines = [line for line in output.split("\n\n")[0].splitlines() if line[0] != " "]
+    return {line[:11].rstrip(): line[11:] for line in lines}
+
+
+def rows(output: str) -> list[list[str]]:
+    table = output.split("\n\n")[1].splitlines()
+    cells = [[cell.strip() for cell in re.split(r"  +", row.strip())] for row in table]
+    return [row for row in cells[1:] if "%" in "".join(row)]
+
+
+def test_the_header_says_what_was_configured_and_where_a_run_resumes(
+    data_dir: str, capsys: Capture
+) -> None:
+    words = ["--optimizer", "Adam", "--optimizer.lr", "0.02", "--lr_scheduler",
+             "CosineAnnealingLR", "--lr_scheduler.T_max", "9", "--model.lr_interval", "step",
+             "--model.warmup", "2", "--seed_everything", "7"]  # fmt: skip
+    fit(data_dir, *words, "--model.label_smoothing", "0.1")
+    lines = header(capsys.readouterr().out)
+    # the first rate of the warm-up is a third of it
+    assert lines["optimizer"] == "Adam, learning rate 0.02, 2 steps of warm-up, CosineAnnealingLR"
+    assert lines["length"] == "2 epochs of 3 steps, 6 in all"
+    assert lines["device"].endswith(", seed 7")
+    assert lines["losses"].startswith("train loss has label smoothing 0.1, val loss none")
+    assert "steps" not in lines
+
+    main(["fit", "--ckpt_path", LAST, "--trainer.max_steps", "8", "--trainer.max_epochs", "-1"])
+    lines = header(capsys.readouterr().out)
+    assert lines["optimizer"].startswith("Adam, learning rate 0.02,")
+    assert lines["length"] == "8 steps, 2.67 epochs of 3"
+    assert lines["resumed"] == "after step 6"
+
+
+def test_a_row_has_the_means_since_the_last_one_and_a_star_if_it_is_the_best(
+    data_dir: str, capsys: Capture
+) -> None:
+    # batches of 100, 100 and 75: after two steps, the rest of the epoch
+    fit(data_dir, "--checkpoint.monitor", "val/loss", "--optimizer.lr", "1e-9",
+        "--trainer.val_check_interval", "2", "--trainer.log_every_n_steps", "1")  # fmt: skip
+    table = rows(capsys.readouterr().out)
+    assert [row[:2] for row in table] == [["1/2", "2"], ["2/2", "5"], ["2/2", "6"]]
+    logged = scalars(str(RUN))
+    for row, counts in zip(table, ({1: 100, 2: 100}, {3: 75, 4: 100, 5: 100}), strict=False):
+        for name, cell in (("loss", row[2]), ("acc", row[3])):
+            points = dict(logged[f"train/{name}"])
+            mean = sum(points[step] * count for step, count in counts.items()) / sum(
+                counts.values()
+            )
+            scale = 100 if name == "acc" else 1
+            assert float(cell.removesuffix(" %")) == pytest.approx(scale * mean, abs=6e-3 * scale)
+    # the weights stay as they are, and so does the loss: only the first is better than none
+    assert [row[-1] == "*" for row in table] == [True, False, False]
+
+
+def test_without_validation_every_epoch_has_a_row(data_dir: str, capsys: Capture) -> None:
+    fit(data_dir, "--trainer.limit_val_batches", "0", "--trainer.log_every_n_steps", "1")
+    output = capsys.readouterr().out
+    assert header(output)["validation"] == "none"
+    losses = [loss for _, loss in scalars(str(RUN))["train/loss"]]
+    second = (100 * losses[3] + 100 * losses[4] + 75 * losses[5]) / 275
+    table = rows(output)
+    assert [row[:2] for row in table] == [["1/2", "3"], ["2/2", "6"]]
+    assert float(table[1][2]) == pytest.approx(second, abs=6e-5)
+    assert len(table[1]) == 5  # no cells of a validation
+
+
+def test_early_stopping_says_so(data_dir: str, capsys: Capture) -> None:
+    fit(data_dir, "--optimizer.lr", "1e-9", "--early_stopping.patience", "1",
+        "--trainer.max_epochs", "9")  # fmt: skip
+    output = capsys.readouterr().out
+    assert "9 epochs of 3 steps, 27 in all, or until val/acc stops improving\n" in output
+    assert "stopped    early, since val/acc has not improved for 1 validation\n" in output
+
+
+def test_one_bar_counts_the_steps_of_the_whole_run(
+    data_dir: str, monkeypatch: pytest.MonkeyPatch, capsys: Capture
+) -> None:
+    monkeypatch.setattr(progress_bar, "REDRAW_SECONDS", -1.0)
+    fit(data_dir, "--trainer.enable_progress_bar", "true", "--trainer.log_every_n_steps", "1",
+        "--model.multi_step", "false")  # fmt: skip
+    drawn = re.findall(
+        r" *(\d+) %\|.*?epoch (\d)/2, .*? left(?:, loss ([\d.]+))?", capsys.readouterr().out
+    )
+    shares = [int(share) for share, _, _ in drawn]
+    assert shares == sorted(shares)
+    assert set(shares) >= {0, 17, 33, 50, 67, 83, 100}
+    assert next(epoch for share, epoch, _ in drawn if share == "67") == "2"
+    losses = [loss for _, loss in scalars(str(RUN))["train/loss"]]
+    # the log, which comes after the bar, has measured one step by then
+    assert [loss for share, _, loss in drawn if share == "33"][-1] == f"{losses[0]:.4f}"
+
+
+def test_colours_are_for_terminals_that_want_them(monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.delenv("NO_COLOR", raising=False)
+    monkeypatch.setenv("TERM", "xterm")
+    assert styled("*", GREEN) == "*"  # the tests' output is no terminal
+    monkeypatch.setattr("sys.stdout", terminal := io.StringIO())
+    terminal.isatty = lambda: True  # type: ignore[method-assign]
+    assert styled("*", GREEN) == "\x1b[32m*\x1b[0m"
+    monkeypatch.setenv("NO_COLOR", "1")
+    assert styled("*", GREEN) == "*"
