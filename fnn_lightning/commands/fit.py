@@ -12,8 +12,9 @@ from lightning.pytorch import Callback, Trainer
 
 from fnn_lightning.commands.main import COMMAND
 from fnn_lightning.datamodule import MNISTDataModule, validates_on_test_set
-from fnn_lightning.errors import DivergenceError, InputError
+from fnn_lightning.errors import DivergenceError, InputError, one_line
 from fnn_lightning.evaluation.plots import lr_figure
+from fnn_lightning.evaluation.report import report_fit
 from fnn_lightning.evaluation.tensorboard import TensorBoardPlots
 from fnn_lightning.lit_module import FNNLitModule
 from fnn_lightning.runs.files import display_path, quote, write_atomic
@@ -182,8 +183,9 @@ class Fit:
         if not path or not self.trainer.is_global_zero:  # no path: fast_dev_run
             return
         run = Path(path).absolute().parents[1]  # RUN/checkpoints/FILE
-        if trained or "fit" not in read_metrics(run):
-            checkpoint = Path(path).absolute().relative_to(run)
+        checkpoint = Path(path).absolute().relative_to(run)
+        is_new = trained or "fit" not in read_metrics(run)
+        if is_new:
             write_metrics(run, "fit", self._results(checkpoint_callback, checkpoint, seconds))
         # beside the other runs, if it is in a folder of runs
         runs = run if run.parent == Path.cwd() else run.parent
@@ -201,6 +203,15 @@ class Fit:
             "look at it": f"tensorboard --logdir {quote(display_path(runs))}",
         }.items():
             print(heading(key) + text)
+        if is_new and self.trainer.enable_validation:
+            self._report(run, run / checkpoint)
+
+    def _report(self, run: Path, ckpt_path: Path) -> None:
+        """Write the run's page; without one, the run has its result all the same."""
+        try:
+            report_fit(run, ckpt_path, self.datamodule, self.trainer.limit_val_batches)
+        except (DivergenceError, InputError, OSError) as error:
+            print(f"no report: {one_line(str(error))}")
 
     def _results(
         self, checkpoint_callback: RunCheckpoint, checkpoint: Path, seconds: float
@@ -210,6 +221,7 @@ class Fit:
         best = {"monitor": checkpoint_callback.monitor, "score": checkpoint_callback.best_score}
         return {
             "step": self.trainer.global_step,
+            "epochs": self.trainer.current_epoch,
             **{name: finite(metrics[name]) for name in MONITORED if name in metrics},
             "best": best if checkpoint_callback.best_model_path else None,
             "checkpoint": checkpoint.as_posix(),

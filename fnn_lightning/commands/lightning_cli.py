@@ -51,6 +51,7 @@ from fnn_lightning.runs.checkpoint_io import (
 from fnn_lightning.runs.load import copy_layers, load_weights
 from fnn_lightning.runs.loggers import SaveConfig
 from fnn_lightning.runs.run_folder import CONFIG
+from fnn_lightning.runs.settings import TRAINER_DEFAULTS
 from fnn_lightning.training.checkpointing import RunCheckpoint, RunEarlyStopping
 from fnn_lightning.training.ema import EMA
 from fnn_lightning.training.optim import SGD
@@ -71,7 +72,6 @@ OWN_OPTIONS = {
         "save_inputs": "Folder for the 28×28 pixels that the net sees of each of --data.images.",
     },
 }
-TRAINER_DEFAULTS = {"num_sanity_val_steps": 0, "enable_model_summary": False}
 
 
 class FNNCLI(LightningCLI):

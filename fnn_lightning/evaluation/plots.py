@@ -1,7 +1,7 @@
 """Figures and image grids that show what a network learned."""
 
 import warnings
-from collections.abc import Mapping, Sequence
+from collections.abc import Sequence
 from typing import TYPE_CHECKING
 
 import numpy as np
@@ -18,10 +18,6 @@ if TYPE_CHECKING:  # matplotlib is slow to import, and few commands draw
     from matplotlib.axes import Axes
     from matplotlib.figure import Figure
 
-Curve = Sequence[tuple[int, float]]
-"""Points of a curve: number of optimiser steps, value."""
-
-CALIBRATION_BINS = 15  # as in Guo et al. 2017 (arXiv:1706.04599)
 IMAGES_PER_ROW = 10
 
 
@@ -141,56 +137,5 @@ def lr_figure(lrs: Sequence[float], losses: Sequence[float], chosen: float) -> "
     axes.set(xlabel="learning rate", ylabel="training loss, smoothed", xscale="log")
     axes.grid(alpha=0.3)
     axes.legend()
-    figure.tight_layout()
-    return figure
-
-
-def curves_figure(curves: Mapping[str, Curve], ylabel: str) -> "Figure":
-    """Draw named curves over the number of optimiser steps."""
-    figure, axes = new_figure(5, 3.3)
-    for name, curve in curves.items():
-        steps, values = zip(*curve, strict=True)
-        axes.plot(steps, values, label=name, marker="." if len(curve) < 50 else None)
-    axes.set(xlabel="step", ylabel=ylabel)
-    axes.grid(alpha=0.3)
-    axes.legend()
-    figure.tight_layout()
-    return figure
-
-
-def reliability(predictions: Predictions) -> list[tuple[float, float, int]]:
-    """Compare confidence with accuracy, as a reliability diagram does.
-
-    Returns:
-        Mean confidence, accuracy and number of predictions in each of `CALIBRATION_BINS` equal
-        bins of confidence from 0 to 1; empty bins are left out.
-    """
-    edges = torch.linspace(0, 1, CALIBRATION_BINS + 1)[1:-1]
-    bin_of_each = torch.bucketize(predictions.confidence, edges)
-    members = [bin_of_each == k for k in range(CALIBRATION_BINS)]
-    return [
-        (
-            predictions.confidence[member].double().mean().item(),
-            predictions.is_correct[member].double().mean().item(),
-            int(member.sum()),
-        )
-        for member in members
-        if member.any()
-    ]
-
-
-def reliability_figure(predictions: Predictions) -> "Figure":
-    """Draw accuracy over confidence, with the number of predictions as bars."""
-    figure, axes = new_figure(5, 4)
-    confidence, accuracy, count = zip(*reliability(predictions), strict=True)
-    axes.plot([0, 1], [0, 1], color="grey", linestyle="--", label="perfectly calibrated")
-    axes.plot(confidence, accuracy, marker="o", label="this network")
-    count_axes = axes.twinx()
-    count_axes.bar(
-        confidence, count, width=0.8 / CALIBRATION_BINS, alpha=0.2, color="tab:blue", log=True
-    )
-    count_axes.set_ylabel("images (bars)")
-    axes.set(xlabel="confidence", ylabel="accuracy", xlim=(0, 1.02), ylim=(0, 1.02))
-    axes.legend(loc="upper left")
     figure.tight_layout()
     return figure

@@ -1,47 +1,33 @@
-"""What `test` writes into a run's folder: `report.html`, `predictions.csv`, `metrics.json`."""
+"""What `fit` and `test` write into a run's folder of what the net gets right and wrong."""
 
-import base64
 import csv
 import io
-import json
-from importlib import resources
 from pathlib import Path
-from typing import TYPE_CHECKING, Any
+from typing import Any
 
-import torch
-import yaml
 from lightning.pytorch import LightningModule, Trainer
-from PIL import Image
-from torchmetrics.functional.classification import (
-    multiclass_calibration_error,
-    multiclass_precision,
-    multiclass_recall,
-)
 
-from fnn_lightning.errors import DivergenceError
-from fnn_lightning.evaluation import plots
+from fnn_lightning.data.dataloader import InMemoryDataLoader
+from fnn_lightning.datamodule import MNISTDataModule
+from fnn_lightning.evaluation.measures import check_finite, measure
+from fnn_lightning.evaluation.page import GENERATOR, Tested, make_page
 from fnn_lightning.evaluation.predictions import (
     PredictionCollector,
     Predictions,
     first_test_dataloader,
 )
-from fnn_lightning.evaluation.stats import wilson_interval
 from fnn_lightning.lit_module import FNNLitModule
-from fnn_lightning.network import NUM_CLASSES
-from fnn_lightning.runs.checkpoint_io import read_losses
 from fnn_lightning.runs.files import display_path, relative_path, write_atomic
-from fnn_lightning.runs.loggers import read_curves
-from fnn_lightning.runs.run_folder import CONFIG, read_metrics, write_metrics
-
-if TYPE_CHECKING:
-    from matplotlib.figure import Figure
+from fnn_lightning.runs.load import TrainedNetwork, load_trained
+from fnn_lightning.runs.run_folder import read_metrics, write_metrics
 
 REPORT, PREDICTIONS = "report.html", "predictions.csv"
-MAX_MISTAKES = 50  # shown in the report
 
 
 class Report(PredictionCollector):
     """Writes the report of a test: a page, a table of the predictions, and the results as JSON.
+
+    The page takes the place of the one that `fit` wrote.
 
     Args:
         folder: Folder to write into.
@@ -84,111 +70,86 @@ class Report(PredictionCollector):
         # first, as the mark by which the folder is known as one of a report
         write_metrics(self.folder, "test", results, keep_other_stage=in_run)
         write_atomic(self.folder / PREDICTIONS, predictions_csv(predictions).encode())
-        write_atomic(self.folder / REPORT, self._page(predictions, results).encode())
+        tested = Tested(self.run, self.ckpt_path, self.checkpoint, pl_module)
+        made_with = read_metrics(self.folder)["test"]["made_with"]
+        page = make_page(tested, predictions, results, "test", made_with)
+        write_atomic(self.folder / REPORT, page.encode())
         self.written = True
         print(f"report     {display_path(self.folder / REPORT)}")
 
-    def _page(self, predictions: Predictions, results: dict[str, Any]) -> str:
-        return render(
-            title="/".join((self.run or self.ckpt_path).absolute().parts[-2:]),
-            test=results,
-            curves=[as_svg(figure) for figure in self._training_figures()],
-            confusion=as_svg(plots.confusion_figure(predictions)),
-            reliability=as_svg(plots.reliability_figure(predictions)),
-            bins=plots.CALIBRATION_BINS,
-            mistakes=describe_mistakes(predictions),
-            fit=read_metrics(self.run).get("fit") if self.run else None,
-            made_with=read_metrics(self.folder)["test"]["made_with"],
-            config=self._config(),
-        )
 
-    def _training_figures(self) -> "list[Figure]":
-        """Draw the curves in the run's folder, and the losses that the checkpoint keeps."""
-        figures = []
-        curves = read_curves(self.run) if self.run else {}
-        data = self.checkpoint.get("datamodule_hyper_parameters", {})
-        watched = " (on the test set)" if data.get("val_size") == 0 else ""
-        for name, ylabel in (("loss", "loss"), ("acc", "accuracy")):
-            labels = {f"train/{name}": f"train/{name}", f"val/{name}": f"val/{name}{watched}"}
-            logged = {label: curves[tag] for tag, label in labels.items() if curves.get(tag)}
-            if logged:
-                figures.append(plots.curves_figure(logged, ylabel))
-        losses = read_losses(self.checkpoint)
-        if losses is not None:
-            figures.append(plots.loss_figure(losses, self.checkpoint["global_step"]))
-        return figures
+def report_fit(
+    run: Path, ckpt_path: Path, datamodule: MNISTDataModule, limit_val_batches: int | float
+) -> None:
+    """Write the page of a run that `fit` has completed, and print where it is.
 
-    def _config(self) -> str:
-        """Return the run's config.yaml or, without a run, the checkpoint's hyperparameters."""
-        if self.run:
-            return (self.run / CONFIG).read_text(encoding="utf-8", errors="replace")
-        settings = {
-            "model": self.checkpoint["hyper_parameters"],
-            "data": self.checkpoint.get("datamodule_hyper_parameters", {}),
-        }
-        plain = json.loads(json.dumps(settings, default=str))
-        return str(yaml.safe_dump(plain, sort_keys=False))
+    It shows what the run's result, its best or last checkpoint, makes of the validation images.
+    The checkpoint is loaded and predicts them again: it may be older than the last validation, or
+    than the last resume.
 
-
-def check_finite(predictions: Predictions) -> None:
-    """Refuse predictions with probabilities that are not finite.
+    Args:
+        run: Folder of the run, whose `metrics.json` has the results of `fit`.
+        ckpt_path: The checkpoint.
+        datamodule: Set up for `fit`.
+        limit_val_batches: The Trainer's limit.
 
     Raises:
-        DivergenceError: If there are any.
+        DivergenceError: If a probability is not finite.
     """
-    affected = int((~predictions.probabilities.isfinite().all(dim=1)).sum())
-    if affected:
-        raise DivergenceError(
-            f"Expected finite outputs of the network, but got infinity or NaN for {affected:,} of "
-            f"{len(predictions.labels):,} images: no report was written"
-        )
-
-
-def measure(predictions: Predictions) -> dict[str, Any]:
-    """Compute the results of a test, as plain data for JSON; ratios are from 0 to 1.
-
-    The precision of a digit that is never predicted is None, and so is the recall of a digit
-    without images.
-
-    Example:
-        >>> images = torch.zeros(4, 28, 28, dtype=torch.uint8)
-        >>> probabilities = torch.eye(10)[[7, 2, 1, 0]]
-        >>> labels = torch.tensor([7, 2, 1, 6])
-        >>> results = measure(Predictions(images, torch.arange(4), labels, probabilities))
-        >>> results["accuracy"], results["classes"][0]
-        (0.75, {'digit': 0, 'images': 0, 'precision': 0.0, 'recall': None})
-    """
-    digits, labels = predictions.digits, predictions.labels
-    correct, total = int(predictions.is_correct.sum()), len(labels)
-    precision = multiclass_precision(digits, labels, NUM_CLASSES, average=None).tolist()
-    recall = multiclass_recall(digits, labels, NUM_CLASSES, average=None).tolist()
-    predicted = digits.bincount(minlength=NUM_CLASSES).tolist()
-    images = labels.bincount(minlength=NUM_CLASSES).tolist()
-    calibration_error = multiclass_calibration_error(
-        predictions.probabilities, labels, NUM_CLASSES, plots.CALIBRATION_BINS, norm="l1"
-    )
-    return {
-        "accuracy": correct / total,
-        "correct": correct,
-        "total": total,
-        "interval_95": list(wilson_interval(correct, total)),
-        "expected_calibration_error": float(calibration_error),
-        "classes": [
-            {
-                "digit": digit,
-                "images": images[digit],
-                "precision": precision[digit] if predicted[digit] else None,
-                "recall": recall[digit] if images[digit] else None,
-            }
-            for digit in range(NUM_CLASSES)
-        ],
+    path = run / REPORT
+    if not is_replaceable(path):
+        print(f"no report: {relative_path(path)} is of another origin, and is kept")
+        return
+    trained = load_trained(ckpt_path)
+    predictions = predict_val_images(trained, datamodule.val_dataloader(), limit_val_batches)
+    check_finite(predictions)
+    results = {
+        **measure(predictions),
+        "dataset": datamodule.dataset,
+        "checkpoint": ckpt_path.relative_to(run).as_posix(),
+        "step": trained.checkpoint["global_step"],
     }
+    tested = Tested(run, ckpt_path, trained.checkpoint, trained.module)
+    made_with = read_metrics(run)["fit"]["made_with"]
+    write_atomic(path, make_page(tested, predictions, results, "fit", made_with).encode())
+    print(f"report     {relative_path(path)}")
+
+
+def predict_val_images(
+    trained: TrainedNetwork, dataloader: InMemoryDataLoader, limit: int | float
+) -> Predictions:
+    """Predict the images that validation has seen, on the device that they are on.
+
+    Args:
+        trained: The network; it is moved to that device.
+        dataloader: Serves the validation images.
+        limit: The Trainer's: a number of batches, or a fraction of them.
+    """
+    batches = min(limit, len(dataloader)) if isinstance(limit, int) else limit * len(dataloader)
+    indices = dataloader.indices[: dataloader.image_count(int(batches))]
+    trained.module.to(dataloader.images.device)
+    return Predictions(
+        dataloader.images.cpu(),
+        indices.cpu(),
+        dataloader.labels[indices].cpu(),
+        trained.probabilities(dataloader.images[indices]).cpu(),
+    )
+
+
+def is_replaceable(path: Path) -> bool:
+    """Tell whether a run's page is missing, or one that this project has written."""
+    if not path.exists():
+        return True
+    with path.open("rb") as file:
+        begins_as_ours = GENERATOR.encode() in file.read(1000)
+    return begins_as_ours or "test" in read_metrics(path.parent)  # pages were not always marked
 
 
 def predictions_csv(predictions: Predictions) -> str:
     """List index in the test set, true digit, predicted digit and its probability as CSV.
 
     Example:
+        >>> import torch
         >>> images = torch.zeros(1, 28, 28, dtype=torch.uint8)
         >>> probabilities = torch.eye(10)[[7]]
         >>> one = Predictions(images, torch.tensor([0]), torch.tensor([2]), probabilities)
@@ -203,50 +164,3 @@ def predictions_csv(predictions: Predictions) -> str:
     columns = predictions.labels.tolist(), predictions.digits.tolist(), confidence
     writer.writerows(zip(range(len(confidence)), *columns, strict=True))
     return text.getvalue()
-
-
-def describe_mistakes(predictions: Predictions) -> list[dict[str, Any]]:
-    """Describe the `MAX_MISTAKES` most confident mistakes for the page, images included."""
-    return [
-        {
-            "index": index,
-            "label": int(predictions.labels[index]),
-            "digit": int(predictions.digits[index]),
-            "probability": float(predictions.confidence[index]),
-            "png": as_png(predictions.image(index)),
-        }
-        for index in predictions.most_confident_mistakes(MAX_MISTAKES)
-    ]
-
-
-def render(**values: Any) -> str:
-    """Fill in the template `report.html`."""
-    # slow to import, and only needed here
-    from jinja2 import Environment, StrictUndefined
-
-    template = resources.files(__package__).joinpath("report.html").read_text(encoding="utf-8")
-    environment = Environment(autoescape=True, undefined=StrictUndefined, trim_blocks=True)
-    return environment.from_string(template).render(values)
-
-
-def as_svg(figure: "Figure") -> str:
-    """Convert a figure to an SVG element for the page."""
-    import matplotlib
-
-    text = io.StringIO()
-    # keep text selectable, and give the same figure the same bytes
-    with matplotlib.rc_context({"svg.fonttype": "none", "svg.hashsalt": "fnn_lightning"}):
-        figure.savefig(text, format="svg", metadata={"Date": None})
-    svg = text.getvalue()
-    return svg[svg.index("<svg") :]
-
-
-def as_png(image: torch.Tensor) -> str:
-    """Convert an image to a base64-encoded PNG, dark ink on white.
-
-    Args:
-        image: Pixels 0–255, `uint8` of shape `(28, 28)`.
-    """
-    content = io.BytesIO()
-    Image.fromarray(255 - image.numpy()).save(content, "png")
-    return base64.b64encode(content.getvalue()).decode()
