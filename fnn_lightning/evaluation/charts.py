@@ -8,7 +8,7 @@ Curve = Sequence[tuple[float, float]]
 """Points of a curve, x ascending; those that are not finite are not drawn."""
 
 WIDTH, HEIGHT = 440, 260  # of the drawing, so that its letters can be read on a phone
-LEFT, RIGHT, TOP, BOTTOM = 46, 8, 8, 38  # margins of the axes
+LEFT, RIGHT, TOP, BOTTOM = 46, 20, 8, 38  # margins of the axes
 MAX_POINTS = 400  # more than can be told apart
 MAX_DOTS = 50
 

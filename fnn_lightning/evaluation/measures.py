@@ -31,7 +31,7 @@ class Confusion(NamedTuple):
     """The true digit."""
     digit: int
     """The predicted one."""
-    count: int
+    times: int
     """Number of images."""
     images: int
     """Number of images of the true digit."""
@@ -118,7 +118,7 @@ def confusions(matrix: list[list[int]]) -> list[Confusion]:
 
     Example:
         >>> confusions([[5, 1, 0], [0, 7, 2], [0, 0, 9]])[0]
-        Confusion(label=1, digit=2, count=2, images=9)
+        Confusion(label=1, digit=2, times=2, images=9)
     """
     found = [
         Confusion(label, digit, count, sum(row))
@@ -126,7 +126,7 @@ def confusions(matrix: list[list[int]]) -> list[Confusion]:
         for digit, count in enumerate(row)
         if count and digit != label
     ]
-    return sorted(found, key=lambda each: -each.count)
+    return sorted(found, key=lambda each: -each.times)
 
 
 def reliability(predictions: Predictions) -> list[tuple[float, float, int]]:

@@ -86,7 +86,7 @@ def make_page(
         config=config,
         charts=training_charts(tested, data.get("val_size") == 0),
         matrix=matrix,
-        most_confused=max((each.count for each in confusions(matrix)), default=0),
+        most_confused=max((each.times for each in confusions(matrix)), default=0),
         pairs=confusions(matrix),
         max_pairs=MAX_PAIRS,
         reliability=reliability_chart(reliability(predictions)),

@@ -16,7 +16,7 @@ from fnn_lightning.evaluation.tensorboard import TensorBoardPlots
 from fnn_lightning.lit_module import NETWORK_DEFAULTS, FNNLitModule
 from fnn_lightning.runs.checkpoint_io import ema_decay
 from fnn_lightning.runs.run_folder import CONFIG
-from fnn_lightning.runs.settings import TRAINER_DEFAULTS, class_settings, dotted, to_text
+from fnn_lightning.runs.settings import DEFAULT, TRAINER_DEFAULTS, class_settings, dotted, to_text
 from fnn_lightning.training.checkpointing import RunCheckpoint, RunEarlyStopping
 from fnn_lightning.training.optim import SGD
 
@@ -119,7 +119,7 @@ def recipe(module: FNNLitModule, checkpoint: dict[str, Any]) -> str:
         words = ", ".join(f"{name} {to_text(value)}" for name, value in changed.items())
         parts.append(f"augmentation ({words})")
     if decay := ema_decay(checkpoint):
-        parts.append(f"EMA of the weights, decay {decay:g}")
+        parts.append(f"EMA of the weights (decay {decay:g})")
     if "seed" in data:
         parts.append(f"seed {data['seed']}")
     return ", ".join(parts)
@@ -173,7 +173,8 @@ def changed_settings(config: str) -> dict[str, str] | None:
             }
         if settings.get("seed_everything", 0) != 0:
             values["seed_everything"] = settings["seed_everything"]
-        return {str(name): to_text(value)[:MAX_LENGTH] for name, value in values.items()}
+        texts = {str(name): to_text(value)[:MAX_LENGTH] for name, value in values.items()}
+        return {name: "null" if text == DEFAULT else text for name, text in texts.items()}
     except (AttributeError, KeyError, RecursionError, TypeError, ValueError, yaml.YAMLError):
         return None  # of another version, or not of this project
 

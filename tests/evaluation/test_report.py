@@ -11,9 +11,11 @@ import torch
 from selenium.webdriver.remote.webdriver import WebDriver
 
 from fnn_lightning.commands.main import main
-from fnn_lightning.evaluation import plots
+from fnn_lightning.errors import DivergenceError
+from fnn_lightning.evaluation import plots, report
+from fnn_lightning.evaluation.measures import measure, reliability
 from fnn_lightning.evaluation.predictions import Predictions
-from fnn_lightning.evaluation.report import measure, predictions_csv
+from fnn_lightning.evaluation.report import predictions_csv
 from fnn_lightning.runs.load import load_trained
 from fnn_lightning.runs.loggers import read_curves
 from tests.support import LAST, RUN, refused
@@ -41,13 +43,19 @@ def test_results_equal_those_computed_by_hand() -> None:
     assert (results["correct"], results["total"], results["accuracy"]) == (2, 4, 0.5)
     # 0.15003899 and 0.84996101: Wilson's formula with z = 1.959964
     assert results["interval_95"] == pytest.approx([0.150039, 0.849961], abs=1e-6)
+    f1 = pytest.approx(2 / 3)
     three, five, one = (results["classes"][digit] for digit in (3, 5, 1))
-    assert three == {"digit": 3, "images": 2, "precision": 1.0, "recall": 0.5}
-    assert five == {"digit": 5, "images": 2, "precision": 0.5, "recall": 0.5}
-    assert one == {"digit": 1, "images": 0, "precision": 0.0, "recall": None}
-    assert results["classes"][7] == {"digit": 7, "images": 0, "precision": None, "recall": None}
+    assert three == {"digit": 3, "images": 2, "precision": 1.0, "recall": 0.5, "f1": f1}
+    assert five == {"digit": 5, "images": 2, "precision": 0.5, "recall": 0.5, "f1": 0.5}
+    assert one == {"digit": 1, "images": 0, "precision": 0.0, "recall": None, "f1": 0.0}
+    absent = {"precision": None, "recall": None, "f1": None}
+    assert results["classes"][7] == {"digit": 7, "images": 0, **absent}
+    # over the digits 1, 3 and 5
+    assert results["macro"] == pytest.approx(
+        {"precision": (0 + 1 + 0.5) / 3, "recall": (0 + 0.5 + 0.5) / 3, "f1": (0 + 2 / 3 + 0.5) / 3}
+    )
     # of 15 bins: 0.6 (right), 0.8 twice (both wrong), 0.9 (right)
-    bins = plots.reliability(four_predictions())
+    bins = reliability(four_predictions())
     assert [count for _, _, count in bins] == [1, 2, 1]
     assert [accuracy for _, accuracy, _ in bins] == [1.0, 0.0, 1.0]
     error = (abs(0.6 - 1) + 2 * abs(0.8 - 0) + abs(0.9 - 1)) / 4
@@ -69,7 +77,7 @@ def test_reliability_bins_add_up_to_the_calibration_error() -> None:
     labels = torch.randint(0, 10, (500,), generator=generator)
     images = torch.zeros(500, 28, 28, dtype=torch.uint8)
     predictions = Predictions(images, torch.arange(len(labels)), labels, logits.softmax(1))
-    bins = plots.reliability(predictions)
+    bins = reliability(predictions)
     error = sum(abs(confidence - accuracy) * n for confidence, accuracy, n in bins) / 500
     assert measure(predictions)["expected_calibration_error"] == pytest.approx(error, abs=1e-5)
 
@@ -122,18 +130,134 @@ def test_the_report_holds_the_predictions_and_results_of_the_test(
     assert all(link.startswith(("data:", "#")) for link in links)
     assert "<script" not in page
     wrong = int((digits != dataloader.labels).sum())
-    assert page.count("<figcaption>") == min(50, wrong)
+    assert page.count('alt="image ') == min(12, wrong) + wrong
     for text in ("train/loss", "val/acc", "training loss of the batch", "hidden_dims:", "Wilson"):
         assert text in page
 
     assert metrics["test"]["dataset"] == "mnist"
-    assert "of 100 test images of mnist" in page
+    assert "of the test images of mnist" in page
 
     # another test replaces these results and keeps those of `fit`
     main(["test", "--ckpt_path", LAST, "--trainer.limit_test_batches", "1"])
     again = json.loads((RUN / "metrics.json").read_text())
     assert again["fit"] == metrics["fit"]
     assert "train_set" not in again["test"]
+
+
+def test_fit_reports_on_the_validation_images(
+    fit: Callable[..., None], data_dir: str, capsys: pytest.CaptureFixture[str]
+) -> None:
+    argv = ["fit", "--data.data_dir", data_dir, "--model.hidden_dims", "[8]",
+            "--model.label_smoothing", "0.1", "--checkpoint.monitor", "val/acc"]  # fmt: skip
+    main([*argv, "--trainer.max_epochs", "4"])
+    assert f"report     {RUN}/report.html\n" in capsys.readouterr().out
+    metrics = json.loads((RUN / "metrics.json").read_text())
+    assert metrics.keys() == {"fit"}
+    assert metrics["fit"]["epochs"] == 4
+    page = (RUN / "report.html").read_text()
+    score = f"{100 * metrics['fit']['best']['score']:.2f} %"
+    assert f'<span class="figure">{score}</span> of the validation images of mnist' in page
+    steps = torch.load(RUN / "checkpoints/best.ckpt", weights_only=True)["global_step"]
+    assert f"checkpoints/best.ckpt, after {steps} steps" in page
+    assert "selected by val/acc" in page
+    assert page.count("cannot be compared") == 1
+    assert "784–8–10, relu" in page
+    assert "label smoothing 0.1" in page
+    assert '<td>model.label_smoothing</td><td class="words">0.1</td>' in page
+    assert "<td>model.dropout</td>" not in page  # at its default
+    assert "test images are" not in page
+    assert not (RUN / "predictions.csv").exists()
+
+    main(["test", "--ckpt_path", str(RUN)])
+    tested = (RUN / "report.html").read_text()
+    assert "of the test images of mnist" in tested
+    capsys.readouterr()
+    main(["fit", "--ckpt_path", LAST])  # all steps are done: nothing new to report
+    assert "report     " not in capsys.readouterr().out
+    assert (RUN / "report.html").read_text() == tested
+
+
+def test_a_resumed_run_reports_on_its_best_checkpoint_though_it_is_older(
+    fit: Callable[..., None],
+) -> None:
+    fit("--checkpoint.monitor", "val/acc", "--trainer.max_epochs", "1")
+    score = json.loads((RUN / "metrics.json").read_text())["fit"]["best"]["score"]
+    checkpoint = torch.load(LAST, weights_only=True)
+    checkpoint["callbacks"]["RunCheckpoint"]["best_score"] = 1.0  # never to be exceeded
+    torch.save(checkpoint, LAST)
+    main(["fit", "--ckpt_path", LAST, "--trainer.max_epochs", "2"])
+    assert torch.load(LAST, weights_only=True)["global_step"] == 6
+    page = (RUN / "report.html").read_text()
+    assert "checkpoints/best.ckpt, after 3 steps" in page
+    assert f'<span class="figure">{100 * score:.2f} %' in page
+
+
+def test_validation_on_the_test_set_or_on_part_of_the_images_shows_in_the_report(
+    fit: Callable[..., None],
+) -> None:
+    fit("--data.val_size", "0", "--run_folder", "a")
+    page = Path("a/report.html").read_text()
+    assert "Validation watches the test set" in page
+    assert "of the test images" in page
+    fit("--data.val_size", "50", "--trainer.limit_val_batches", "0.5", "--run_folder", "b")
+    score = json.loads(Path("b/metrics.json").read_text())["fit"]["val/acc"]
+    assert f"{round(25 * score)} of 25;" in Path("b/report.html").read_text()
+
+
+@pytest.mark.parametrize(
+    "option",
+    ["limit_val_batches=0", "logger=false", "fast_dev_run=true", "enable_checkpointing=false"],
+)
+def test_no_report_of_a_fit_without_validation_or_checkpoint(
+    fit: Callable[..., None], option: str
+) -> None:
+    fit(f"--trainer.{option}")
+    assert not list(Path().rglob("report.html"))
+
+
+def test_fit_keeps_a_page_of_another_origin(
+    fit: Callable[..., None], capsys: pytest.CaptureFixture[str]
+) -> None:
+    fit("--trainer.max_epochs", "1")
+    (RUN / "report.html").write_text("mine")
+    main(["fit", "--ckpt_path", LAST, "--trainer.max_epochs", "2"])
+    assert "report.html is of another origin, and is kept" in capsys.readouterr().out
+    assert (RUN / "report.html").read_text() == "mine"
+
+
+def test_a_fit_whose_report_fails_has_its_result_all_the_same(
+    fit: Callable[..., None],
+    monkeypatch: pytest.MonkeyPatch,
+    data_dir: str,
+    capsys: pytest.CaptureFixture[str],
+) -> None:
+    def diverge(*_: object) -> None:
+        raise DivergenceError("Expected finite outputs")
+
+    monkeypatch.setattr(report, "check_finite", diverge)
+    main(["fit", "--data.data_dir", data_dir, "--trainer.max_epochs", "1"])
+    assert "no report: Expected finite outputs\n" in capsys.readouterr().out
+    assert "fit" in json.loads((RUN / "metrics.json").read_text())
+
+
+def test_a_link_shows_the_mistakes_of_one_pair(
+    fit: Callable[..., None], browser: WebDriver
+) -> None:
+    fit("--trainer.max_epochs", "1", "--run_folder", "a<b>&c")
+    page = Path("a<b>&c/report.html")
+    assert "a&lt;b&gt;&amp;c" in page.read_text()
+    browser.get(page.absolute().as_uri())
+    shown = """return [...document.querySelectorAll('.all section')]
+        .filter(each => each.checkVisibility()).map(each => each.id)"""
+    assert browser.execute_script(shown) == []  # folded
+    link = browser.find_element("css selector", ".matrix td a")
+    pair = str(link.get_attribute("href")).partition("#")[2]
+    link.click()
+    assert browser.execute_script(shown) == [pair]
+    images = f"return document.getElementById('{pair}').querySelectorAll('img').length"
+    assert browser.execute_script(images) == int(link.text)
+    browser.find_element("link text", "all").click()
+    assert len(browser.execute_script(shown)) > 1
 
 
 def test_a_browser_shows_all_images_and_loads_nothing(
@@ -144,9 +268,9 @@ def test_a_browser_shows_all_images_and_loads_nothing(
     browser.get((RUN / "report.html").absolute().as_uri())
     widths = "return [...document.images].map(each => each.naturalWidth)"
     wrong = 100 - json.loads((RUN / "metrics.json").read_text())["test"]["correct"]
-    assert browser.execute_script(widths) == [28] * min(50, wrong)
+    assert browser.execute_script(widths) == [28] * (min(12, wrong) + wrong)
     figures = "return [...document.querySelectorAll('svg')].filter(s => s.clientWidth > 200).length"
-    assert browser.execute_script(figures) == 5
+    assert browser.execute_script(figures) == 4
     fetched = "return performance.getEntriesByType('resource').map(each => each.name)"
     assert all(name.startswith("data:") for name in browser.execute_script(fetched))
 
@@ -209,13 +333,14 @@ def test_outputs_that_are_not_finite_are_an_error_and_leave_no_report(
         if weight.is_floating_point() and weight.dim() == 2:
             weight.fill_(3e38)
     torch.save(checkpoint, LAST)
+    page = (RUN / "report.html").read_text()  # of `fit`
     with pytest.raises(SystemExit, match="1"):
         main(["test", "--ckpt_path", LAST])
     assert (
         "Expected finite outputs of the network, but got infinity or NaN for "
         in capsys.readouterr().err
     )
-    assert not (RUN / "report.html").exists()
+    assert (RUN / "report.html").read_text() == page
     assert "test" not in json.loads((RUN / "metrics.json").read_text())
 
 
@@ -249,6 +374,7 @@ def test_no_report_without_a_logger_or_a_writable_folder(
     fit: Callable[..., None], capsys: pytest.CaptureFixture[str]
 ) -> None:
     fit()
+    (RUN / "report.html").unlink()  # of `fit`
     main(["test", "--ckpt_path", LAST, "--trainer.logger", "false"])
     main(["test", "--ckpt_path", LAST, "--trainer.fast_dev_run", "true"])
     assert not (RUN / "report.html").exists()
