@@ -12,7 +12,7 @@ from lightning.pytorch.plugins import CheckpointIO
 
 from fnn_lightning.errors import InputError
 from fnn_lightning.evaluation.prediction_writer import PredictionWriter
-from fnn_lightning.evaluation.report import PREDICTIONS, REPORT, Report
+from fnn_lightning.evaluation.report import PREDICTIONS, REPORT, Report, is_replaceable
 from fnn_lightning.runs.checkpoint_io import AtomicCheckpointIO
 from fnn_lightning.runs.loggers import DropLostSteps, RunLogger, resuming_logger
 from fnn_lightning.runs.run_folder import METRICS, read_metrics
@@ -135,7 +135,11 @@ def report_folder(section: Namespace, run: Path | None) -> Path | None:
     if path.exists() and not path.is_dir():
         raise InputError(f"Expected --report_folder to be a folder, but got {folder}: it is a file")
     others = [name for name in (REPORT, PREDICTIONS, METRICS) if (path / name).exists()]
-    if others and path != run and not read_metrics(path).keys() & {"fit", "test"}:
+    if path == run:
+        others = [] if is_replaceable(path / REPORT) else [REPORT]
+    elif read_metrics(path).keys() & {"fit", "test"}:
+        others = []
+    if others:
         raise InputError(
             f"Expected --report_folder to be new or the folder of a report, but {folder} holds "
             f"{others[0]} of something else: name another folder"

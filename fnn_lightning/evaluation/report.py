@@ -140,6 +140,8 @@ def is_replaceable(path: Path) -> bool:
     """Tell whether a run's page is missing, or one that this project has written."""
     if not path.exists():
         return True
+    if not path.is_file():
+        return False
     with path.open("rb") as file:
         begins_as_ours = GENERATOR.encode() in file.read(1000)
     return begins_as_ours or "test" in read_metrics(path.parent)  # pages were not always marked

@@ -222,6 +222,8 @@ def test_fit_keeps_a_page_of_another_origin(
     (RUN / "report.html").write_text("mine")
     main(["fit", "--ckpt_path", LAST, "--trainer.max_epochs", "2"])
     assert "report.html is of another origin, and is kept" in capsys.readouterr().out
+    error = refused(["test", "--ckpt_path", LAST], capsys)
+    assert "holds report.html of something else: name another folder" in error
     assert (RUN / "report.html").read_text() == "mine"
 
 
