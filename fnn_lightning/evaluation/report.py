@@ -20,6 +20,7 @@ from fnn_lightning.lit_module import FNNLitModule
 from fnn_lightning.runs.files import display_path, relative_path, write_atomic
 from fnn_lightning.runs.load import TrainedNetwork, load_trained
 from fnn_lightning.runs.run_folder import read_metrics, write_metrics
+from fnn_lightning.training.console import heading
 
 REPORT, PREDICTIONS = "report.html", "predictions.csv"
 
@@ -75,7 +76,7 @@ class Report(PredictionCollector):
         page = make_page(tested, predictions, results, "test", made_with)
         write_atomic(self.folder / REPORT, page.encode())
         self.written = True
-        print(f"report     {display_path(self.folder / REPORT)}")
+        print(f"{heading('report')}{display_path(self.folder / REPORT)}")
 
 
 def report_fit(
@@ -98,7 +99,7 @@ def report_fit(
     """
     path = run / REPORT
     if not is_replaceable(path):
-        print(f"no report: {relative_path(path)} is of another origin, and is kept")
+        print(f"no report: {display_path(path)} is of another origin, and is kept")
         return
     trained = load_trained(ckpt_path)
     predictions = predict_val_images(trained, datamodule.val_dataloader(), limit_val_batches)
@@ -112,7 +113,7 @@ def report_fit(
     tested = Tested(run, ckpt_path, trained.checkpoint, trained.module)
     made_with = read_metrics(run)["fit"]["made_with"]
     write_atomic(path, make_page(tested, predictions, results, "fit", made_with).encode())
-    print(f"report     {relative_path(path)}")
+    print(f"{heading('report')}{display_path(path)}")
 
 
 def predict_val_images(
