@@ -5,13 +5,12 @@ import io
 import os
 import signal
 import sys
-from collections.abc import Iterator
-from contextlib import contextmanager
 from importlib import import_module
 from pathlib import Path
 
 from fnn_lightning import __version__
 from fnn_lightning.errors import DivergenceError, InputError, one_line
+from fnn_lightning.runs.progress import StatusLine
 from fnn_lightning.runs.signals import LOST, Stopped, destroy_process_group, lost_a_rank
 
 WITH_TRAINER = {
@@ -67,7 +66,8 @@ def main(args: list[str] | None = None) -> None:
         argv = ["--help" if word == "--help_all" else word for word in argv]
         # Not at the top: importing torch and Lightning takes seconds, and --version needs neither.
         module = argv[0] if argv[0] in WITHOUT_TRAINER else "lightning_cli"
-        with says_loading():
+        with StatusLine() as status:
+            status.show("loading …")
             command = import_module(f"fnn_lightning.commands.{module}")
         if argv[0] in WITHOUT_TRAINER:
             command.main(argv[1:])
@@ -129,19 +129,6 @@ def main(args: list[str] | None = None) -> None:
         print(f"error{where}: {one_line(str(error))}", file=sys.stderr)
         wrong_input = not isinstance(error, DivergenceError | ConnectionError)
         raise SystemExit(2 if wrong_input else 1) from None
-
-
-@contextmanager
-def says_loading() -> Iterator[None]:
-    """Show in a terminal that something takes its time, until it is done."""
-    shown = sys.stderr.isatty() and "LOCAL_RANK" not in os.environ  # the first rank alone
-    if shown:
-        print("loading …", end="\r", file=sys.stderr, flush=True)
-    try:
-        yield
-    finally:
-        if shown:
-            print("         ", end="\r", file=sys.stderr, flush=True)
 
 
 def accept_any_character() -> None:

@@ -10,6 +10,7 @@ import time
 from typing import Any, NoReturn
 
 from fnn_lightning.errors import InputError
+from fnn_lightning.runs.progress import StatusLine
 from fnn_lightning.runs.signals import StopSignals
 
 PYTHON = [sys.executable, "-m", "fnn_lightning"]
@@ -88,15 +89,17 @@ class Subprocesses:
             time.sleep(POLL_SECONDS)
 
     def check_output(self, argv: list[str]) -> str:
-        """Run a subcommand to its end and return what it prints.
+        """Run a subcommand that checks settings to its end, and return what it prints.
 
         Raises:
             InputError: If it fails; the message is the last line of its stderr.
             SystemExit: If a stop signal came.
         """
         with tempfile.TemporaryFile() as out, tempfile.TemporaryFile() as err:
-            child = self.start(argv, stdout=out, stderr=err)
-            self.wait()
+            with StatusLine() as status:
+                status.show("checking the settings …")
+                child = self.start(argv, stdout=out, stderr=err)
+                self.wait()
             if self.stop_signal:
                 exit_stopped(self.stop_signal, "nothing was started")
             out.seek(0)

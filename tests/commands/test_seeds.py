@@ -1,4 +1,5 @@
 import json
+import re
 import signal
 import subprocess
 from pathlib import Path
@@ -39,17 +40,37 @@ def test_the_table_gives_mean_deviation_and_interval(
         "95 % interval of the mean 88.72 to 93.68 38.72 to 43.68",
     ]
     assert "look at them: tensorboard --logdir seeds/version_0\n" in out
-    fits = [line for line in out.splitlines() if line.startswith("fit")]
-    assert fits[1] == (
-        "fit --config seeds/version_0/seeds.yaml --seed_everything 1 "
-        "--run_folder seeds/version_0/seed_1"
-    )
 
     main(["seeds", "4", "--folder", "seeds/version_0", "--optimizer.lr", "2"])
     again = capfd.readouterr().out.splitlines()
-    assert next(line for line in again if line.startswith("seed ")) == "seed 3"
-    assert sum(line.startswith("fit") for line in again) == 1
+    assert [line.split()[1] for line in again if line.startswith("seed ")] == ["3", "best"]
     assert again[-4].split() == ["3", "93.20"]
+
+
+def test_a_line_is_printed_for_each_seed_and_its_output_kept(
+    stand_in: None, capfd: pytest.CaptureFixture[str]
+) -> None:
+    main(["seeds", "2", "--optimizer.lr", "2", "--test", "true"])
+    out, err = capfd.readouterr()
+    assert err == ""
+    assert "\r" not in out
+    lines = out.splitlines()
+    assert lines[0] == "the output of each run goes to seeds/version_0/seed_*/output.txt"
+    for line, expected in zip(
+        lines[1:],
+        (
+            r"seed 0   best val/acc 90\.20 %   test/acc 40\.20 %   \d+ s   "
+            r"\(1 of 2, about \d+ s left\)",
+            r"seed 1   best val/acc 91\.20 %   test/acc 41\.20 %   \d+ s   \(2 of 2\)",
+        ),
+        strict=False,
+    ):
+        assert re.fullmatch(expected, line)
+    run = Path("seeds/version_0/seed_1")
+    assert (run / "output.txt").read_text() == (
+        f"fit --config seeds/version_0/seeds.yaml --seed_everything 1 --run_folder {run}\n"
+    )
+    assert not (run / "errors.txt").exists()  # nothing was said
 
 
 def test_other_settings_need_another_folder(
@@ -80,8 +101,12 @@ def test_a_failed_seed_does_not_stop_the_others(
     out, err = capfd.readouterr()
     assert err.splitlines() == [
         "error: The loss is no longer finite",
-        "error: seed 2 failed; see its output",
+        "error: seed 2 failed; see output.txt and errors.txt in seeds/version_0/seed_*",
     ]
+    assert "seed 2   failed   " in out
+    assert Path("seeds/version_0/seed_2/errors.txt").read_text() == (
+        "error: The loss is no longer finite\n"
+    )
     # of 90, 91 and 93
     expected = {"2 failed", "3 93.00", "mean ± standard deviation of 3 of 4 91.33 ± 1.53"}
     assert expected <= set(rows(out))
