@@ -8,7 +8,9 @@ from pathlib import Path
 from subprocess import STDOUT, Popen
 from typing import IO, TYPE_CHECKING, Any, NamedTuple
 
+from fnn_lightning.commands.main import COMMAND
 from fnn_lightning.commands.options import make_parser, parse, refuse_options, split_argv
+from fnn_lightning.commands.sweep_progress import SweepProgress, format_params
 from fnn_lightning.commands.sweep_space import (
     RESERVED,
     Space,
@@ -27,6 +29,7 @@ from fnn_lightning.runs.multirun_folder import (
     remove_if_unused,
     write_or_compare,
 )
+from fnn_lightning.runs.progress import StatusLine
 from fnn_lightning.runs.run_folder import fit_completed, read_metrics
 from fnn_lightning.runs.subprocesses import Subprocesses, exit_stopped, failure_reason
 
@@ -104,11 +107,13 @@ def main(argv: list[str]) -> None:
         with storage_errors():
             url = args.storage and args.storage.replace("sqlite:///~", f"sqlite:///{Path.home()}")
             storage, study = open_study(folder, settings, space, url)
-            sweep = Sweep(children, storage, study, folder, space, fit_argv)
-            sweep.run(args.trials, args.workers)
+            with StatusLine() as status:
+                progress = SweepProgress(study, args.trials, status)
+                sweep = Sweep(children, storage, study, folder, space, fit_argv, progress)
+                sweep.run(args.trials, args.workers)
             if children.stop_signal:
                 new_folder = [] if args.folder else ["--folder", str(folder)]
-                resume = f"python -m fnn_lightning sweep {quote(*argv, *new_folder)}"
+                resume = f"{COMMAND} sweep {quote(*argv, *new_folder)}"
                 exit_stopped(children.stop_signal, f"resume with: {resume}")
             print_best_trials(study, folder)
 
@@ -127,6 +132,7 @@ class Sweep:
         folder: Folder of the trials' runs.
         space: The search space.
         fit_argv: The options of `fit` that all trials share.
+        progress: Shows how far the sweep is.
     """
 
     def __init__(
@@ -137,6 +143,7 @@ class Sweep:
         folder: Path,
         space: Space,
         fit_argv: list[str],
+        progress: SweepProgress,
     ) -> None:
         self.children = children
         self.storage = storage
@@ -144,6 +151,7 @@ class Sweep:
         self.folder = folder
         self.space = space
         self.fit_argv = fit_argv
+        self.progress = progress
 
     def run(self, trials: int, workers: int) -> None:
         """Run trials until the study has enough and none is running, or a stop signal comes.
@@ -166,12 +174,15 @@ class Sweep:
                     self.finish(trial, 0)
                     continue
                 running[self._start(trial, env)] = trial
+                self.progress.update()
             if not running and not self.children.stop_signal:
                 if not self.trials_in_state("RUNNING"):
                     return
                 if not waiting:
-                    print("waiting for trials that other processes train", flush=True)
+                    self.progress.print("waiting for trials that other processes train")
                     waiting = True
+                self.progress.update()
+            self.progress.show(stopping=bool(self.children.stop_signal))
             for child in self.children.wait(RETRY_SECONDS):
                 trial = running.pop(child)
                 if child.returncode and self.children.stop_signal:
@@ -252,7 +263,10 @@ class Sweep:
 
     def _close(self, trial: Trial, result: str) -> None:
         trial.output.close()
-        print(f"trial {trial.number:>4}   {result}   {format_params(trial.params)}", flush=True)
+        self.progress.update()
+        self.progress.print_trial(
+            f"trial {trial.number:>4}   {result}   {format_params(trial.params)}"
+        )
 
     def trials_in_state(self, state: str) -> list[Any]:
         """Return the study's trials in one of Optuna's states."""
@@ -365,19 +379,6 @@ def trial_folder(folder: Path, number: int) -> Path:
     return folder / f"trial_{number:04}"
 
 
-def format_params(params: dict[str, Any]) -> str:
-    """Write a trial's parameters for a reader, floats with four digits.
-
-    Example:
-        >>> format_params({"optimizer.lr": 0.123456, "model.activation": "relu"})
-        'optimizer.lr=0.1235  model.activation=relu'
-    """
-    return "  ".join(
-        f"{name}={value:.4g}" if isinstance(value, float) else f"{name}={value}"
-        for name, value in params.items()
-    )
-
-
 def print_best_trials(study: "Study", folder: Path) -> None:
     """Print the best trials, and the commands to test the first and to look at all.
 
@@ -402,5 +403,5 @@ def print_best_trials(study: "Study", folder: Path) -> None:
         print(f"{trial.number:>5}   {accuracy:>10.2f}   {format_params(trial.params)}")
     run = trial_folder(folder, completed[0].number)
     best = quote(run / read_metrics(run)["fit"]["checkpoint"])
-    print(f"test the best  python -m fnn_lightning test --ckpt_path {best}")
+    print(f"test the best  {COMMAND} test --ckpt_path {best}")
     print(f"look at all    tensorboard --logdir {quote(folder)}")
