@@ -8,6 +8,7 @@ import torch
 from fnn_lightning.data.dataloader import InMemoryDataLoader
 from fnn_lightning.datamodule import MNISTDataModule, Split
 from fnn_lightning.errors import InputError
+from fnn_lightning.runs.progress import BAR
 
 
 class MNISTWithTrainSet(MNISTDataModule):
@@ -68,16 +69,20 @@ class MNISTOrPictures(MNISTDataModule):
 
     def _read_pictures(self, paths: list[str]) -> None:
         # slow to import, and of use here only
+        from tqdm import tqdm
+
         from fnn_lightning.data.preprocessing import find_pictures, read_picture
 
         images = [torch.empty(0, 28, 28, dtype=torch.uint8)]
         self.pictures, self.unread = [], {}
-        for path in find_pictures(paths):
-            try:
-                images.append(read_picture(path)[None])
-                self.pictures.append(path)
-            except InputError as error:
-                self.unread[path] = str(error)
+        bar = BAR if self.trainer is None or self.trainer.is_global_zero else {"disable": True}
+        with tqdm(find_pictures(paths), "reading pictures", unit="", delay=1, **bar) as found:
+            for path in found:
+                try:
+                    images.append(read_picture(path)[None])
+                    self.pictures.append(path)
+                except InputError as error:
+                    self.unread[path] = str(error)
         count = len(self.pictures)
         labels = torch.zeros(count, dtype=torch.int64)
         self._splits["pictures"] = Split(torch.cat(images), labels, torch.arange(count))

@@ -3,23 +3,25 @@
 import gzip
 import math
 import shutil
-import socket
 import struct
+import sys
 import tempfile
 import warnings
-from collections.abc import Iterable, Iterator
-from contextlib import contextmanager, suppress
+from collections.abc import Iterable
+from contextlib import suppress
 from http.client import HTTPException
 from itertools import chain, count
 from pathlib import Path
 from urllib.parse import urlparse
-from urllib.request import url2pathname
+from urllib.request import Request, url2pathname, urlopen
 
 import numpy as np
 import torch
 from torch import Tensor
 
 from fnn_lightning.errors import InputError
+from fnn_lightning.runs.files import relative_path
+from fnn_lightning.runs.progress import BAR
 
 # name of each uncompressed file, and its number of dimensions
 FILES = {
@@ -31,7 +33,8 @@ FILES = {
 # Where the files can be, seen from the folder that the user names. Only names that stand for MNIST:
 # FashionMNIST and others call their files the same.
 PLACES = ("MNIST/raw", "MNIST", "raw", ".", "data/MNIST/raw")
-TIMEOUT_SECONDS = 30
+TIMEOUT_SECONDS = 30  # of every wait for the network
+CHUNK_BYTES = 2**16
 
 
 def raw_dir(data_dir: str) -> Path:
@@ -141,6 +144,8 @@ def _fetch_missing(folder: Path, base: Path, mirror: str | None) -> None:
     # in the files' own folder, so that moving them to their place is a rename and hence atomic
     with tempfile.TemporaryDirectory(prefix="download-", dir=folder) as scratch:
         problems = _problems(folder)  # with the lock held: another run may have fetched some
+        if problems:
+            print(f"fetching MNIST into {relative_path(folder)}", file=sys.stderr)
         for name in problems:
             try:
                 _fetch(name, digests[f"{name}.gz"], sources, Path(scratch))
@@ -196,7 +201,7 @@ def _source(mirror: str) -> str | Path:
 
 
 def _fetch(name: str, md5: str, sources: Iterable[str | Path], scratch: Path) -> None:
-    """Get one of MNIST's files from the first source that has it.
+    """Get one of MNIST's files from the first source that has it, and say which.
 
     Args:
         name: One of `FILES`.
@@ -211,24 +216,62 @@ def _fetch(name: str, md5: str, sources: Iterable[str | Path], scratch: Path) ->
     for source in sources:
         try:
             if isinstance(source, str):
-                _fetch_from_url(f"{source}{name}.gz", md5, scratch)
+                size = _fetch_from_url(f"{source}{name}.gz", md5, scratch)
             else:
-                _fetch_from_folder(source, name, md5, scratch)
-            return
+                size = _fetch_from_folder(source, name, md5, scratch)
         # RuntimeError: wrong digest; ValueError: not a URL
         except (OSError, HTTPException, RuntimeError, ValueError) as error:
             failures.append(f"{source} ({getattr(error, 'reason', None) or error})")
+        else:
+            where = urlparse(source).netloc if isinstance(source, str) else source
+            print(f"  {name:<23} {size / 1000:>6,.0f} kB from {where}", file=sys.stderr)
+            return
     raise InputError("; ".join(failures) or "nowhere")
 
 
-def _fetch_from_url(url: str, md5: str, scratch: Path) -> None:
-    from torchvision.datasets.utils import download_and_extract_archive
+def _fetch_from_url(url: str, md5: str, scratch: Path) -> int:
+    """Download an archive and unpack it.
 
-    with _socket_timeout():
-        download_and_extract_archive(url, str(scratch), md5=md5)
+    Returns:
+        Size of the archive, in bytes.
+    """
+    from torchvision.datasets.utils import check_md5
+    from tqdm import tqdm
+
+    archive = scratch / url.rpartition("/")[2]
+    request = Request(url, headers={"User-Agent": "fnn_lightning"})
+    try:
+        with (
+            tqdm(desc=archive.name, unit="B", unit_scale=True, **BAR) as bar,
+            urlopen(request, timeout=TIMEOUT_SECONDS) as response,
+            archive.open("wb") as file,
+        ):
+            bar.total = response.length
+            for chunk in iter(lambda: response.read(CHUNK_BYTES), b""):
+                file.write(chunk)
+                bar.update(len(chunk))
+    except OSError:
+        if not url.startswith("https:"):
+            raise
+        # where a proxy breaks HTTPS; the digest is checked all the same
+        return _fetch_from_url(url.replace("https:", "http:", 1), md5, scratch)
+    if not check_md5(archive, md5):
+        raise RuntimeError("the archive is damaged")
+    _unpack(archive, scratch / archive.stem)
+    return archive.stat().st_size
 
 
-def _fetch_from_folder(base: Path, name: str, md5: str, scratch: Path) -> None:
+def _unpack(archive: Path, path: Path) -> None:
+    with gzip.open(archive) as packed, path.open("wb") as unpacked:
+        shutil.copyfileobj(packed, unpacked)
+
+
+def _fetch_from_folder(base: Path, name: str, md5: str, scratch: Path) -> int:
+    """Unpack an archive that a folder holds, or copy what is in it.
+
+    Returns:
+        Size of the file in the folder, in bytes.
+    """
     from torchvision.datasets.utils import check_md5
 
     # Digests tell MNIST's archives from FashionMNIST's, so they may lie in any folder below.
@@ -236,25 +279,13 @@ def _fetch_from_folder(base: Path, name: str, md5: str, scratch: Path) -> None:
     archives = [path for folder in folders for path in _archives(folder, name) if path.is_file()]
     for archive in archives:
         if check_md5(archive, md5):
-            with gzip.open(archive) as packed, (scratch / name).open("wb") as unpacked:
-                shutil.copyfileobj(packed, unpacked)
-            return
+            _unpack(archive, scratch / name)
+            return archive.stat().st_size
     for file in (find_file(place, name) for place in _places(base)):
         if _problem(file, FILES[name]) is None:
             shutil.copyfile(file, scratch / name)
-            return
+            return file.stat().st_size
     raise RuntimeError("the archive is damaged" if archives else "no such file")
-
-
-@contextmanager
-def _socket_timeout() -> Iterator[None]:
-    """Limit every wait for the network; torchvision's download code sets no limit."""
-    before = socket.getdefaulttimeout()
-    socket.setdefaulttimeout(TIMEOUT_SECONDS)
-    try:
-        yield
-    finally:
-        socket.setdefaulttimeout(before)
 
 
 def idx_shape(path: Path, ndim: int) -> tuple[int, ...]:

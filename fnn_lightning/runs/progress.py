@@ -1,4 +1,4 @@
-"""What a terminal shows while something takes its time: a status line, a bar, the time left.
+"""What a terminal shows while something takes its time: a status line, bars, the time left.
 
 Importing this file must stay quick: no torch, no tqdm.
 """
@@ -6,14 +6,12 @@ Importing this file must stay quick: no torch, no tqdm.
 import os
 import sys
 import time
-from collections.abc import Iterable
-from typing import IO, TYPE_CHECKING, Any
-
-if TYPE_CHECKING:
-    from tqdm import tqdm
+from typing import IO, Any
 
 ROOM = 5  # columns left free: for the cursor, and for what the terminal shows of Ctrl-C, `^C^C`
 
+# of a tqdm bar: in a terminal alone, as wide as it is, and gone at the end
+BAR: dict[str, Any] = {"disable": None, "dynamic_ncols": True, "leave": False}
 STOPPING = "stopping: what runs saves its checkpoint …"
 
 
@@ -111,29 +109,3 @@ def terminal_columns() -> int:
         return os.get_terminal_size(sys.stderr.fileno()).columns or 80
     except (OSError, ValueError):  # not a terminal, or a stream without a descriptor
         return 80
-
-
-def progress_bar(
-    items: Iterable[Any] | None, description: str, first_rank: bool = True, **kwargs: Any
-) -> "tqdm[Any]":
-    """Make a bar on stderr for what takes more than a second; it is gone when it is closed.
-
-    Args:
-        items: What it iterates over, if it does.
-        description: What is going on.
-        first_rank: Whether this process may show it. It does so in a terminal only.
-        kwargs: Other arguments of `tqdm`.
-    """
-    from tqdm import tqdm
-
-    disable = None if first_rank else True  # None: unless it is a terminal
-    bar = tqdm(
-        items,
-        description,
-        leave=False,
-        delay=1,
-        dynamic_ncols=True,
-        disable=disable,
-        **kwargs,
-    )
-    return bar
