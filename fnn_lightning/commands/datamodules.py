@@ -4,6 +4,7 @@ from pathlib import Path
 from typing import Any
 
 import torch
+from tqdm import tqdm
 
 from fnn_lightning.data.dataloader import InMemoryDataLoader
 from fnn_lightning.datamodule import MNISTDataModule, Split
@@ -69,8 +70,6 @@ class MNISTOrPictures(MNISTDataModule):
 
     def _read_pictures(self, paths: list[str]) -> None:
         # slow to import, and of use here only
-        from tqdm import tqdm
-
         from fnn_lightning.data.preprocessing import find_pictures, read_picture
 
         images = [torch.empty(0, 28, 28, dtype=torch.uint8)]

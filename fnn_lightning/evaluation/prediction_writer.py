@@ -8,13 +8,16 @@ from typing import Any
 
 from lightning.pytorch import LightningModule, Trainer, callbacks
 from torch import Tensor
+from tqdm import tqdm
 
 from fnn_lightning.data.dataloader import InMemoryDataLoader, all_gather_batch
 from fnn_lightning.errors import InputError
 from fnn_lightning.network import NUM_CLASSES
 from fnn_lightning.runs.files import check_writable, output_file, write_atomic
+from fnn_lightning.runs.progress import BAR
 
 COLUMNS = ("digit", *(f"p{digit}" for digit in range(NUM_CLASSES)))
+MAX_TABLE = 20  # pictures of which a table is printed beside the output; more hide the rest
 MAX_STEM = 100  # characters; file systems limit the length of a name
 
 Record = dict[str, Any]
@@ -25,8 +28,8 @@ class PredictionWriter(callbacks.Callback):
     """Prints and writes predictions: index or file, digit, probability of each digit.
 
     Predictions of the test set go to `output` or, without it, to stdout as CSV. Predictions of
-    pictures are always printed as a table, with a warning for those unlike the training data; they
-    go to `output` as well. Only rank 0 prints and writes.
+    pictures are printed as a table, with a warning for those unlike the training data; they go to
+    `output` as well, and more than 20 of them there alone. Only rank 0 prints and writes.
 
     Args:
         output: File to write, `.csv` or `.json`. Probabilities are from 0 to 1.
@@ -101,20 +104,33 @@ class PredictionWriter(callbacks.Callback):
         if not trainer.is_global_zero or self._prints_csv:
             return
         if self._pictures is not None:
-            # slow to import, and only needed here
-            from fnn_lightning.data.preprocessing import out_of_distribution
-
-            for record, pixels in zip(self._records, self._inputs, strict=True):
-                record["warning"] = out_of_distribution(pixels, max(record["probabilities"]))
-            print_table(self._records)
+            add_warnings(self._records, self._inputs)
+            if not self.output or len(self._records) <= MAX_TABLE:
+                print_table(self._records)
         if self.output:
             is_json = self.output.suffix.lower() == ".json"
             content = to_json(self._records) if is_json else to_csv(self._records)
             write_atomic(self.output, content)
-            print(f"{len(self._records):,} predictions written to {self.output}")
+            warned = sum(bool(record.get("warning")) for record in self._records)
+            marked = f", {warned:,} of them with a warning" if warned else ""
+            print(f"{len(self._records):,} predictions written to {self.output}{marked}")
         if self.save_inputs and self._pictures is not None:
             # limit_predict_batches may leave some pictures out
             save_pngs(self.save_inputs, self._pictures[: len(self._inputs)], self._inputs)
+
+
+def add_warnings(records: list[Record], inputs: list[Tensor]) -> None:
+    """Add to each picture's record its warning, "" if it looks like the training data.
+
+    Args:
+        records: The records, with probabilities.
+        inputs: The network's input for each, `uint8` of shape `(28, 28)`.
+    """
+    from fnn_lightning.data.preprocessing import out_of_distribution  # slow to import
+
+    checked = zip(records, inputs, strict=True)
+    for record, pixels in tqdm(checked, "checking pictures", len(records), unit="", delay=1, **BAR):
+        record["warning"] = out_of_distribution(pixels, max(record["probabilities"]))
 
 
 def print_table(records: list[Record]) -> None:
@@ -159,7 +175,8 @@ def save_pngs(folder: Path, pictures: list[Path], inputs: list[Tensor]) -> None:
     from PIL import Image  # slow to import
 
     taken: set[str] = set()
-    for path, pixels in zip(pictures, inputs, strict=True):
+    saved = zip(pictures, inputs, strict=True)
+    for path, pixels in tqdm(saved, "saving pictures", len(pictures), unit="", delay=1, **BAR):
         stem = path.stem[:MAX_STEM]
         name, number = stem, 1
         while name.lower() in taken:
