@@ -4,12 +4,11 @@ from pathlib import Path
 from typing import Any
 
 import torch
-from tqdm import tqdm
 
 from fnn_lightning.data.dataloader import InMemoryDataLoader
 from fnn_lightning.datamodule import MNISTDataModule, Split
 from fnn_lightning.errors import InputError
-from fnn_lightning.runs.progress import BAR
+from fnn_lightning.runs.progress import progress_bar
 
 
 class MNISTWithTrainSet(MNISTDataModule):
@@ -74,9 +73,9 @@ class MNISTOrPictures(MNISTDataModule):
 
         images = [torch.empty(0, 28, 28, dtype=torch.uint8)]
         self.pictures, self.unread = [], {}
-        bar = BAR if self.trainer is None or self.trainer.is_global_zero else {"disable": True}
-        with tqdm(find_pictures(paths), "reading pictures", unit="", delay=1, **bar) as found:
-            for path in found:
+        first = self.trainer is None or self.trainer.is_global_zero
+        with progress_bar(find_pictures(paths), "reading", first, delay=1) as bar:
+            for path in bar:
                 try:
                     images.append(read_picture(path)[None])
                     self.pictures.append(path)

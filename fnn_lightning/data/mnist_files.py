@@ -21,7 +21,7 @@ from torch import Tensor
 
 from fnn_lightning.errors import InputError
 from fnn_lightning.runs.files import relative_path
-from fnn_lightning.runs.progress import BAR
+from fnn_lightning.runs.progress import progress_bar
 
 # name of each uncompressed file, and its number of dimensions
 FILES = {
@@ -236,13 +236,12 @@ def _fetch_from_url(url: str, md5: str, scratch: Path) -> int:
         Size of the archive, in bytes.
     """
     from torchvision.datasets.utils import check_md5
-    from tqdm import tqdm
 
     archive = scratch / url.rpartition("/")[2]
     request = Request(url, headers={"User-Agent": "fnn_lightning"})
     try:
         with (
-            tqdm(desc=archive.name, unit="B", unit_scale=True, **BAR) as bar,
+            progress_bar(None, archive.name.partition("-idx")[0], unit_scale=True) as bar,
             urlopen(request, timeout=TIMEOUT_SECONDS) as response,
             archive.open("wb") as file,
         ):

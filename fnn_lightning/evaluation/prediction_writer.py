@@ -8,13 +8,12 @@ from typing import Any
 
 from lightning.pytorch import LightningModule, Trainer, callbacks
 from torch import Tensor
-from tqdm import tqdm
 
 from fnn_lightning.data.dataloader import InMemoryDataLoader, all_gather_batch
 from fnn_lightning.errors import InputError
 from fnn_lightning.network import NUM_CLASSES
 from fnn_lightning.runs.files import check_writable, output_file, write_atomic
-from fnn_lightning.runs.progress import BAR
+from fnn_lightning.runs.progress import progress_bar
 
 COLUMNS = ("digit", *(f"p{digit}" for digit in range(NUM_CLASSES)))
 MAX_TABLE = 20  # pictures of which a table is printed beside the output; more hide the rest
@@ -129,8 +128,9 @@ def add_warnings(records: list[Record], inputs: list[Tensor]) -> None:
     from fnn_lightning.data.preprocessing import out_of_distribution  # slow to import
 
     checked = zip(records, inputs, strict=True)
-    for record, pixels in tqdm(checked, "checking pictures", len(records), unit="", delay=1, **BAR):
-        record["warning"] = out_of_distribution(pixels, max(record["probabilities"]))
+    with progress_bar(checked, "checking", total=len(records), delay=1) as bar:
+        for record, pixels in bar:
+            record["warning"] = out_of_distribution(pixels, max(record["probabilities"]))
 
 
 def print_table(records: list[Record]) -> None:
@@ -176,13 +176,14 @@ def save_pngs(folder: Path, pictures: list[Path], inputs: list[Tensor]) -> None:
 
     taken: set[str] = set()
     saved = zip(pictures, inputs, strict=True)
-    for path, pixels in tqdm(saved, "saving pictures", len(pictures), unit="", delay=1, **BAR):
-        stem = path.stem[:MAX_STEM]
-        name, number = stem, 1
-        while name.lower() in taken:
-            number += 1
-            name = f"{stem}_{number}"
-        taken.add(name.lower())
-        content = io.BytesIO()
-        Image.fromarray(pixels.numpy()).save(content, "PNG")
-        write_atomic(folder / f"{name}.png", content.getbuffer())
+    with progress_bar(saved, "saving", total=len(pictures), delay=1) as bar:
+        for path, pixels in bar:
+            stem = path.stem[:MAX_STEM]
+            name, number = stem, 1
+            while name.lower() in taken:
+                number += 1
+                name = f"{stem}_{number}"
+            taken.add(name.lower())
+            content = io.BytesIO()
+            Image.fromarray(pixels.numpy()).save(content, "PNG")
+            write_atomic(folder / f"{name}.png", content.getbuffer())

@@ -6,12 +6,17 @@ Importing this file must stay quick: no torch, no tqdm.
 import os
 import sys
 import time
-from typing import IO, Any
+from collections.abc import Iterable
+from typing import IO, TYPE_CHECKING, Any, TypeVar
+
+if TYPE_CHECKING:
+    from tqdm import tqdm
+
+Bar = TypeVar("Bar", bound="tqdm[Any]")
 
 ROOM = 5  # columns left free: for the cursor, and for what the terminal shows of Ctrl-C, `^C^C`
 
-# of a tqdm bar: in a terminal alone, as wide as it is, and gone at the end
-BAR: dict[str, Any] = {"disable": None, "dynamic_ncols": True, "leave": False}
+BAR = "{percentage:3.0f} %|{bar}| {desc}, {n_fmt}/{total_fmt}, {remaining} left"
 STOPPING = "stopping: what runs saves its checkpoint …"
 
 
@@ -109,3 +114,35 @@ def terminal_columns() -> int:
         return os.get_terminal_size(sys.stderr.fileno()).columns or 80
     except (OSError, ValueError):  # not a terminal, or a stream without a descriptor
         return 80
+
+
+def progress_bar(
+    items: Iterable[Any] | None, description: str, shown: bool = True, **kwargs: Any
+) -> "tqdm[Any]":
+    """Make a bar on stderr, which a terminal alone shows, and which goes when it is closed.
+
+    Args:
+        items: What it iterates over, if it does.
+        description: What is done with them.
+        shown: Whether this process may show it.
+        kwargs: Other arguments of `tqdm`.
+    """
+    from tqdm import tqdm  # slow to import
+
+    disable = None if shown else True  # None: unless stderr is a terminal
+    bar = tqdm(items, description, bar_format=BAR, dynamic_ncols=True, disable=disable, **kwargs)
+    return bar if bar.disable else leave_room(bar)
+
+
+def leave_room(bar: Bar) -> Bar:
+    """Make a tqdm bar go when it is closed, and narrow enough for `^C^C` after it in its line."""
+    bar.leave = False
+    shape = bar.dynamic_ncols
+
+    def narrower(file: Any) -> tuple[int | None, int | None]:
+        columns, rows = shape(file)
+        return (max(columns - ROOM + 1, 1) if columns else columns), rows
+
+    if shape:  # None without a terminal
+        bar.dynamic_ncols = narrower
+    return bar

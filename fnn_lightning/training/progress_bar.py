@@ -7,6 +7,8 @@ from typing import Any
 from lightning.pytorch import LightningModule, Trainer, callbacks
 from lightning.pytorch.callbacks.progress.tqdm_progress import Tqdm
 
+from fnn_lightning.runs.progress import leave_room
+
 REDRAW_SECONDS = 0.1
 SHOW_VALIDATION_SECONDS = 0.5
 BAR = "{percentage:3.0f} %|{bar}| {desc}, {remaining} left{postfix}"
@@ -107,17 +109,3 @@ def steps_per_epoch(trainer: Trainer) -> float:
     """Return the number of optimiser steps of an epoch; infinite if it never ends."""
     batches = trainer.num_training_batches
     return max(1, -(-batches // trainer.accumulate_grad_batches))
-
-
-def leave_room(bar: Tqdm) -> Tqdm:
-    """Make a bar go when it is closed, and narrower, so that `^C^C` after it fits into its line."""
-    bar.leave = False
-    shape = bar.dynamic_ncols
-
-    def narrower(file: Any) -> tuple[int | None, int | None]:
-        columns, rows = shape(file)
-        return (max(columns - 4, 1) if columns else columns), rows
-
-    if shape:  # None without a terminal
-        bar.dynamic_ncols = narrower
-    return bar
