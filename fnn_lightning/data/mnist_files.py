@@ -144,11 +144,9 @@ def _fetch_missing(folder: Path, base: Path, mirror: str | None) -> None:
     # in the files' own folder, so that moving them to their place is a rename and hence atomic
     with tempfile.TemporaryDirectory(prefix="download-", dir=folder) as scratch:
         problems = _problems(folder)  # with the lock held: another run may have fetched some
-        if problems:
-            print(f"fetching MNIST into {relative_path(folder)}", file=sys.stderr)
-        for name in problems:
+        for number, name in enumerate(problems):
             try:
-                _fetch(name, digests[f"{name}.gz"], sources, Path(scratch))
+                source, size = _fetch(name, digests[f"{name}.gz"], sources, Path(scratch))
             except InputError as error:
                 raise InputError(
                     f"MNIST is incomplete: {'; '.join(problems.values())}; tried to get "
@@ -156,6 +154,9 @@ def _fetch_missing(folder: Path, base: Path, mirror: str | None) -> None:
                     "four files or a base URL of their .gz archives, or train on the embedded "
                     "digits with --data.dataset digits"
                 ) from None
+            if number == 0:  # not before: an error would stand alone
+                print(f"fetching MNIST into {relative_path(folder)}", file=sys.stderr)
+            print(f"  {name:<23} {size / 1000:>6,.0f} kB from {source}", file=sys.stderr)
             _put_in_place(Path(scratch) / name, folder / name)
 
 
@@ -200,14 +201,17 @@ def _source(mirror: str) -> str | Path:
     return path.parent if path.is_file() else path  # one of the files names their folder
 
 
-def _fetch(name: str, md5: str, sources: Iterable[str | Path], scratch: Path) -> None:
-    """Get one of MNIST's files from the first source that has it, and say which.
+def _fetch(name: str, md5: str, sources: Iterable[str | Path], scratch: Path) -> tuple[str, int]:
+    """Get one of MNIST's files from the first source that has it.
 
     Args:
         name: One of `FILES`.
         md5: Digest of its archive.
         sources: Base URLs of archives, and folders.
         scratch: Folder to put the uncompressed file into.
+
+    Returns:
+        The source, a folder or a server, and the size in bytes of the file there.
 
     Raises:
         InputError: If no source has it; the message lists the sources and why each failed.
@@ -217,15 +221,11 @@ def _fetch(name: str, md5: str, sources: Iterable[str | Path], scratch: Path) ->
         try:
             if isinstance(source, str):
                 size = _fetch_from_url(f"{source}{name}.gz", md5, scratch)
-            else:
-                size = _fetch_from_folder(source, name, md5, scratch)
+                return urlparse(source).netloc, size
+            return str(source), _fetch_from_folder(source, name, md5, scratch)
         # RuntimeError: wrong digest; ValueError: not a URL
         except (OSError, HTTPException, RuntimeError, ValueError) as error:
             failures.append(f"{source} ({getattr(error, 'reason', None) or error})")
-        else:
-            where = urlparse(source).netloc if isinstance(source, str) else source
-            print(f"  {name:<23} {size / 1000:>6,.0f} kB from {where}", file=sys.stderr)
-            return
     raise InputError("; ".join(failures) or "nowhere")
 
 

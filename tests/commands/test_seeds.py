@@ -8,6 +8,7 @@ import pytest
 
 from fnn_lightning.commands.main import main
 from fnn_lightning.commands.seeds import results_table
+from fnn_lightning.runs.progress import StatusLine
 from tests.runs.test_loggers import TRACKER
 from tests.support import PARENT, STAND_IN, Start, ended, until
 
@@ -71,6 +72,17 @@ def test_a_line_is_printed_for_each_seed_and_its_output_kept(
         f"fit --config seeds/version_0/seeds.yaml --seed_everything 1 --run_folder {run}\n"
     )
     assert not (run / "errors.txt").exists()  # nothing was said
+
+
+def test_a_terminal_shows_which_seed_is_trained(
+    stand_in: None, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    shown: list[str] = []
+    monkeypatch.setattr(StatusLine, "show", lambda self, text: shown.append(text))
+    main(["seeds", "2"])
+    assert "checking the settings …" in shown
+    assert any(re.fullmatch(r"seed 0 \(1 of 2\), \d+ s so far", text) for text in shown)
+    assert any(re.fullmatch(r"seed 1 \(2 of 2\), about \d+ s left", text) for text in shown)
 
 
 def test_other_settings_need_another_folder(

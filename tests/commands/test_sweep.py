@@ -1,4 +1,5 @@
 import os
+import re
 import signal
 import socket
 import sqlite3
@@ -18,6 +19,7 @@ from sqlalchemy.pool import NullPool, Pool
 from fnn_lightning.commands.main import main
 from fnn_lightning.commands.sweep_space import first_value, fit_options, read_space
 from fnn_lightning.errors import InputError
+from fnn_lightning.runs.progress import StatusLine
 from tests.support import CONFIGS, PARENT, STAND_IN, Start, ask, ended, until
 
 SPACES = sorted((CONFIGS / "sweep").glob("*.yaml"))
@@ -140,6 +142,10 @@ def test_a_resumed_sweep_draws_the_same_trials(
             f"--checkpoint.monitor=val/acc --run_folder {run}\n"
         )
         assert f"trial    {trial.number}   val/acc {100 * lr / 1000 + 90:.2f} %   1.5 s" in out
+    ends = [line.rpartition("   (")[2] for line in out.splitlines() if line.startswith("trial  ")]
+    best = 90 + max(float(trial.params["optimizer.lr"]) for trial in found) / 10
+    assert re.fullmatch(r"1 of 3, best 90\.\d\d %, about \d+ s left\)", ends[0])
+    assert ends[2] == f"3 of 3, best {best:.2f} %)"
     best = max(found, key=lambda trial: float(trial.params["optimizer.lr"])).number
     assert (
         "test the best  python -m fnn_lightning test --ckpt_path "
@@ -156,6 +162,21 @@ def test_a_resumed_sweep_draws_the_same_trials(
     # the same trials as without an interruption
     main([*argv, "--trials", "5"])
     assert [t.params for t in trials("sweeps/version_1")] == [t.params for t in found]
+
+
+def test_a_terminal_shows_how_far_a_sweep_is(
+    stand_in: None, monkeypatch: pytest.MonkeyPatch, capsys: pytest.CaptureFixture[str]
+) -> None:
+    shown: list[str] = []
+    monkeypatch.setattr(StatusLine, "show", lambda self, text: shown.append(text))
+    Path("space.yaml").write_text("optimizer.lr: {choices: [0.5, -1]}")
+    main(["sweep", "--space", "space.yaml", "--trials", "4"])
+    assert "checking the settings …" in shown
+    assert any(re.fullmatch(r"0 of 4 trials, \d+ s so far, 1 running", text) for text in shown)
+    found = trials("sweeps/version_0")
+    failed = sum(trial.state.name == "FAIL" for trial in found[:3])
+    last = [text for text in shown if text.startswith("3 of 4 trials, about ")][-1]
+    assert last.endswith(f" left, {failed} failed, 1 running, best 90.05 %: lr=0.5")
 
 
 def test_failed_trials_are_recorded_with_their_reason(

@@ -1,3 +1,5 @@
+import io
+import sys
 import threading
 from collections.abc import Callable, Iterator
 from functools import partial
@@ -49,6 +51,48 @@ def test_files_are_fetched_from_a_folder(mirror: Path, form: str) -> None:
 @pytest.mark.parametrize("form", ["{}", "{}/"])
 def test_files_are_fetched_from_a_server(mirror_url: str, form: str) -> None:
     fetch_mnist("data", form.format(mirror_url))
+    assert contents("data") == tiny_files()
+
+
+def kilobytes(mirror: Path, name: str) -> str:
+    return f"{(mirror / f'{name}.gz').stat().st_size / 1000:,.0f} kB"
+
+
+def test_names_sizes_source_and_destination_are_said_once(
+    mirror: Path, mirror_url: str, capsys: pytest.CaptureFixture[str]
+) -> None:
+    for data_dir, source in (("new", mirror_url), ("other", str(mirror))):
+        fetch_mnist(data_dir, source)
+        output = capsys.readouterr()
+        assert output.out == ""  # which may be a table of predictions
+        assert "\r" not in output.err
+        lines = output.err.splitlines()
+        assert lines[0] == f"fetching MNIST into {data_dir}/MNIST/raw"
+        where = source.removeprefix("http://")
+        assert [" ".join(line.split()) for line in lines[1:]] == [
+            f"{name} {kilobytes(mirror, name)} from {where}" for name in FILES
+        ]
+        fetch_mnist(data_dir, source)
+        assert capsys.readouterr() == ("", "")
+
+
+def test_a_terminal_shows_a_bar_while_a_file_is_downloaded(
+    mirror_url: str, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    terminal = io.StringIO()
+    terminal.isatty = lambda: True  # type: ignore[method-assign]
+    monkeypatch.setattr(sys, "stderr", terminal)
+    fetch_mnist("data", mirror_url)
+    for name in ("train-images", "train-labels", "t10k-images", "t10k-labels"):
+        assert f"| {name}, " in terminal.getvalue()
+    last = terminal.getvalue().splitlines()[-1]
+    assert last.rpartition("\r")[2].startswith("  t10k-labels-idx1-ubyte")
+
+
+def test_what_https_refuses_is_downloaded_by_http(
+    mirror_url: str, capsys: pytest.CaptureFixture[str]
+) -> None:
+    fetch_mnist("data", mirror_url.replace("http:", "https:"))  # it speaks no TLS
     assert contents("data") == tiny_files()
 
 

@@ -185,6 +185,30 @@ def test_any_file_name_is_written_exactly(capsys: Capture) -> None:
 
 
 @pytest.mark.usefixtures("trained")
+def test_many_pictures_are_summed_up_when_their_predictions_are_written(
+    scans: Path, monkeypatch: pytest.MonkeyPatch, capsys: Capture
+) -> None:
+    monkeypatch.setattr("fnn_lightning.evaluation.prediction_writer.MAX_TABLE", 2)
+    written = "predictions written to out.csv"
+    images = ["--data.images", "scans/a.png", "scans/b.jpg"]
+    main(["predict", "--ckpt_path", LAST, *images, "--output", "out.csv"])
+    assert len(capsys.readouterr().out.splitlines()) == 4
+    shutil.copy(scans / "a.png", scans / "c.png")
+    images.append("scans/c.png")
+    main(["predict", "--ckpt_path", LAST, *images, "--output", "out.csv"])
+    output = capsys.readouterr()
+    assert (output.out, output.err) == (f"3 {written}, 3 of them with a warning\n", "")
+    monkeypatch.setattr(
+        "fnn_lightning.data.preprocessing.out_of_distribution",
+        lambda pixels, confidence: "",
+    )
+    main(["predict", "--ckpt_path", LAST, *images, "--output", "out.csv"])
+    assert capsys.readouterr().out == f"3 {written}\n"
+    main(["predict", "--ckpt_path", LAST, *images])
+    assert len(capsys.readouterr().out.splitlines()) == 4
+
+
+@pytest.mark.usefixtures("trained")
 def test_no_picture_is_overwritten(scans: Path, capsys: Capture) -> None:
     Path("cut").mkdir()
     Path("cut/a.png").write_bytes((scans / "a.png").read_bytes()[:60])
