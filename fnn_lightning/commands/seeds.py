@@ -5,14 +5,18 @@ import sys
 import time
 from collections.abc import Iterator, Sequence
 from pathlib import Path
-from typing import Any
 
 import yaml
 
 from fnn_lightning.commands.main import COMMAND
 from fnn_lightning.commands.options import make_parser, parse, refuse_options, split_argv
+from fnn_lightning.commands.seeds_table import (
+    Column,
+    number_format,
+    results_table,
+    seed_results,
+)
 from fnn_lightning.errors import InputError
-from fnn_lightning.evaluation.stats import mean_interval
 from fnn_lightning.runs.files import quote
 from fnn_lightning.runs.multirun_folder import (
     LOCK,
@@ -26,7 +30,6 @@ from fnn_lightning.runs.run_folder import (
     final_test_accuracy,
     fit_completed,
     read_metrics,
-    val_result,
 )
 from fnn_lightning.runs.subprocesses import Subprocesses, exit_stopped, failure_reason
 
@@ -34,9 +37,6 @@ SEEDS_CONFIG = "seeds.yaml"  # the settings that all runs of the folder share
 OUTPUT, ERRORS = "output.txt", "errors.txt"  # of each run, in its folder
 REFRESH_SECONDS = 0.5  # of the status line, and for warnings and errors
 RESERVED = ("--seed_everything", "--run_folder", "--ckpt_path", "--print_config")
-
-Column = dict[int, float]
-"""A metric by seed, as shown: an accuracy in percent. Seeds without a result are missing."""
 
 
 def main(argv: list[str]) -> None:
@@ -251,68 +251,3 @@ def print_results(folder: Path, seeds: Sequence[int], test: bool) -> None:
     if yaml.safe_load((folder / SEEDS_CONFIG).read_text(encoding="utf-8"))["data"]["val_size"] == 0:
         print("validation is the test set, since val_size is 0")
     print(f"look at them: tensorboard --logdir {quote(folder)}")
-
-
-def seed_results(metrics: dict[str, Any], test: bool) -> dict[str, float]:
-    """Return the results of a completed run by the names of their columns; accuracies in percent.
-
-    Args:
-        metrics: The run's metrics.
-        test: Whether the run has to be tested as well; without a test it has no results.
-
-    Example:
-        >>> best = {"monitor": "val/acc", "score": 0.5}
-        >>> metrics = {"fit": {"best": best, "checkpoint": "checkpoints/best.ckpt"}}
-        >>> seed_results(metrics, test=False), seed_results(metrics, test=True)
-        ({'best val/acc, %': 50.0}, {})
-    """
-    results = [val_result(metrics)]
-    if test:
-        results.append(("test/acc", final_test_accuracy(metrics)))
-        if results[-1][1] is None:
-            return {}
-    return {
-        f"{name}, %" if name.endswith("acc") else name: (
-            100 * value if name.endswith("acc") else value
-        )
-        for name, value in results
-        if value is not None
-    }
-
-
-def results_table(columns: dict[str, Column], seeds: Sequence[int]) -> str:
-    """Lay out the results: a row for each seed, then their mean and its 95 % interval.
-
-    Example:
-        >>> print(results_table({"val/loss": {0: 0.25}}, range(2)))
-        seed          val/loss
-        0               0.2500
-        1               failed
-    """
-    rows = [["seed", *columns]]
-    for seed in seeds:
-        cells = [
-            f"{column[seed]:{number_format(name)}}" if seed in column else "failed"
-            for name, column in columns.items()
-        ]
-        rows.append([str(seed), *cells])
-    completed = min((len(column) for column in columns.values()), default=0)
-    if completed > 1:
-        stats = [
-            (number_format(name), *mean_interval([*column.values()]))
-            for name, column in columns.items()
-        ]
-        count = f"{completed} of {len(seeds)}" if completed < len(seeds) else f"{completed}"
-        means = [f"{mean:{f}} ± {std:{f}}" for f, mean, std, _ in stats]
-        rows.append([f"mean ± standard deviation of {count}", *means])
-        bounds = [f"{mean - half:{f}} to {mean + half:{f}}" for f, mean, _, half in stats]
-        rows.append(["95 % interval of the mean", *bounds])
-    width = max(len(row[0]) for row in rows)
-    return "\n".join(
-        "  ".join([row[0].ljust(width), *(f"{cell:>16}" for cell in row[1:])]) for row in rows
-    )
-
-
-def number_format(name: str) -> str:
-    """Return the format of a column's numbers."""
-    return ".2f" if name.endswith("%") else ".4f"

@@ -7,7 +7,7 @@ from pathlib import Path
 import pytest
 
 from fnn_lightning.commands.main import main
-from fnn_lightning.commands.seeds import results_table
+from fnn_lightning.commands.seeds_table import results_table
 from fnn_lightning.runs.progress import StatusLine
 from tests.runs.test_loggers import TRACKER
 from tests.support import PARENT, STAND_IN, Start, ended, until
