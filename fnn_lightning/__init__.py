@@ -7,21 +7,45 @@ from fnn_lightning.runs.cores import limit_spinning, reproduce_products
 
 if TYPE_CHECKING:
     from fnn_lightning.datamodule import MNISTDataModule
+    from fnn_lightning.evaluation.curves import losses, plot_curves
+    from fnn_lightning.evaluation.evaluate import evaluate
     from fnn_lightning.lit_module import FNNLitModule
     from fnn_lightning.network import FNN
+    from fnn_lightning.runs.load import load
 
 __version__ = "0.1.0"
-__all__ = ["FNN", "FNNLitModule", "MNISTDataModule", "__version__"]
+__all__ = [
+    "FNN",
+    "FNNLitModule",
+    "MNISTDataModule",
+    "__version__",
+    "evaluate",
+    "load",
+    "losses",
+    "plot_curves",
+]
+MODULES = {
+    "FNN": "network",
+    "FNNLitModule": "lit_module",
+    "MNISTDataModule": "datamodule",
+    "evaluate": "evaluation.evaluate",
+    "load": "runs.load",
+    "losses": "evaluation.curves",
+    "plot_curves": "evaluation.curves",
+}
 
 limit_spinning(os.environ)  # before torch is imported, which reads it
 reproduce_products(os.environ)
 
 
 def __getattr__(name: str) -> Any:
-    # Importing torch takes seconds, and `--version` needs none of it: classes load when first used.
-    modules = {"FNN": "network", "FNNLitModule": "lit_module", "MNISTDataModule": "datamodule"}
-    if name not in modules:
+    # Importing torch takes seconds, and `--version` needs none of it: they load when first used.
+    if name not in MODULES:
         raise AttributeError(f"module {__name__!r} has no attribute {name!r}")
     from importlib import import_module
 
-    return getattr(import_module(f"{__name__}.{modules[name]}"), name)
+    return getattr(import_module(f"{__name__}.{MODULES[name]}"), name)
+
+
+def __dir__() -> list[str]:
+    return __all__

@@ -10,6 +10,7 @@ from torch.nn import functional as F
 
 from fnn_lightning.data.dataloader import Batch, InMemoryDataLoader
 from fnn_lightning.errors import DivergenceError, InputError
+from fnn_lightning.evaluation.predictions import Prediction, predict_probabilities
 from fnn_lightning.network import FNN, NUM_CLASSES
 from fnn_lightning.training.batch_norm import check_batch_norm
 from fnn_lightning.training.compilation import (
@@ -166,6 +167,37 @@ class FNNLitModule(LightningModule):
         images = batch if isinstance(batch, Tensor) else batch[0]
         probabilities = self(images).softmax(dim=1)
         return {"probabilities": probabilities, "digit": probabilities.argmax(dim=1)}
+
+    def predict(self, x: Any) -> Prediction:
+        """Predict the digits of pictures or arrays, one or many; no Trainer is needed.
+
+        It computes in evaluation mode, on the module's device, and leaves the module as it was.
+
+        Args:
+            x: A picture: its path or a PIL image, of any size, brought to MNIST's form. Or a NumPy
+                array or a tensor of raw pixels 0–255, ink 255 on 0, of shape `(28, 28)`,
+                `(N, 28, 28)`, `(N, 784)` or `(N, 1, 28, 28)`. Or a list of these, one image each.
+
+        Returns:
+            `digits` and `probabilities`, of one image without the first dimension.
+
+        Raises:
+            InputError: If there is no image, or one cannot be read, has another shape, is on
+                another scale, or is not finite.
+
+        Example:
+            >>> import torch
+            >>> digits, probabilities = FNNLitModule().predict(torch.zeros(3, 28, 28))
+            >>> digits.shape, probabilities.shape
+            (torch.Size([3]), torch.Size([3, 10]))
+        """
+        from fnn_lightning.data.raw_pixels import raw_pixels  # Pillow is slow to import
+
+        pixels, single = raw_pixels(x)
+        probabilities = predict_probabilities(self, pixels)
+        if single:
+            probabilities = probabilities[0]
+        return Prediction(probabilities.argmax(dim=-1), probabilities)
 
     def _step(self, batch: Batch, label_smoothing: float = 0.0) -> StepOutput:
         images, labels = batch

@@ -318,3 +318,54 @@ def test_arguments_are_given_by_name() -> None:
     arguments: Any = [[300]]
     with pytest.raises(TypeError, match="positional argument"):
         FNNLitModule(*arguments)
+
+
+@pytest.mark.parametrize("single", [True, False])
+def test_predict_leaves_the_module_as_it_was(make_model: MakeModel, single: bool) -> None:
+    model = make_model(dropout=0.5, batch_norm=True)
+    model.train()
+    model.network.layers[1].eval()  # frozen by its user
+    before = {name: value.clone() for name, value in model.state_dict().items()}
+    images = torch.arange(2 * 784).view(2, 28, 28).remainder(256)
+    logits = model.eval()(images)
+    model.train()
+    model.network.layers[1].eval()
+    random = torch.get_rng_state()
+    digits, probabilities = model.predict(images[0] if single else images)
+    expected = logits.softmax(1)[0] if single else logits.softmax(1)
+    assert torch.equal(probabilities, expected)
+    assert torch.equal(digits, expected.argmax(-1))
+    assert (digits.dtype, probabilities.dtype) == (torch.int64, torch.float32)
+    assert not probabilities.requires_grad
+    probabilities += 1  # an ordinary tensor
+    assert [each.training for each in model.network.layers[:3]] == [True, False, True]
+    assert model.training
+    assert torch.equal(torch.get_rng_state(), random)
+    for name, value in model.state_dict().items():
+        assert torch.equal(value, before[name])
+
+
+def test_predict_works_beside_a_trainer(
+    make_model: MakeModel, make_data: MakeData, tmp_path: Path
+) -> None:
+    class Predicts(Callback):
+        def __init__(self) -> None:
+            self.digits: list[torch.Tensor] = []
+
+        def on_train_epoch_end(self, trainer: Trainer, pl_module: LightningModule) -> None:
+            assert isinstance(pl_module, FNNLitModule)
+            self.digits.append(pl_module.predict(torch.zeros(2, 28, 28)).digits)
+            assert pl_module.network.training
+
+    alone, watched, data = make_model(), make_model(), make_data(val_size=50)
+    trainer(tmp_path / "a").fit(alone, datamodule=data)
+    predicts = Predicts()
+    trainer(tmp_path / "b", callbacks=[predicts]).fit(watched, datamodule=data)
+    assert len(predicts.digits) == 2
+    for ours, theirs in zip(watched.parameters(), alone.parameters(), strict=True):
+        assert torch.equal(ours, theirs)
+    half = watched.predict(torch.full((3, 28, 28), 9.0)).probabilities
+    watched.half()
+    assert torch.allclose(
+        watched.predict(torch.full((3, 28, 28), 9.0)).probabilities, half, atol=1e-2
+    )

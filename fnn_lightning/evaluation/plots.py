@@ -1,7 +1,7 @@
 """Figures and image grids that show what a network learned."""
 
 import warnings
-from collections.abc import Sequence
+from collections.abc import Mapping, Sequence
 from typing import TYPE_CHECKING
 
 import numpy as np
@@ -28,9 +28,9 @@ def new_figure(width: float, height: float) -> "tuple[Figure, Axes]":
         width: Width of the figure in inches.
         height: Height of the figure in inches.
     """
-    from matplotlib.figure import Figure
+    from fnn_lightning.evaluation.figure import InlineFigure
 
-    figure = Figure(figsize=(width, height), dpi=100)
+    figure = InlineFigure(figsize=(width, height), dpi=100)
     axes: Axes = figure.subplots()
     return figure, axes
 
@@ -51,13 +51,13 @@ def confusion_figure(predictions: Predictions) -> "Figure":
 
 def mistakes_figure(predictions: Predictions, columns: int = 5) -> "Figure":
     """Draw the most confident mistakes, up to `columns` × `columns`, each with its confidence."""
-    from matplotlib.figure import Figure
+    from fnn_lightning.evaluation.figure import InlineFigure
 
     mistakes = predictions.most_confident_mistakes(columns**2)
     cell, caption_height = 28 + 4, 10  # pixels: an image with its margin, the caption below it
     sheet = np.zeros((columns * (cell + caption_height), columns * cell))
     width = columns * 1.1  # inches
-    figure = Figure(figsize=(width, width * (cell + caption_height) / cell), dpi=100)
+    figure = InlineFigure(figsize=(width, width * (cell + caption_height) / cell), dpi=100)
     axes = figure.add_axes((0, 0, 1, 1))
     axes.set_axis_off()
     for number, position in enumerate(mistakes):
@@ -137,5 +137,28 @@ def lr_figure(lrs: Sequence[float], losses: Sequence[float], chosen: float) -> "
     axes.set(xlabel="learning rate", ylabel="training loss, smoothed", xscale="log")
     axes.grid(alpha=0.3)
     axes.legend()
+    figure.tight_layout()
+    return figure
+
+
+def curves_figure(panels: Mapping[str, Mapping[str, Sequence[tuple[int, float]]]]) -> "Figure":
+    """Draw named curves over the number of optimiser steps, in panels side by side.
+
+    Args:
+        panels: For the label of each panel's y-axis its curves, each of points (step, value);
+            panels without a curve are left out.
+    """
+    from fnn_lightning.evaluation.figure import InlineFigure
+
+    panels = {ylabel: curves for ylabel, curves in panels.items() if curves}
+    figure = InlineFigure(figsize=(5 * len(panels), 3.3), dpi=100)
+    all_axes = figure.subplots(1, len(panels), squeeze=False)[0]
+    for axes, (ylabel, curves) in zip(all_axes, panels.items(), strict=True):
+        for name, curve in curves.items():
+            steps, values = zip(*curve, strict=True)
+            axes.plot(steps, values, label=name, marker="." if len(curve) < 50 else None)
+        axes.set(xlabel="step", ylabel=ylabel)
+        axes.grid(alpha=0.3)
+        axes.legend()
     figure.tight_layout()
     return figure

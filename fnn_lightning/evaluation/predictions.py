@@ -1,14 +1,59 @@
-"""The predictions on a split, collected while the Trainer evaluates it."""
+"""Predictions: of a few images, or of a split, collected while the Trainer evaluates it."""
 
+from collections.abc import Iterator
+from contextlib import contextmanager
 from dataclasses import dataclass
 from functools import cached_property
-from typing import Any
+from typing import Any, NamedTuple
 
 import torch
 from lightning.pytorch import LightningModule, Trainer, callbacks
-from torch import Tensor
+from torch import Tensor, nn
 
 from fnn_lightning.data.dataloader import InMemoryDataLoader, all_gather_batch
+from fnn_lightning.datamodule import EVAL_BATCH_SIZE
+from fnn_lightning.network import NUM_CLASSES
+
+
+class Prediction(NamedTuple):
+    """What `FNNLitModule.predict` returns, for one image or for `N`, on the CPU."""
+
+    digits: Tensor
+    """The most probable digit, `int64` of shape `()`, or `(N,)`."""
+    probabilities: Tensor
+    """Probability of each digit, `float32` of shape `(10,)`, or `(N, 10)`; rows sum to 1."""
+
+
+def predict_probabilities(module: LightningModule, images: Tensor) -> Tensor:
+    """Compute the probabilities of the digits, in evaluation mode.
+
+    Args:
+        module: Computes logits; may be on another device than the images.
+        images: Raw pixels 0–255 of shape `(N, 28, 28)`; `N` may be 0.
+
+    Returns:
+        `float32` of shape `(N, 10)`, on the CPU; each row sums to 1.
+    """
+    with evaluation_mode(module), torch.inference_mode():
+        logits = [
+            module(batch.to(module.device)).float().cpu()
+            for batch in torch.split(images, EVAL_BATCH_SIZE)
+            if len(batch)
+        ]
+    # outside of inference mode, so that the result is an ordinary tensor
+    return torch.cat(logits).softmax(dim=1) if logits else torch.empty(0, NUM_CLASSES)
+
+
+@contextmanager
+def evaluation_mode(module: nn.Module) -> Iterator[None]:
+    """Put a module in evaluation mode, and then each of its parts back in its earlier mode."""
+    training = [each for each in module.modules() if each.training]
+    module.eval()
+    try:
+        yield
+    finally:
+        for each in training:
+            each.training = True
 
 
 @dataclass(frozen=True, eq=False)

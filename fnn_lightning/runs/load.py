@@ -3,14 +3,13 @@
 from pathlib import Path
 from typing import Any, NamedTuple
 
-import torch
 from torch import Tensor, nn
 
 from fnn_lightning import __version__
-from fnn_lightning.datamodule import EVAL_BATCH_SIZE, MNISTDataModule
+from fnn_lightning.datamodule import MNISTDataModule
 from fnn_lightning.errors import InputError
+from fnn_lightning.evaluation.predictions import predict_probabilities
 from fnn_lightning.lit_module import FNNLitModule
-from fnn_lightning.network import NUM_CLASSES
 from fnn_lightning.runs.checkpoint_io import read_checkpoint
 from fnn_lightning.runs.run_folder import BEST, LAST, RUNS, newest_run
 from fnn_lightning.training.pixel_scale import wrong_scale
@@ -50,7 +49,6 @@ class TrainedNetwork(NamedTuple):
         except TypeError as error:
             raise mismatch_error(self.path, error) from error
 
-    @torch.inference_mode()
     def probabilities(self, images: Tensor) -> Tensor:
         """Compute the probabilities of the ten digits, on the CPU.
 
@@ -65,8 +63,22 @@ class TrainedNetwork(NamedTuple):
         """
         if message := wrong_scale(images):
             raise InputError(message)
-        logits = [self.module(batch).float() for batch in torch.split(images, EVAL_BATCH_SIZE)]
-        return torch.cat(logits).softmax(dim=1) if logits else torch.empty(0, NUM_CLASSES)
+        return predict_probabilities(self.module, images)
+
+
+def load(run_or_ckpt: str | Path) -> FNNLitModule:
+    """Load a trained model, in evaluation mode, on the CPU.
+
+    Args:
+        run_or_ckpt: A checkpoint, or the folder of a run, whose `best.ckpt` is loaded or, without
+            one, its `last.ckpt`.
+
+    Raises:
+        InputError: If there is no checkpoint, or it is not of `FNNLitModule`.
+
+    Example: `load("lightning_logs/version_0").predict("seven.png").digits`
+    """
+    return load_trained(run_or_ckpt).module
 
 
 def load_trained(path: str | Path) -> TrainedNetwork:

@@ -7,8 +7,9 @@ import torch
 from fnn_lightning.commands.given import find_run
 from fnn_lightning.commands.main import main
 from fnn_lightning.errors import InputError
-from fnn_lightning.runs.load import load_trained
+from fnn_lightning.runs.load import load, load_trained
 from fnn_lightning.runs.run_folder import read_metrics
+from tests.support import LAST
 
 RUN = Path("lightning_logs/version_0")
 
@@ -102,3 +103,15 @@ def test_settings_of_another_version_are_refused(run: Path) -> None:
     torch.save(checkpoint, path)
     with pytest.raises(InputError, match=r"does not fit fnn_lightning 0\.1\.0: .*dropout_of_tom"):
         load_trained(path)
+
+
+def test_load_gives_a_model_that_predicts(run: Path) -> None:
+    model, trained = load(run), load_trained(run)
+    assert not any(each.training for each in model.modules())
+    data = trained.data()
+    data.setup("test")
+    images = data.test_dataloader().images  # type: ignore[union-attr]
+    assert torch.equal(model.predict(images).probabilities, trained.probabilities(images))
+    assert torch.equal(load(LAST).predict(images).digits, load(str(run)).predict(images).digits)
+    with pytest.raises(InputError, match="a checkpoint, but got 'nowhere': there is no such file"):
+        load("nowhere")

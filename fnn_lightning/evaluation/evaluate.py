@@ -1,0 +1,191 @@
+"""Evaluates a model without a Trainer: accuracy, confusion matrix, mistakes."""
+
+from collections.abc import Iterable
+from dataclasses import dataclass, field
+from functools import cached_property
+from typing import TYPE_CHECKING, Any, Literal
+
+import torch
+from torch import Tensor
+from torchmetrics.functional.classification import multiclass_confusion_matrix
+
+from fnn_lightning.data.dataloader import InMemoryDataLoader
+from fnn_lightning.data.raw_pixels import raw_pixels, to_tensor
+from fnn_lightning.datamodule import EVAL_BATCH_SIZE, MNISTDataModule
+from fnn_lightning.errors import InputError
+from fnn_lightning.evaluation import plots
+from fnn_lightning.evaluation.measures import measure
+from fnn_lightning.evaluation.predictions import Predictions, predict_probabilities
+from fnn_lightning.lit_module import FNNLitModule
+from fnn_lightning.network import NUM_CLASSES
+
+if TYPE_CHECKING:  # slow to import
+    from matplotlib.figure import Figure
+
+STAGES = {"train": "fit", "val": "validate", "test": "test"}
+
+
+@dataclass(frozen=True)
+class Mistake:
+    """One image that was misclassified."""
+
+    index: int
+    """Its position in the data that was evaluated, counted from 0."""
+    label: int
+    """True digit."""
+    digit: int
+    """Predicted digit."""
+    confidence: float
+    """Probability of the predicted digit."""
+    image: Tensor = field(repr=False, compare=False)
+    """Raw pixels 0–255 of shape `(28, 28)`."""
+
+
+@dataclass(frozen=True, eq=False, repr=False)
+class Evaluation(Predictions):
+    """What a model predicts for labelled images, and how good that is.
+
+    Example:
+        >>> images, labels = torch.zeros(4, 28, 28, dtype=torch.uint8), torch.tensor([7, 2, 1, 6])
+        >>> result = Evaluation(images, torch.arange(4), labels, torch.eye(10)[[7, 2, 1, 0]])
+        >>> result
+        Evaluation: 3 / 4 correct (75.00 %)
+        >>> result.accuracy, result.confusion[6, 0].item()
+        (0.75, 1)
+        >>> result.mistakes(5)
+        [Mistake(index=3, label=6, digit=0, confidence=1.0)]
+    """
+
+    def __repr__(self) -> str:
+        correct, total = int(self.is_correct.sum()), len(self.labels)
+        return f"Evaluation: {correct:,} / {total:,} correct ({self.accuracy:.2%})".replace(
+            "%", " %"
+        )
+
+    @cached_property
+    def accuracy(self) -> float:
+        """Share of the images that are classified correctly, from 0 to 1."""
+        return float(self.metrics["accuracy"])
+
+    @cached_property
+    def metrics(self) -> dict[str, Any]:
+        """What the report of `fnn test` states, as plain data; see `measure`."""
+        return measure(self)
+
+    @cached_property
+    def confusion(self) -> Tensor:
+        """Number of images by true digit (row) and predicted digit, `int64` of shape `(10, 10)`."""
+        matrix: Tensor = multiclass_confusion_matrix(self.digits, self.labels, NUM_CLASSES)
+        return matrix
+
+    def mistakes(self, n: int = 10) -> list[Mistake]:
+        """Return up to `n` mistakes, the most confident first."""
+        return [
+            Mistake(
+                index=position,
+                label=int(self.labels[position]),
+                digit=int(self.digits[position]),
+                confidence=float(self.confidence[position]),
+                image=self.image(position),
+            )
+            for position in self.most_confident_mistakes(n)
+        ]
+
+    def plot_confusion(self) -> "Figure":
+        """Draw the confusion matrix: true digits in rows, predicted digits in columns."""
+        return plots.confusion_figure(self)
+
+    def plot_mistakes(self, columns: int = 5) -> "Figure":
+        """Draw the most confident mistakes, up to `columns` × `columns`."""
+        if columns < 1:
+            raise InputError(f"Expected `columns` to be 1 or more, but got {columns}")
+        return plots.mistakes_figure(self, columns)
+
+
+def evaluate(
+    model: FNNLitModule, data: Any, split: Literal["train", "val", "test"] = "test"
+) -> Evaluation:
+    """Evaluate a model on labelled images, without a Trainer.
+
+    It computes in evaluation mode, on the model's device, and leaves the model as it was.
+
+    Args:
+        model: Such as `load` returns.
+        data: An `MNISTDataModule`, which is set up here; a dataloader of batches
+            `(images, labels)`; or images and labels, as a pair of arrays or tensors. Images are
+            what `FNNLitModule.predict` takes, labels are the digits, of shape `(N,)`.
+        split: Which images of an `MNISTDataModule`.
+
+    Raises:
+        InputError: If there is no image, images and labels do not fit each other, a label is no
+            digit, or the images cannot be used.
+
+    Example:
+        >>> images, labels = torch.zeros(3, 28, 28, dtype=torch.uint8), torch.tensor([0, 1, 2])
+        >>> evaluate(FNNLitModule(), (images, labels)).confusion.sum()
+        tensor(3)
+    """
+    if not isinstance(model, FNNLitModule):
+        raise InputError(
+            f"Expected `model` to be an FNNLitModule, but got {model!r:.100}: load one by "
+            "fnn_lightning.load(run_or_ckpt)"
+        )
+    if split not in STAGES:
+        raise InputError(f"Expected `split` to be train, val or test, but got {split!r}")
+    if isinstance(data, MNISTDataModule):
+        data.prepare_data()
+        data.setup(STAGES[split])
+        data = data.serve(split, EVAL_BATCH_SIZE)
+    if isinstance(data, InMemoryDataLoader):
+        images, indices = data.images.cpu(), data.indices.cpu()
+        labels = data.labels.cpu()[indices]
+    else:
+        images, labels = labelled_images(data)
+        indices = torch.arange(len(images))
+    probabilities = predict_probabilities(model, images[indices])
+    return Evaluation(images, indices, labels, probabilities)
+
+
+def labelled_images(data: Any) -> tuple[Tensor, Tensor]:
+    """Collect images and labels, on the CPU.
+
+    Args:
+        data: A pair of images and labels, or an iterable of such pairs.
+
+    Returns:
+        Raw pixels of shape `(N, 28, 28)`, and labels, `int64` of shape `(N,)`.
+
+    Raises:
+        InputError: If `data` is something else, or holds no image.
+    """
+    if isinstance(data, list | tuple) and len(data) == 2:
+        return labelled_batch(*data)
+    if not isinstance(data, Iterable) or isinstance(data, str | dict):
+        raise InputError(
+            f"Expected an MNISTDataModule, a dataloader or (images, labels), but got {data!r:.100}"
+        )
+    batches = []
+    for batch in data:
+        if not (isinstance(batch, list | tuple) and len(batch) == 2):
+            raise InputError(f"Expected batches (images, labels), but got {batch!r:.100}")
+        batches.append(labelled_batch(*batch))
+    if not batches:
+        raise InputError("Expected at least one image, but got an empty dataloader")
+    images, labels = zip(*batches, strict=True)
+    return torch.cat(images), torch.cat(labels)
+
+
+def labelled_batch(images: Any, labels: Any) -> tuple[Tensor, Tensor]:
+    """Check images and their labels, and bring them to the CPU in the form of MNIST."""
+    pixels, _ = raw_pixels(images)
+    labels = to_tensor(torch.tensor(labels) if isinstance(labels, list | tuple) else labels).cpu()
+    if labels.is_floating_point() or labels.is_complex() or labels.shape != (len(pixels),):
+        raise InputError(
+            f"Expected {len(pixels):,} labels, integers of shape ({len(pixels)},), but got "
+            f"{labels.dtype} of shape {tuple(labels.shape)}"
+        )
+    labels = labels.long()
+    least, most = int(labels.min()), int(labels.max())
+    if least < 0 or most >= NUM_CLASSES:
+        raise InputError(f"Expected labels from 0 to {NUM_CLASSES - 1}, but got {least} to {most}")
+    return pixels.cpu(), labels
