@@ -18,8 +18,8 @@ from loop_timer import LoopTimer
 from torch import Tensor
 
 from fnn_lightning import FNNLitModule
-from fnn_lightning.commands.lightning_cli import quiet_lightning
 from fnn_lightning.data.dataloader import InMemoryDataLoader
+from fnn_lightning.trainer import quiet_lightning
 
 SIZE = 60_000
 WIDTHS, DEPTHS, BATCH_SIZES = (100, 300, 1_000, 3_000), (1, 3, 5), (32, 100, 500, 4_000)

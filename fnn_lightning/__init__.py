@@ -12,12 +12,14 @@ if TYPE_CHECKING:
     from fnn_lightning.lit_module import FNNLitModule
     from fnn_lightning.network import FNN
     from fnn_lightning.runs.load import load
+    from fnn_lightning.trainer import Trainer
 
 __version__ = "0.1.0"
 __all__ = [
     "FNN",
     "FNNLitModule",
     "MNISTDataModule",
+    "Trainer",
     "__version__",
     "evaluate",
     "load",
@@ -28,6 +30,7 @@ MODULES = {
     "FNN": "network",
     "FNNLitModule": "lit_module",
     "MNISTDataModule": "datamodule",
+    "Trainer": "trainer",
     "evaluate": "evaluation.evaluate",
     "load": "runs.load",
     "losses": "evaluation.curves",

@@ -1,6 +1,5 @@
 """LightningCLI with this project's defaults, checkpoints and messages."""
 
-import logging
 import sys
 import warnings
 from argparse import SUPPRESS, ArgumentError
@@ -52,6 +51,7 @@ from fnn_lightning.runs.load import copy_layers, load_weights
 from fnn_lightning.runs.loggers import SaveConfig
 from fnn_lightning.runs.run_folder import CONFIG
 from fnn_lightning.runs.settings import TRAINER_DEFAULTS
+from fnn_lightning.trainer import quiet_lightning
 from fnn_lightning.training.checkpointing import RunCheckpoint, RunEarlyStopping
 from fnn_lightning.training.ema import EMA
 from fnn_lightning.training.optim import SGD
@@ -277,27 +277,3 @@ class FNNCLI(LightningCLI):
             self._run,
         )
         return super().instantiate_trainer(**kwargs)
-
-
-def quiet_lightning() -> None:
-    """Silence what Lightning says on every run and does not concern the user."""
-    # hardware found, seeds set, advertisements: Console prints what matters
-    logging.getLogger("lightning.pytorch.utilities.rank_zero").setLevel(logging.WARNING)
-    logging.getLogger("lightning.fabric.utilities.seed").setLevel(logging.WARNING)
-    logging.getLogger("lightning.fabric.utilities.distributed").setLevel(logging.WARNING)
-    # what --find_lr says in its own words
-    checkpoints = "lightning.pytorch.trainer.connectors.checkpoint_connector"
-    logging.getLogger(checkpoints).setLevel(logging.WARNING)
-    logging.getLogger("lightning.pytorch.tuner.lr_finder").setLevel(logging.CRITICAL)
-    # asked for
-    warnings.filterwarnings("ignore", message=".*but `Trainer.barebones=True.` is configured")
-    # the run's own are there, beside which a ModelCheckpoint of the user writes
-    warnings.filterwarnings("ignore", message="Checkpoint directory .* exists and is not empty")
-    # FNNLitModule's logging interval may span epochs
-    warnings.filterwarnings("ignore", message="The number of training batches .* is smaller than")
-    # Lightning 2.6.6 calls what torch 2.14 has deprecated
-    warnings.filterwarnings("ignore", message=".*LeafSpec.*is deprecated")
-    # none of the pictures could be read, which `predict` says in its own words
-    warnings.filterwarnings(
-        "ignore", message="Total length of `InMemoryDataLoader` across ranks is zero"
-    )

@@ -1,6 +1,5 @@
 """Gives the Trainer of a subcommand its callbacks, its logger and its way to write checkpoints."""
 
-import sys
 from pathlib import Path
 from typing import Any
 
@@ -8,19 +7,17 @@ from jsonargparse import Namespace
 from lightning.pytorch import Callback
 from lightning.pytorch.callbacks import BatchSizeFinder, Checkpoint, LearningRateFinder, ProgressBar
 from lightning.pytorch.loggers import TensorBoardLogger
-from lightning.pytorch.plugins import CheckpointIO
 
 from fnn_lightning.errors import InputError
 from fnn_lightning.evaluation.prediction_writer import PredictionWriter
 from fnn_lightning.evaluation.report import PREDICTIONS, REPORT, Report, is_replaceable
-from fnn_lightning.runs.checkpoint_io import AtomicCheckpointIO
 from fnn_lightning.runs.loggers import DropLostSteps, RunLogger, resuming_logger
 from fnn_lightning.runs.run_folder import METRICS, read_metrics
+from fnn_lightning.trainer import as_list, in_terminal, set_defaults
 from fnn_lightning.training.console import Console, TerminateOnSigterm
 from fnn_lightning.training.ema import EMA
 from fnn_lightning.training.progress_bar import RunProgressBar
 
-MAX_EPOCHS = 5  # unless something else ends the run
 # what the checkpoints and config.yaml know nothing of, if it comes as a callback
 OPTIONS_FOR = {
     EMA: "--ema.decay",
@@ -49,30 +46,19 @@ def setup_trainer(
         InputError: If the settings cannot be used.
     """
     config = section.trainer
-    given = config.callbacks or []
-    given = given if isinstance(given, list) else [given]
+    given = as_list(config.callbacks)
     own_bar = any(isinstance(each, ProgressBar) for each in given)
-    if config.enable_progress_bar is None and not config.barebones:
-        # in a file, and between the lines of CSV, a progress bar is noise
-        terminal = sys.stdout is not None and sys.stdout.isatty()
-        config.enable_progress_bar = own_bar or (terminal and subcommand != "predict")
-    if config.max_epochs is None and config.max_steps == -1 and config.max_time is None:
-        config.max_epochs = MAX_EPOCHS
-    if config.default_root_dir is not None:
-        config.default_root_dir = str(Path(config.default_root_dir).expanduser())
+    # between the lines of CSV, a progress bar is noise
+    set_defaults(config, given, shows_bar=subcommand != "predict" and in_terminal())
     callbacks: list[Callback] = [TerminateOnSigterm(), Console()]
     first: list[Callback] = []
     if config.logger is not False and not config.barebones:
         own = make_logger(subcommand, config.default_root_dir or ".", run)
         loggers = [] if config.logger in (None, True) else config.logger
         # The run's own comes first: by it the Trainer finds the run's folder.
-        config.logger = [*own, *(loggers if isinstance(loggers, list) else [loggers])]
+        config.logger = [*own, *as_list(loggers)]
         if subcommand == "fit" and run is not None:
             first = [DropLostSteps(own[0], checkpoint["global_step"] if checkpoint else 0)]
-    plugins = config.plugins or []
-    plugins = plugins if isinstance(plugins, list) else [plugins]
-    if not any(isinstance(each, CheckpointIO) for each in plugins):  # or the user has another way
-        config.plugins = [AtomicCheckpointIO(), *plugins]
     if config.enable_progress_bar and not own_bar:
         callbacks.append(RunProgressBar())
     if subcommand == "fit":
