@@ -6,6 +6,7 @@ from typing import TYPE_CHECKING, Any
 from fnn_lightning.runs.cores import limit_spinning, reproduce_products
 
 if TYPE_CHECKING:
+    from fnn_lightning.classifier import FNNClassifier
     from fnn_lightning.datamodule import MNISTDataModule
     from fnn_lightning.evaluation.curves import losses, plot_curves
     from fnn_lightning.evaluation.evaluate import evaluate
@@ -17,6 +18,7 @@ if TYPE_CHECKING:
 __version__ = "0.1.0"
 __all__ = [
     "FNN",
+    "FNNClassifier",
     "FNNLitModule",
     "MNISTDataModule",
     "Trainer",
@@ -28,6 +30,7 @@ __all__ = [
 ]
 MODULES = {
     "FNN": "network",
+    "FNNClassifier": "classifier",
     "FNNLitModule": "lit_module",
     "MNISTDataModule": "datamodule",
     "Trainer": "trainer",

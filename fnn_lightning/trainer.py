@@ -75,8 +75,9 @@ class Trainer(LightningTrainer):
             own.append(TensorBoardPlots())
             if not any(isinstance(each, Checkpoint) for each in given):
                 config.enable_checkpointing = True  # it also obeys Ctrl-C, whether it writes or not
-                own.append(RunCheckpoint())
-                own[-1].writes = writes
+                checkpoint = RunCheckpoint()
+                checkpoint.writes = writes
+                own.append(checkpoint)
         kinds = (ProgressBar, TerminateOnSigterm, Console, TensorBoardPlots)
         taken = tuple(kind for kind in kinds if any(isinstance(each, kind) for each in given))
         # An EMA of the user's comes after the pictures, which are drawn of it while it is in place.
@@ -85,7 +86,7 @@ class Trainer(LightningTrainer):
         super().__init__(**vars(config))
 
     @functools.wraps(LightningTrainer.fit)
-    def fit(self, *args: Any, **kwargs: Any) -> None:
+    def fit(self, *args: Any, **kwargs: Any) -> None:  # type: ignore[override]
         try:
             super().fit(*args, **kwargs)
         except Stopped as stop:
@@ -99,15 +100,15 @@ class Trainer(LightningTrainer):
             print_line(self, "checkpoint", display_path(path))
 
     @functools.wraps(LightningTrainer.validate)
-    def validate(self, *args: Any, **kwargs: Any) -> Any:
+    def validate(self, *args: Any, **kwargs: Any) -> Any:  # type: ignore[override]
         return super().validate(*args, **self._complete(LightningTrainer.validate, args, kwargs))
 
     @functools.wraps(LightningTrainer.test)
-    def test(self, *args: Any, **kwargs: Any) -> Any:
+    def test(self, *args: Any, **kwargs: Any) -> Any:  # type: ignore[override]
         return super().test(*args, **self._complete(LightningTrainer.test, args, kwargs))
 
     @functools.wraps(LightningTrainer.predict)
-    def predict(self, *args: Any, **kwargs: Any) -> Any:
+    def predict(self, *args: Any, **kwargs: Any) -> Any:  # type: ignore[override]
         return super().predict(*args, **self._complete(LightningTrainer.predict, args, kwargs))
 
     def _complete(self, method: Any, args: Any, kwargs: dict[str, Any]) -> dict[str, Any]:

@@ -1,5 +1,6 @@
 from pathlib import Path
 
+import numpy as np
 import pytest
 import torch
 
@@ -25,8 +26,8 @@ def test_curves_and_losses_of_a_run(run: Path) -> None:
         for axes, name in ((loss, "loss"), (accuracy, "acc")):
             train, val = axes.lines
             assert (train.get_label(), val.get_label()) == (f"train/{name}", f"val/{name}")
-            assert list(val.get_ydata()) == [value for _, value in logged[f"val/{name}"]]
-            assert list(train.get_xdata()) == [1, 2, 3, 4, 5, 6]
+            assert np.array_equal(val.get_ydata(), [value for _, value in logged[f"val/{name}"]])
+            assert np.array_equal(train.get_xdata(), [1, 2, 3, 4, 5, 6])
         # 275 images are trained on, in batches of 100
         assert losses(given).shape == (6,)
     assert losses(run)[0] == pytest.approx(logged["train/loss"][0][1])

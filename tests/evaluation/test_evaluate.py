@@ -74,14 +74,16 @@ def test_results_equal_those_computed_by_hand(make_model: MakeModel) -> None:
     assert result.mistakes(0) == []
     first = mistakes[0]
     assert torch.equal(first.image, images[first.index])
-    assert (first.label, first.digit) == (labels[first.index], digits[first.index])
+    assert first.label == labels[first.index]
+    assert first.digit == digits[first.index]
     assert first.label != first.digit
     assert repr(result) == f"Evaluation: {right} / 50 correct ({2 * right}.00 %)"
 
 
 def test_a_notebook_shows_each_figure_once_and_without_pyplot(make_model: MakeModel) -> None:
     result = evaluate(make_model(), noise())
-    for figure in (result.plot_confusion(), result.plot_mistakes(), result.plot_mistakes(2)):
+    figures: list[Any] = [result.plot_confusion(), result.plot_mistakes(), result.plot_mistakes(2)]
+    for figure in figures:
         assert figure._repr_png_().startswith(b"\x89PNG")
         assert figure.canvas.manager is None  # pyplot's figures have one
     with pytest.raises(InputError, match="`columns` to be 1 or more, but got 0"):

@@ -1,0 +1,125 @@
+import signal
+from collections.abc import Callable
+from pathlib import Path
+from typing import Any
+
+import pytest
+import torch
+from lightning.pytorch import Callback, LightningModule, seed_everything
+from lightning.pytorch import Trainer as LightningTrainer
+from lightning.pytorch.callbacks import ModelCheckpoint, TQDMProgressBar
+from lightning.pytorch.loggers import CSVLogger
+from lightning.pytorch.plugins import TorchCheckpointIO
+
+from fnn_lightning import FNNLitModule, MNISTDataModule, Trainer, load
+from fnn_lightning.commands.main import main
+from fnn_lightning.runs.checkpoint_io import AtomicCheckpointIO
+from fnn_lightning.training.checkpointing import RunCheckpoint
+from fnn_lightning.training.console import Console
+from tests.support import LAST, RUN
+
+MakeModel = Callable[..., FNNLitModule]
+MakeData = Callable[..., MNISTDataModule]
+
+
+def callbacks(trainer: LightningTrainer, kind: type[Callback]) -> list[Callback]:
+    return [each for each in trainer.callbacks if isinstance(each, kind)]  # type: ignore[attr-defined]
+
+
+def lines(text: str) -> list[str]:
+    """Split what a run has printed, without the times in its table."""
+    return [line.rpartition("%")[0] if " s" in line else line for line in text.splitlines()]
+
+
+def test_a_run_is_that_of_the_command_line(
+    data_dir: str, make_data: MakeData, capsys: pytest.CaptureFixture[str], tmp_path: Path
+) -> None:
+    there = ["--trainer.default_root_dir", str(tmp_path / "b")]
+    main(["fit", "--data.data_dir", data_dir, "--model.hidden_dims", "[8]",
+          "--trainer.max_epochs", "2", *there])  # fmt: skip
+    theirs = capsys.readouterr()
+    seed_everything(0, verbose=False)
+    trainer = Trainer(max_epochs=2)
+    trainer.fit(FNNLitModule(hidden_dims=[8]), make_data())
+    ours = capsys.readouterr()
+    header_and_table = lines(theirs.out)[:9]
+    assert lines(ours.out) == [*header_and_table, f"checkpoint {Path(LAST)}"]
+    assert ours.err == theirs.err == ""
+    expected = load(tmp_path / "b" / RUN).state_dict()
+    for name, weight in load(str(trainer.log_dir)).state_dict().items():
+        assert torch.equal(weight, expected[name])
+    assert {path.name for path in RUN.iterdir()} >= {"checkpoints", "loss.png", "hparams.yaml"}
+
+
+def test_it_prints_a_line_for_each_evaluation(
+    make_data: MakeData, make_model: MakeModel, capsys: pytest.CaptureFixture[str]
+) -> None:
+    trainer, model, data = Trainer(max_epochs=1), make_model(), make_data(val_size=50)
+    trainer.fit(model, data)
+    capsys.readouterr()
+    results = [trainer.test(model, data), trainer.test(datamodule=data)]
+    trainer.validate(model, datamodule=data)
+    output = capsys.readouterr()
+    kinds = [line.partition(":")[0] for line in output.out.splitlines()]
+    assert kinds == ["test set", "test set", "val set"]
+    assert output.err == ""
+    assert results[0] == results[1]
+    assert len(trainer.predict(datamodule=data) or []) == 1
+    trainer.test(model, data.test_dataloader(), None, True)
+    assert "Test metric" in capsys.readouterr().out
+
+
+def test_defaults_are_those_of_the_command_line() -> None:
+    trainer: Any = Trainer()
+    assert trainer.max_epochs == 5
+    assert trainer.num_sanity_val_steps == 0
+    assert trainer.progress_bar_callback is None  # without a terminal
+    assert isinstance(trainer.strategy.checkpoint_io, AtomicCheckpointIO)
+    assert Trainer(max_steps=7).max_epochs is None
+    assert not Path("lightning_logs").exists()
+    with pytest.raises(TypeError, match="'epochs'"):
+        Trainer(epochs=3)
+
+
+def test_what_the_user_gives_takes_the_place_of_ours() -> None:
+    class MyConsole(Console):
+        pass
+
+    own = [MyConsole(), ModelCheckpoint(), TQDMProgressBar()]
+    logger, plugin = CSVLogger("logs"), TorchCheckpointIO()
+    trainer: Any = Trainer(callbacks=own, logger=logger, plugins=plugin)
+    assert callbacks(trainer, Console) == own[:1]
+    assert trainer.checkpoint_callbacks == own[1:2]
+    assert trainer.progress_bar_callback is own[2]
+    assert trainer.loggers == [logger]
+    assert trainer.strategy.checkpoint_io is plugin
+    checkpoint = RunCheckpoint(monitor="val/acc")
+    assert Trainer(callbacks=checkpoint).checkpoint_callbacks == [checkpoint]  # type: ignore[attr-defined]
+
+
+@pytest.mark.parametrize(
+    "settings",
+    [{"logger": False}, {"enable_checkpointing": False}, {"fast_dev_run": True}, {"barebones": 1}],
+)
+def test_it_writes_no_checkpoint_where_none_is_wanted(
+    make_data: MakeData, make_model: MakeModel, settings: dict[str, Any]
+) -> None:
+    Trainer(max_epochs=1, **settings).fit(make_model(), make_data())
+    assert not list(Path().glob("**/*.ckpt"))
+
+
+@pytest.mark.skipif(not hasattr(signal, "raise_signal"), reason="needs signals of POSIX")
+def test_ctrl_c_saves_and_says_how_to_resume(make_data: MakeData, make_model: MakeModel) -> None:
+    class PressCtrlC(Callback):
+        def on_train_epoch_start(self, trainer: Any, pl_module: LightningModule) -> None:
+            if trainer.current_epoch == 1:
+                signal.raise_signal(signal.SIGINT)
+
+    whole, stopped = make_model(), make_model()
+    Trainer(max_epochs=3, default_root_dir="whole").fit(whole, make_data())
+    with pytest.raises(KeyboardInterrupt, match=r"resume with fit\(…, ckpt_path='.*last.ckpt'\)"):
+        Trainer(max_epochs=3, callbacks=PressCtrlC()).fit(stopped, make_data())
+    resumed = make_model()
+    Trainer(max_epochs=3).fit(resumed, make_data(), ckpt_path=LAST)
+    for ours, theirs in zip(resumed.parameters(), whole.parameters(), strict=True):
+        assert torch.equal(ours, theirs)
