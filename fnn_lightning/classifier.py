@@ -28,6 +28,8 @@ except ImportError as error:
         "installed: pip install -e '.[quickstart]'"
     ) from error
 
+# bytes stay bytes, others become float32
+AS_PYTORCH_TAKES_IT: dict[str, Any] = {"dtype": [np.float32, np.uint8], "force_writeable": True}
 SEEDING = threading.Lock()  # PyTorch has one state of random numbers for all threads
 
 
@@ -103,7 +105,7 @@ class FNNClassifier(ClassifierMixin, BaseEstimator):  # type: ignore[misc]
             X: Features, of shape `(N, features)`.
             y: Labels of any kind, of shape `(N,)`.
         """
-        X, y = validate_data(self, X, y, dtype=[np.float32, np.uint8])  # noqa: N806
+        X, y = validate_data(self, X, y, **AS_PYTORCH_TAKES_IT)  # noqa: N806
         check_classification_targets(y)
         for name in ("batch_size", "max_epochs"):
             if getattr(self, name) < 1:
@@ -171,7 +173,7 @@ class FNNClassifier(ClassifierMixin, BaseEstimator):  # type: ignore[misc]
             `float32` of shape `(N, classes)`, in the order of `classes_`; each row sums to 1.
         """
         check_is_fitted(self)
-        X = validate_data(self, X, reset=False, dtype=[np.float32, np.uint8])  # noqa: N806
+        X = validate_data(self, X, reset=False, **AS_PYTORCH_TAKES_IT)  # noqa: N806
         with torch.inference_mode():
             batches = torch.split(torch.from_numpy(X), EVAL_BATCH_SIZE)
             probabilities = [self.network_(batch).softmax(dim=1) for batch in batches]

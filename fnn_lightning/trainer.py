@@ -6,9 +6,10 @@ import logging
 import signal
 import sys
 import warnings
+from collections.abc import Callable
 from pathlib import Path
 from types import SimpleNamespace
-from typing import Any
+from typing import Any, TypeVar
 
 from lightning.pytorch import Callback
 from lightning.pytorch import Trainer as LightningTrainer
@@ -38,6 +39,14 @@ NO_SETTINGS = {
     "max_time": None,
     "plugins": None,
 }
+
+Method = TypeVar("Method", bound=Callable[..., Any])
+
+
+def like(original: Any) -> Callable[[Method], Method]:
+    """Let a method show the signature and the description of Lightning's."""
+    wrap: Any = functools.wraps(original)
+    return wrap  # type: ignore[no-any-return]
 
 
 class Trainer(LightningTrainer):
@@ -85,8 +94,8 @@ class Trainer(LightningTrainer):
         config.callbacks = [*own, *given]
         super().__init__(**vars(config))
 
-    @functools.wraps(LightningTrainer.fit)
-    def fit(self, *args: Any, **kwargs: Any) -> None:  # type: ignore[override]
+    @like(LightningTrainer.fit)
+    def fit(self, *args: Any, **kwargs: Any) -> None:
         try:
             super().fit(*args, **kwargs)
         except Stopped as stop:
@@ -99,16 +108,16 @@ class Trainer(LightningTrainer):
             path = checkpoint.best_model_path or checkpoint.last_model_path
             print_line(self, "checkpoint", display_path(path))
 
-    @functools.wraps(LightningTrainer.validate)
-    def validate(self, *args: Any, **kwargs: Any) -> Any:  # type: ignore[override]
+    @like(LightningTrainer.validate)
+    def validate(self, *args: Any, **kwargs: Any) -> Any:
         return super().validate(*args, **self._complete(LightningTrainer.validate, args, kwargs))
 
-    @functools.wraps(LightningTrainer.test)
-    def test(self, *args: Any, **kwargs: Any) -> Any:  # type: ignore[override]
+    @like(LightningTrainer.test)
+    def test(self, *args: Any, **kwargs: Any) -> Any:
         return super().test(*args, **self._complete(LightningTrainer.test, args, kwargs))
 
-    @functools.wraps(LightningTrainer.predict)
-    def predict(self, *args: Any, **kwargs: Any) -> Any:  # type: ignore[override]
+    @like(LightningTrainer.predict)
+    def predict(self, *args: Any, **kwargs: Any) -> Any:
         return super().predict(*args, **self._complete(LightningTrainer.predict, args, kwargs))
 
     def _complete(self, method: Any, args: Any, kwargs: dict[str, Any]) -> dict[str, Any]:

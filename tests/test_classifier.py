@@ -18,7 +18,7 @@ from fnn_lightning import FNNClassifier
 from fnn_lightning.errors import InputError
 
 
-@parametrize_with_checks([FNNClassifier()])
+@parametrize_with_checks([FNNClassifier()])  # type: ignore[untyped-decorator]
 def test_it_keeps_the_rules_of_scikit_learn(estimator: Any, check: Any) -> None:
     check(estimator)
 
@@ -66,6 +66,10 @@ def test_the_result_depends_on_random_state_and_data_alone() -> None:
     assert np.array_equal(pickle.loads(pickle.dumps(model)).predict_proba(x), expected)
     other = small(random_state=1, **settings).fit(x, y).predict_proba(x)
     assert not np.allclose(other, expected)
+    for read_only in (x.astype(np.float32), x.astype(np.uint8)):  # as joblib hands on large ones
+        read_only.setflags(write=False)
+        probabilities = clone(model).fit(read_only, y).predict_proba(read_only)
+        assert np.allclose(probabilities, expected, atol=1e-5)
     drawn = small(random_state=np.random.RandomState(3), **settings).fit(x, y).predict_proba(x)
     again = small(random_state=np.random.RandomState(3), **settings).fit(x, y).predict_proba(x)
     assert np.array_equal(drawn, again)

@@ -94,7 +94,7 @@ def test_what_the_user_gives_takes_the_place_of_ours() -> None:
     assert trainer.loggers == [logger]
     assert trainer.strategy.checkpoint_io is plugin
     checkpoint = RunCheckpoint(monitor="val/acc")
-    assert Trainer(callbacks=checkpoint).checkpoint_callbacks == [checkpoint]  # type: ignore[attr-defined]
+    assert Trainer(callbacks=checkpoint).checkpoint_callbacks == [checkpoint]
 
 
 @pytest.mark.parametrize(
