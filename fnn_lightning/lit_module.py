@@ -74,7 +74,7 @@ class FNNLitModule(LightningModule):
         num_threads: Number of CPU threads that compute a step. Chosen by the work of a step and
             the cores by default, and kept when the run is resumed. See `Threads`.
         compile: Whether the network is compiled by `torch.compile`, when it is first used. That
-            takes half a minute, needs a C++ compiler, and pays only for a large network. The
+            takes half a minute, needs a C++ compiler, and pays off only for a large network. The
             result is the same but for rounding.
         network: Arguments of `FNN`.
 

@@ -24,16 +24,21 @@ def main(argv: list[str]) -> None:
     """
     if argv in (["--help"], ["-h"]):
         print(f"usage: {COMMAND} configs [NAME]\n")
-        print("Lists the configs that `--config NAME` takes, or prints one of them, to change:")
-        print(f"{COMMAND} configs mnist > my.yaml")
+        print("Lists the configs that `--config NAME` takes, or prints one of them to change:\n")
+        print(f"  {COMMAND} configs mnist > my.yaml")
         raise SystemExit(0)
     if len(argv) > 1:
         raise InputError(f"Expected the name of one config, but got {' '.join(argv)}")
     if argv:
-        sys.stdout.write(packaged(argv[0]).read_text(encoding="utf-8"))
+        path = packaged().get(argv[0])
+        if path is None:
+            raise InputError(
+                f"Expected the name of a config, but got {argv[0]!r}; {nearest_config(argv[0])}"
+            )
+        sys.stdout.write(path.read_text(encoding="utf-8"))
         return
     rows = [("config", "network", "accuracy, %", "time on 2 cores")]
-    rows += [(path.stem, *describe(path)) for path in sorted(folder().glob("*.yaml"))]
+    rows += [(name, *describe(path)) for name, path in packaged().items()]
     widths = [max(map(len, column)) for column in zip(*rows, strict=True)]
     for row in rows:
         line = "  ".join(text.ljust(width) for text, width in zip(row, widths, strict=True))
@@ -47,22 +52,14 @@ def folder() -> Path:
     return installed if installed.is_dir() else package.parent / "configs"
 
 
-def packaged(name: str) -> Path:
-    """Return the config of that name that comes with the package.
-
-    Raises:
-        InputError: If there is none.
-    """
-    names = sorted(path.stem for path in folder().glob("*.yaml"))
-    if name not in names:
-        raise InputError(f"Expected the name of a config, but got {name!r}; {nearest_config(name)}")
-    return folder() / f"{name}.yaml"
+def packaged() -> dict[str, Path]:
+    """Return the configs that come with the package, by name."""
+    return {path.stem: path for path in sorted(folder().glob("*.yaml"))}
 
 
 def nearest_config(name: str) -> str:
     """Say which config the user may have meant."""
-    names = [path.stem for path in folder().glob("*.yaml")]
-    near = difflib.get_close_matches(name, names, n=1)
+    near = difflib.get_close_matches(name, packaged(), n=1)
     return f"did you mean {near[0]}?" if near else f"`{COMMAND} configs` lists those with a name"
 
 
@@ -73,10 +70,7 @@ def find_config(name: str) -> Path:
         The file; where there is neither, the path as given.
     """
     path = Path(name).expanduser()
-    if path.is_file() or not re.fullmatch(r"\w+", name):
-        return path
-    named = folder() / f"{name}.yaml"
-    return named if named.is_file() else path
+    return path if path.is_file() else packaged().get(name, path)
 
 
 def describe(path: Path) -> tuple[str, str, str]:

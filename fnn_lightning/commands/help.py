@@ -6,6 +6,8 @@ takes.
 
 from fnn_lightning.commands.main import COMMAND, WITH_TRAINER
 
+MAX_EPOCHS = 5  # unless something else ends the run
+
 EXAMPLES = {
     "fit": [
         "--config mnist",
@@ -85,7 +87,7 @@ OPTIONS: dict[str, dict[str, dict[str, tuple[str, str]]]] = {
             "tensorboard.histograms": ("false", "histograms of weights and gradients"),
         },
         "the Trainer's, of which --help_all shows the rest": {
-            "trainer.max_epochs": ("5", "epochs to train"),
+            "trainer.max_epochs": (str(MAX_EPOCHS), "epochs to train"),
             **TRAINER,
             "trainer.val_check_interval": ("", "steps, share of an epoch, or HH:MM:SS"),
         },

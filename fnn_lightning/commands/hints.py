@@ -50,6 +50,14 @@ CLASSES = {
     "trainer.callbacks": "lightning.pytorch.callbacks",
     "trainer.logger": "lightning.pytorch.loggers",
 }
+# those of them that no user names: bases, what takes functions or objects, what is refused here
+NEVER_NAMED = {
+    *("Optimizer", "Muon", "SparseAdam"),
+    *("LRScheduler", "LambdaLR", "MultiplicativeLR", "SequentialLR", "ChainedScheduler"),
+    *("Callback", "Checkpoint", "BaseFinetuning", "BasePredictionWriter", "LambdaCallback"),
+    *("ProgressBar", "Logger"),
+    *("BatchSizeFinder", "LearningRateFinder", "StochasticWeightAveraging", "WeightAveraging"),
+}
 
 
 def refuse_single_dash(argv: list[str]) -> None:
@@ -174,6 +182,17 @@ def classes_of(option: str) -> dict[str, type]:
         for name, kind in found.items()
         if isinstance(kind, type) and kind.__module__.startswith(("torch.", "lightning."))
     }
+
+
+def classes_to_name(option: str) -> list[str]:
+    """Return the short names of the classes that are of use for an option, in order.
+
+    Example:
+        >>> classes_to_name("trainer.logger")[:2]
+        ['CSVLogger', 'CometLogger']
+    """
+    names = classes_of(option).keys() - NEVER_NAMED
+    return sorted(name for name in names if not name.startswith("_"))
 
 
 def similar_class(option: str, value: str) -> str:

@@ -34,8 +34,10 @@ from fnn_lightning.commands.given import (
     stored_settings,
     with_config_texts,
 )
+from fnn_lightning.commands.help import MAX_EPOCHS
+from fnn_lightning.commands.help_formatter import TITLES, WideHelpFormatter
 from fnn_lightning.commands.hints import explain, explain_instance, refuse_single_dash
-from fnn_lightning.commands.main import COMMAND
+from fnn_lightning.commands.main import COMMAND, WITH_TRAINER
 from fnn_lightning.commands.options import NO_CHECKPOINT, OF_NEWEST_RUN
 from fnn_lightning.commands.trainer_setup import setup_trainer
 from fnn_lightning.datamodule import MNISTDataModule
@@ -57,17 +59,22 @@ from fnn_lightning.training.ema import EMA
 from fnn_lightning.training.optim import SGD
 
 DATA_MODULES = {"test": MNISTWithTrainSet, "predict": MNISTOrPictures}
+CKPT_PATH = "Checkpoint, or folder of a run; by default the newest run in lightning_logs."
 OWN_OPTIONS = {
     "fit": {
         "run_folder": "Folder of the run. If it holds a checkpoint, the run resumes from it.",
         "init_from": "Checkpoint or folder of a run. The new run starts with its weights, layer by "
         "layer as far as the shapes fit, and with its settings where no others are given.",
+        "ckpt_path": "Checkpoint, or folder of a run, to resume.",
     },
+    "validate": {"ckpt_path": CKPT_PATH},
     "test": {
+        "ckpt_path": CKPT_PATH,
         "report_folder": "Folder for report.html, predictions.csv and metrics.json. By default the "
         "folder of the run that the checkpoint is in.",
     },
     "predict": {
+        "ckpt_path": CKPT_PATH,
         "output": "File for the predictions, .csv or .json.",
         "save_inputs": "Folder for the 28×28 pixels that the net sees of each of --data.images.",
     },
@@ -90,21 +97,29 @@ class FNNCLI(LightningCLI):
         argv = in_parsing_order(gather_images(argv))
         self.given = given_options(argv)
         self.argv = with_config_texts(argv)
-        # not beside a config, whose run would be meant
-        newest = argv[0] != "fit" and not config_is_given(argv)
+        # not beside a config, whose run would be meant, nor for help, which shows the defaults
+        newest = argv[0] != "fit" and not config_is_given(argv) and "--help" not in argv
         self._ckpt_path, self._run = find_run(argv[0], self.given, newest)
         self._init_from = None if self._ckpt_path else find_init(argv[0], self.given)
         loaded = self._ckpt_path or self._init_from
         self.checkpoint = None if loaded is None else read_checkpoint(loaded)
         # An error is raised, and `main` prints it; a shortened option is one.
-        strict = {"exit_on_error": False, "allow_abbrev": False}
+        strict = {
+            "exit_on_error": False,
+            "allow_abbrev": False,
+            "formatter_class": WideHelpFormatter,
+        }
+        own = {
+            "usage": f"{COMMAND} {argv[0]} [options]",
+            "description": WITH_TRAINER[argv[0]].capitalize() + ".",
+        }
         super().__init__(
             FNNLitModule,
             DATA_MODULES.get(argv[0], MNISTDataModule),
             trainer_defaults=TRAINER_DEFAULTS,
             seed_everything_default=0,
             parser_kwargs={
-                **dict.fromkeys(self.subcommands(), strict),
+                argv[0]: {**strict, **own},
                 **strict,
                 "prog": COMMAND,
                 "description": "Trains feed-forward neural nets on MNIST.",
@@ -119,6 +134,7 @@ class FNNCLI(LightningCLI):
     def subcommands(self) -> dict[str, set[str]]:  # type: ignore[override]
         # arguments of the Trainer's methods that the methods below set
         fixed = {"model", "datamodule", "weights_only", "verbose", "return_predictions"}
+        fixed |= {"ckpt_path"}  # which may be the folder of a run, here
         loaders = {"train_dataloaders", "val_dataloaders", "dataloaders"}
         # Only the subcommand's own: collecting the options of each takes a tenth of a second.
         return {self.argv[0]: fixed | loaders}
@@ -164,7 +180,7 @@ class FNNCLI(LightningCLI):
         self.options = parser
         for name, text in OWN_OPTIONS.get(self.argv[0], {}).items():
             # left out of a saved config unless given: it has to fit the other subcommands too
-            default = SUPPRESS if self.argv[0] == "fit" else None
+            default = SUPPRESS if self.argv[0] == "fit" and name != "ckpt_path" else None
             parser.add_argument(f"--{name}", type=str | None, default=default, help=text)
         if self.argv[0] == "fit":
             parser.add_argument(
@@ -180,6 +196,8 @@ class FNNCLI(LightningCLI):
         parser.add_class_arguments(TensorBoardPlots, "tensorboard")
         parser.add_class_arguments(EMA, "ema")
         parser.set_defaults({"ema.decay": 0.0})  # no EMA
+        for name, title in TITLES.items():
+            parser.groups[name].title = title
         parser.link_arguments("optimizer", "model.optimizer", compute_fn=plain)
         parser.link_arguments("lr_scheduler", "model.lr_scheduler", compute_fn=plain)
         parser.link_arguments("seed_everything", "data.seed")
@@ -207,6 +225,9 @@ class FNNCLI(LightningCLI):
             known = [*self.options.get_defaults().keys(), *OWN_OPTIONS.get(self.argv[0], {})]
             raise InputError(explain(str(error), known)) from None
         section = self.config[self.config.subcommand]
+        length = section.trainer
+        if length.max_epochs is None and length.max_steps == -1 and length.max_time is None:
+            length.max_epochs = MAX_EPOCHS
         check_ranges(section.trainer)
         check_strategy(section.trainer.strategy)
         if not 0 <= section.seed_everything < 2**32:

@@ -7,6 +7,7 @@ from typing import TYPE_CHECKING
 
 from jsonargparse import ArgumentParser, Namespace
 
+from fnn_lightning.commands.help_formatter import HelpFormatter
 from fnn_lightning.commands.hints import explain, refuse_single_dash
 from fnn_lightning.commands.main import COMMAND
 from fnn_lightning.errors import InputError
@@ -28,6 +29,7 @@ def make_parser(subcommand: str, description: str) -> ArgumentParser:
         description=description,
         exit_on_error=False,
         allow_abbrev=False,
+        formatter_class=HelpFormatter,
     )
 
 

@@ -55,7 +55,9 @@ def main(argv: list[str]) -> None:
         "Trains one config with several seeds. Takes all options of fit as well. Given an earlier "
         "--folder, it resumes; the settings need not be repeated.",
     )
-    parser.add_argument("seeds", type=int, help="Number of seeds: 0, 1, …")
+    parser.add_argument(
+        "seeds", type=int, metavar="NUMBER", help="Number of seeds, which are 0, 1, …"
+    )
     parser.add_argument(
         "--folder", type=str | None, help="Folder of all runs; by default a new one."
     )

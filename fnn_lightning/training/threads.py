@@ -155,7 +155,8 @@ class Threads(callbacks.Callback):
         return {"count": self.count, "varies": self.varies}
 
     def load_state_dict(self, state_dict: dict[str, Any]) -> None:
-        self.count, self.varies = state_dict["count"], state_dict["varies"]
+        # Earlier checkpoints know of a fixed number alone.
+        self.count, self.varies = state_dict["count"], state_dict.get("varies", False)
         self._loaded = self.count is not None
 
 

@@ -1,10 +1,14 @@
+import inspect
+from pathlib import Path
 from typing import Any
 
 import pytest
 import yaml
+from lightning.pytorch import Trainer
 
 from fnn_lightning.commands.help import OPTIONS
-from fnn_lightning.commands.main import WITH_TRAINER, main
+from fnn_lightning.commands.help_formatter import HELP
+from fnn_lightning.commands.main import COMMAND, SUBCOMMANDS, WITH_TRAINER, WITHOUT_TRAINER, main
 from fnn_lightning.training.hparams import flatten
 
 Capture = pytest.CaptureFixture[str]
@@ -53,7 +57,57 @@ def test_help_names_options_that_there_are_and_their_defaults(
             assert settings[name] == yaml.safe_load(default), name
 
 
-def test_help_all_lists_the_trainers_options_too(capsys: Capture) -> None:
-    text = output(capsys, "fit", "--help_all")
-    assert "--trainer.gradient_clip_val" in text
-    assert text.startswith("usage: python -m fnn_lightning ")
+@pytest.mark.parametrize("subcommand", WITH_TRAINER)
+def test_help_all_is_plain_text_that_fits_a_terminal(
+    subcommand: str, capsys: Capture, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.setenv("COLUMNS", "80")
+    text = output(capsys, subcommand, "--help_all")
+    assert max(map(len, text.splitlines())) <= 80
+    assert text.startswith(f"usage: {COMMAND} {subcommand} [options]\n")
+    for word in ("--trainer.gradient_clip_val", "--ckpt_path", "--ema.decay"):
+        assert f"  {word}" in text
+    for word in ("<class", "fnn_lightning.", "subclass", ":param", "``", "1000", "--> ", "null)"):
+        assert word not in text, word
+    words = " ".join(text.split())
+    assert "max_time is given. (int; default: 5)" in words
+    assert "(default: SGD, lr 0.1) Classes: ASGD, Adadelta, Adafactor, Adagrad, Adam," in words
+    assert "GradientAccumulationScheduler, LearningRateMonitor" in words
+    assert "-engine |" in words, "no word is divided"
+    assert "16 | transformer-engine |" in words
+
+
+@pytest.mark.parametrize("subcommand", WITHOUT_TRAINER)
+def test_help_of_the_other_subcommands_fits_a_terminal(
+    subcommand: str, capsys: Capture, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.setenv("COLUMNS", "80")
+    text = output(capsys, subcommand, "--help")
+    assert text.startswith(f"usage: {COMMAND} {subcommand} ")
+    assert max(map(len, text.splitlines())) <= 80
+    assert "type:" not in text
+    assert "null" not in text
+
+
+def test_every_option_of_the_trainer_is_described_as_it_is_here() -> None:
+    described = {name for name in HELP if name.startswith("trainer.")}
+    assert described == {f"trainer.{name}" for name in inspect.signature(Trainer).parameters}
+
+
+def test_help_of_the_command_line_lists_the_subcommands(capsys: Capture) -> None:
+    main([])
+    text = capsys.readouterr().out
+    assert text.startswith(f"usage: {COMMAND} SUBCOMMAND ")
+    assert max(map(len, text.splitlines())) <= 80
+    assert all(f"  {name} " in text for name in SUBCOMMANDS)
+
+
+def test_config_of_a_run_says_how_long_it_was(data_dir: str) -> None:
+    words = ["fit", "--data.data_dir", data_dir, "--model.hidden_dims", "[8]", "--run_folder"]
+    main([*words, "default"])
+    main([*words, "steps", "--trainer.max_steps", "2"])
+    lengths = {
+        name: yaml.safe_load(Path(name, "config.yaml").read_text())["trainer"]["max_epochs"]
+        for name in ("default", "steps")
+    }
+    assert lengths == {"default": 5, "steps": None}

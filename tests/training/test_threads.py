@@ -16,6 +16,7 @@ from fnn_lightning.errors import InputError
 from fnn_lightning.training import multi_step, threads
 from fnn_lightning.training.manual_backward import ManualBackward
 from fnn_lightning.training.metrics import StepOutput
+from fnn_lightning.training.threads import Threads
 from tests.support import assert_same, fit, refused, trainer
 
 
@@ -200,6 +201,12 @@ def test_a_hook_on_the_optimizer_fixes_the_number(
     module = FNNLitModule(hidden_dims=[300])
     trainer(tmp_path, max_epochs=5, callbacks=[Hook()]).fit(module, datamodule=data)
     assert set(steps) == {4}
+
+
+def test_a_checkpoint_that_does_not_say_so_has_a_fixed_number() -> None:
+    resumed = Threads()
+    resumed.load_state_dict({"count": 3})
+    assert resumed.state_dict() == {"count": 3, "varies": False}
 
 
 @pytest.mark.filterwarnings("ignore:The dirpath has changed")  # another run's checkpoint
