@@ -158,7 +158,8 @@ class WideHelpFormatter(HelpFormatter):
     """Puts every description below its option, where names are too long for two columns."""
 
     def __init__(self, prog: str, **kwargs: Any) -> None:
-        super().__init__(prog, **{"max_help_position": 8, **kwargs})
+        kwargs.setdefault("max_help_position", 8)
+        super().__init__(prog, **kwargs)  # type: ignore[no-untyped-call]
 
 
 def is_long(metavar: Any) -> bool:

@@ -38,7 +38,7 @@ from fnn_lightning.commands.help import MAX_EPOCHS
 from fnn_lightning.commands.help_formatter import TITLES, WideHelpFormatter
 from fnn_lightning.commands.hints import explain, explain_instance, refuse_single_dash
 from fnn_lightning.commands.main import COMMAND, WITH_TRAINER
-from fnn_lightning.commands.options import NO_CHECKPOINT, OF_NEWEST_RUN
+from fnn_lightning.commands.options import NO_CHECKPOINT, OF_NEWEST_RUN, OWN_OPTIONS
 from fnn_lightning.commands.trainer_setup import setup_trainer
 from fnn_lightning.datamodule import MNISTDataModule
 from fnn_lightning.errors import InputError, one_line
@@ -59,26 +59,6 @@ from fnn_lightning.training.ema import EMA
 from fnn_lightning.training.optim import SGD
 
 DATA_MODULES = {"test": MNISTWithTrainSet, "predict": MNISTOrPictures}
-CKPT_PATH = "Checkpoint, or folder of a run; by default the newest run in lightning_logs."
-OWN_OPTIONS = {
-    "fit": {
-        "run_folder": "Folder of the run. If it holds a checkpoint, the run resumes from it.",
-        "init_from": "Checkpoint or folder of a run. The new run starts with its weights, layer by "
-        "layer as far as the shapes fit, and with its settings where no others are given.",
-        "ckpt_path": "Checkpoint, or folder of a run, to resume.",
-    },
-    "validate": {"ckpt_path": CKPT_PATH},
-    "test": {
-        "ckpt_path": CKPT_PATH,
-        "report_folder": "Folder for report.html, predictions.csv and metrics.json. By default the "
-        "folder of the run that the checkpoint is in.",
-    },
-    "predict": {
-        "ckpt_path": CKPT_PATH,
-        "output": "File for the predictions, .csv or .json.",
-        "save_inputs": "Folder for the 28×28 pixels that the net sees of each of --data.images.",
-    },
-}
 
 
 class FNNCLI(LightningCLI):
@@ -196,8 +176,8 @@ class FNNCLI(LightningCLI):
         parser.add_class_arguments(TensorBoardPlots, "tensorboard")
         parser.add_class_arguments(EMA, "ema")
         parser.set_defaults({"ema.decay": 0.0})  # no EMA
-        for name, title in TITLES.items():
-            parser.groups[name].title = title
+        for name, group in (parser.groups or {}).items():
+            group.title = TITLES.get(name, group.title)
         parser.link_arguments("optimizer", "model.optimizer", compute_fn=plain)
         parser.link_arguments("lr_scheduler", "model.lr_scheduler", compute_fn=plain)
         parser.link_arguments("seed_everything", "data.seed")

@@ -26,6 +26,7 @@ WITHOUT_TRAINER = {  # each run by `main` of the module of that name
     "export": "write an ONNX or .pt2 file, and compare it with its checkpoint",
     "demo": "draw digits in the browser",
     "configs": "list the configs that come with it, or print one",
+    "completion": "print a script for bash or zsh that completes the command line",
 }
 SUBCOMMANDS = WITH_TRAINER | WITHOUT_TRAINER
 # as the user has called it: by the console script, or as a module

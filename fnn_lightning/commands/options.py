@@ -1,4 +1,4 @@
-"""Parsing the options of the subcommands that need no Trainer, with jsonargparse."""
+"""Options of our own, and the parsers of the subcommands that need no Trainer."""
 
 import sys
 from argparse import ArgumentError
@@ -20,6 +20,27 @@ NO_CHECKPOINT = (
     f"got neither: {COMMAND} {{command}} --ckpt_path RUN_FOLDER/checkpoints/last.ckpt"
 )
 OF_NEWEST_RUN = "checkpoint {path}, of the newest run"
+CKPT_PATH = "Checkpoint, or folder of a run; by default the newest run in lightning_logs."
+# of the subcommands with a Trainer
+OWN_OPTIONS = {
+    "fit": {
+        "run_folder": "Folder of the run. If it holds a checkpoint, the run resumes from it.",
+        "init_from": "Checkpoint or folder of a run. The new run starts with its weights, layer by "
+        "layer as far as the shapes fit, and with its settings where no others are given.",
+        "ckpt_path": "Checkpoint, or folder of a run, to resume.",
+    },
+    "validate": {"ckpt_path": CKPT_PATH},
+    "test": {
+        "ckpt_path": CKPT_PATH,
+        "report_folder": "Folder for report.html, predictions.csv and metrics.json. By default the "
+        "folder of the run that the checkpoint is in.",
+    },
+    "predict": {
+        "ckpt_path": CKPT_PATH,
+        "output": "File for the predictions, .csv or .json.",
+        "save_inputs": "Folder for the 28×28 pixels that the net sees of each of --data.images.",
+    },
+}
 
 
 def make_parser(subcommand: str, description: str) -> ArgumentParser:
@@ -58,7 +79,7 @@ def add_ckpt_path(parser: ArgumentParser) -> None:
         "--ckpt_path",
         type=str | None,
         default=None,
-        help="Checkpoint, or the folder of a run; by default the newest run in lightning_logs.",
+        help=CKPT_PATH,
     )
 
 
