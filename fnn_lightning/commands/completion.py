@@ -148,13 +148,13 @@ def choices_of(hint: Any) -> list[str]:
     return [word for word in accepted_by(hint) if not word.startswith(numbers)]
 
 
-def completion_of_path(name: str) -> dict[str, str] | None:
+def completion_of_path(name: str) -> Any:
     """Return how shtab completes an option that takes a path; None if it takes none."""
     import shtab
 
     if name == "config":
         return dict.fromkeys(get_args(Shell), "_fnn_config_files")
-    known: dict[str, str] = shtab.FILE if name in FILES else shtab.DIRECTORY
+    known: Any = shtab.FILE if name in FILES else shtab.DIRECTORY
     return known if name in (*FILES, *FOLDERS) else None
 
 

@@ -1,0 +1,82 @@
+"""README.md as a user follows it: its commands in order, and its Python, on tiny images."""
+
+import re
+import shlex
+from pathlib import Path
+
+import pytest
+
+from tests.forks import StartFork
+from tests.support import ROOT, Start, ended, tiny_files
+
+README = (ROOT / "README.md").read_text(encoding="utf-8")
+LEFT_OUT = {
+    "pip": "what it installs is there",
+    "tensorboard": "serves until it is stopped; tests/evaluation/test_tensorboard.py starts it",
+    "fnn demo": "serves until it is stopped; tests/commands/test_demo.py starts it",
+}
+
+
+def blocks(language: str) -> list[str]:
+    return re.findall(rf"^```{language}\n(.+?)^```", README, re.MULTILINE | re.DOTALL)
+
+
+def commands() -> list[str]:
+    lines = "".join(blocks("sh")).replace("\\\n", " ").splitlines()
+    return [line for line in lines if not line.startswith(tuple(LEFT_OUT))]
+
+
+@pytest.fixture
+def in_a_new_folder() -> None:
+    """Put tiny files where MNIST would be downloaded to."""
+    raw = Path("data/MNIST/raw")
+    raw.mkdir(parents=True)
+    for name, content in tiny_files().items():
+        (raw / name).write_bytes(content)
+
+
+@pytest.mark.usefixtures("in_a_new_folder")
+def test_the_commands_work_in_order_as_they_stand(fork: StartFork) -> None:
+    printed = {}
+    for command in commands():
+        program, *words = shlex.split(command, comments=True)
+        assert program == "fnn", f"neither run nor left out with a reason: {command}"
+        status, printed[command], err = ended(fork(*words))
+        assert status == 0, f"{command}\n{err}"
+        assert "error" not in err
+        assert "Warning" not in err, f"{command}\n{err}"
+    tested = [out for command, out in printed.items() if command.startswith("fnn test")]
+    assert len(tested) == 2
+    assert re.search(r"^test set: Got \d+ / 360 correct \(\d+\.\d\d %\)$", tested[0], re.MULTILINE)
+    assert re.search(r"^test set: Got \d+ / 100 correct \(\d+\.\d\d %\)$", tested[1], re.MULTILINE)
+    # the newest run when `test`, `predict` and `export` come is the one on MNIST
+    fits = sum(command.startswith("fnn fit") for command in commands())
+    runs = [
+        Path("runs/quickstart"),
+        *(Path(f"lightning_logs/version_{n}") for n in range(fits - 1)),
+    ]
+    assert all((run / "checkpoints" / "last.ckpt").is_file() for run in runs)
+    assert [(run / "report.html").is_file() for run in runs] == [n < 2 for n in range(fits)]
+    assert "batch_norm: true" in (runs[1] / "config.yaml").read_text(), "not of the quickstart"
+    assert len(Path("digits.csv").read_text().splitlines()) == 1 + 100
+    assert Path("model.onnx").is_file()
+    made = {path.name for path in Path().iterdir() if not path.name.startswith("fork")}
+    assert made == {"data", "runs", "lightning_logs", "digits.csv", "model.onnx"}
+
+
+@pytest.mark.usefixtures("in_a_new_folder")
+def test_its_python_works_as_it_stands(start: Start, fork: StartFork) -> None:
+    train, callback = blocks("python")
+    Path("train.py").write_text(train)
+    status, out, err = ended(start("train.py", PYTHONPATH=str(ROOT)))
+    assert status == 0, err
+    assert "test/acc" in out
+    assert Path("lightning_logs/version_0/checkpoints").is_dir()
+    Path("my_callbacks.py").write_text(callback)
+    option = re.search(r"`(--trainer\.callbacks my_callbacks\.\w+)`", README)
+    assert option
+    status, out, err = ended(fork("fit", *option[1].split()))
+    assert status == 0, err
+    assert [line for line in out.splitlines() if re.fullmatch(r"\d 0\.1", line)] == [
+        f"{epoch} 0.1" for epoch in range(5)
+    ]
