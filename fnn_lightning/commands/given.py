@@ -17,6 +17,7 @@ from fnn_lightning.commands.config_checks import (
     stored_augmentation,
 )
 from fnn_lightning.commands.configs import find_config, nearest_config
+from fnn_lightning.commands.help import MAX_EPOCHS
 from fnn_lightning.errors import InputError
 from fnn_lightning.runs.checkpoint_io import ema_decay
 from fnn_lightning.runs.files import display_path, quote
@@ -174,6 +175,11 @@ def stored_settings(run: Path, given: Iterable[str] = ()) -> dict[str, Any]:
             run it; given as --config, it may.
     """
     config = read_config(str(run / CONFIG))
+    given = {*given}
+    # the default length, which gives way to another in a resumed run as in a new one
+    is_default = (config.get("trainer") or {}).get("max_epochs") == MAX_EPOCHS
+    if is_default and {"trainer.max_steps", "trainer.max_time"} & given:
+        given.add("trainer.max_epochs")
     settings = {}
     for section in ("trainer", "checkpoint", "early_stopping", "tensorboard", "ema"):
         for name, value in (config.get(section) or {}).items():

@@ -10,6 +10,7 @@ from fnn_lightning.commands.help import OPTIONS
 from fnn_lightning.commands.help_formatter import HELP
 from fnn_lightning.commands.main import COMMAND, SUBCOMMANDS, WITH_TRAINER, WITHOUT_TRAINER, main
 from fnn_lightning.training.hparams import flatten
+from tests.support import LAST
 
 Capture = pytest.CaptureFixture[str]
 OWN = ("model.", "data.", "checkpoint.", "early_stopping.", "tensorboard.", "ema.")
@@ -111,3 +112,12 @@ def test_config_of_a_run_says_how_long_it_was(data_dir: str) -> None:
         for name in ("default", "steps")
     }
     assert lengths == {"default": 5, "steps": None}
+
+
+def test_another_length_takes_the_place_of_the_default_when_a_run_is_resumed(
+    data_dir: str, capsys: Capture
+) -> None:
+    words = ["--data.data_dir", data_dir, "--model.hidden_dims", "[8]"]
+    main(["fit", *words])  # 5 epochs of 3 steps
+    main(["fit", "--ckpt_path", LAST, "--trainer.max_steps", "20"])
+    assert "20 steps in all" in capsys.readouterr().out
