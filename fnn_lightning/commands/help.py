@@ -98,6 +98,7 @@ OPTIONS: dict[str, dict[str, dict[str, tuple[str, str]]]] = {
             **CKPT_PATH,
             "report_folder": ("", "for report.html (default: the run's folder)"),
             "data.test_train_set": ("false", "measure the training images as well"),
+            "tensorboard.projector": ("false", "the last hidden layer in the projector"),
             **DATA,
             **TRAINER,
         }

@@ -2,7 +2,7 @@
 
 import warnings
 from collections.abc import Mapping, Sequence
-from typing import TYPE_CHECKING
+from typing import TYPE_CHECKING, Any
 
 import numpy as np
 import torch
@@ -162,3 +162,27 @@ def curves_figure(panels: Mapping[str, Mapping[str, Sequence[tuple[int, float]]]
         axes.legend()
     figure.tight_layout()
     return figure
+
+
+def digit_curves_figure(curves: Mapping[int, Sequence[tuple[int, float]]]) -> "Figure":
+    """Draw the accuracy of each digit over the number of optimiser steps, in ten colours."""
+    figure, axes = new_figure(5.5, 4)
+    for digit, curve in curves.items():
+        steps, values = zip(*curve, strict=True)
+        # by number, since a digit may have no images
+        axes.plot(steps, values, label=str(digit), color=f"C{digit}", marker=".")
+    axes.set(xlabel="step", ylabel="accuracy of the digit")
+    axes.grid(alpha=0.3)
+    axes.legend(title="digit", loc="center left", bbox_to_anchor=(1, 0.5))
+    figure.tight_layout()
+    return figure
+
+
+def rasterize(figure: "Figure") -> Tensor:
+    """Return the pixels of a figure: values from 0 to 1, shape `(3, H, W)`."""
+    from matplotlib.backends.backend_agg import FigureCanvasAgg
+
+    canvas: Any = FigureCanvasAgg(figure)
+    canvas.draw()
+    pixels = torch.from_numpy(np.array(canvas.buffer_rgba()))
+    return pixels[..., :3].permute(2, 0, 1) / 255

@@ -14,51 +14,69 @@ from torch import Tensor, nn
 from fnn_lightning.data.dataloader import InMemoryDataLoader
 from fnn_lightning.datamodule import validates_on_test_set
 from fnn_lightning.evaluation import plots
+from fnn_lightning.evaluation.network_summary import add_projector, graph_event, layers_table
 from fnn_lightning.evaluation.predictions import (
     PredictionCollector,
     Predictions,
     first_test_dataloader,
 )
 from fnn_lightning.lit_module import FNNLitModule
-from fnn_lightning.network import FNN, NUM_CLASSES
+from fnn_lightning.network import NUM_CLASSES
 from fnn_lightning.runs.files import write_atomic
-from fnn_lightning.runs.loggers import event_writer
+from fnn_lightning.runs.loggers import BEHIND, event_writer, read_curves, tag_of
 
 MAX_SHARE = 0.02  # of the time since training began that pictures may take before it ends
 FIRST_SECONDS = 0.5  # assumed for the first drawing
 LAYOUT = {
     "train and validation": {
-        name: ["Multiline", [f"{split}/{name}" for split in ("train", "val", "test")]]
+        name: ["Multiline", [tag_of(f"{split}/{name}") for split in ("train", "val", "test")]]
         for name in ("loss", "acc")
     },
     "accuracy of each digit": {
-        split: ["Multiline", [f"{split}_acc_of_digit/{digit}" for digit in range(NUM_CLASSES)]]
+        split: ["Multiline", [tag_of(f"{split}_acc_of_digit/{k}") for k in range(NUM_CLASSES)]]
         for split in ("val", "test")
     },
 }
+PICTURES = {
+    "confusion": "Images of each digit (rows) by the digit they were taken for (columns).",
+    "mistakes": "The mistakes of highest confidence: the digit, what it was taken for, and how "
+    "confident the net was.",
+    "acc_of_digit": "Share of the images of each digit classified correctly, over the steps.",
+    "augmented": "The first batch of training, as augmentation distorts it.",
+    "first_layer": "Weights of the first layer's first 100 units, as 28×28 images. Grey is 0; "
+    "white or black is the unit's largest weight by absolute value.",
+}
+"""What TensorBoard says of a picture, by the last part of its tag."""
 
 
 class TensorBoardPlots(PredictionCollector):
     """Shows in TensorBoard what the net has learned, and where it is wrong.
 
     Every validation and test logs the accuracy of each digit. The pictures are the confusion
-    matrix, the 25 most confident mistakes, and the weights of the first layer's first 100 units.
-    They are drawn at the end of training and of `test`, and after other validations as long as
-    they take at most 2 % of the time. The network's graph, a layout with training and validation
-    in one chart and, with augmentation, the first augmented images are logged once. When training
-    ends, `loss.png` in the run's folder shows the loss of every batch.
+    matrix, the 25 most confident mistakes, the accuracy of each digit over the steps, and the
+    weights of the first layer's first 100 units. They are drawn at the end of training and of
+    `test`, and after other validations as long as they take at most 2 % of the time. The network's
+    graph, a table of its layers, a layout with training and validation in one chart and, with
+    augmentation, the first augmented images are logged once. When training ends, `loss.png` in the
+    run's folder shows the loss of every batch.
 
     Args:
         enabled: Whether to do any of this.
         histograms: Whether to add histograms of weights and gradients.
+        projector: Whether `test` adds the activations of the last hidden layer on the test images,
+            for TensorBoard's projector.
     """
 
     acts_every_n_steps = 0  # the Trainer itself takes the step before each validation
 
-    def __init__(self, enabled: bool = True, histograms: bool = False) -> None:
+    def __init__(
+        self, enabled: bool = True, histograms: bool = False, projector: bool = False
+    ) -> None:
         super().__init__()
         self.enabled = enabled
         self.histograms = histograms
+        self.projector = projector
+        self._digit_curves: dict[int, list[tuple[int, float]]] = {}
         self._pending: tuple[Predictions, int] | None = None
         self._gradients: tuple[int, dict[str, Tensor]] = (0, {})
         self._spent = self._last = self._began = 0.0
@@ -68,17 +86,23 @@ class TensorBoardPlots(PredictionCollector):
         self._gradients = (0, {})
         self._pending, self._began = None, time.monotonic()
         self._spent, self._last = 0.0, FIRST_SECONDS
+        self._digit_curves = {}
         board = tensorboard(trainer)
-        if board is None or trainer.global_step:  # a resumed run has shown it
+        if board is None:
+            return
+        if trainer.global_step:  # a resumed run has shown the rest
+            self._digit_curves = read_digit_curves(Path(board.log_dir), trainer.global_step)
             return
         board.add_custom_scalars(LAYOUT)
-        if validates_on_test_set(trainer.datamodule):  # type: ignore[attr-defined]
-            board.add_text("val", "`val/…` is measured on the test set, since `val_size` is 0.")
+        board.add_text("layers", layers_table(pl_module.network), 0)
+        notes = notes_on_curves(trainer, pl_module)
+        if notes:
+            board.add_text("notes", notes, 0)
         event_writer(board).add_event(graph_event(pl_module.network))
         source = trainer.train_dataloader
         if isinstance(source, InMemoryDataLoader) and source.augments:
             images, _ = source.peek()
-            board.add_image("train/augmented", plots.image_grid(images), 0)
+            add_picture(board, "train/augmented", plots.image_grid(images), 0)
 
     def on_train_batch_end(self, trainer: Trainer, pl_module: LightningModule, *_: Any) -> None:
         if self.histograms:  # validation begins with setting them to None
@@ -92,8 +116,12 @@ class TensorBoardPlots(PredictionCollector):
         if predictions is None or not predictions.probabilities.isfinite().all():
             return
         assert isinstance(pl_module, FNNLitModule)
-        log_digits(trainer, predictions, "val", pl_module.step_count)
-        self._pending = predictions, pl_module.step_count
+        step = pl_module.step_count
+        shares = digit_accuracies(predictions)
+        log_digits(trainer, shares, "val", step)
+        for digit, share in shares.items():
+            self._digit_curves.setdefault(digit, []).append((step, share))
+        self._pending = predictions, step
         elapsed = time.monotonic() - self._began
         if trainer.state.fn != "fit" or self._spent + self._last <= MAX_SHARE * elapsed:
             self._draw_pending(trainer, pl_module)
@@ -117,8 +145,12 @@ class TensorBoardPlots(PredictionCollector):
         predictions = self.predictions(first_test_dataloader(trainer))
         if predictions is not None and predictions.probabilities.isfinite().all():
             assert isinstance(pl_module, FNNLitModule)
-            log_digits(trainer, predictions, "test", pl_module.step_count)
-            self._draw(trainer, pl_module, predictions, "test", pl_module.step_count)
+            step = pl_module.step_count
+            log_digits(trainer, digit_accuracies(predictions), "test", step)
+            self._draw(trainer, pl_module, predictions, "test", step)
+            board = tensorboard(trainer)
+            if self.projector and board is not None:
+                add_projector(board, pl_module.network, predictions, step)
 
     def _draw_pending(self, trainer: Trainer, module: FNNLitModule) -> None:
         """Draw the last validation, unless that was done."""
@@ -142,68 +174,87 @@ class TensorBoardPlots(PredictionCollector):
         board = tensorboard(trainer)
         if board is None:
             return
-        board.add_figure(
-            f"{split}/confusion", plots.confusion_figure(predictions), step, close=False
-        )
-        board.add_figure(f"{split}/mistakes", plots.mistakes_figure(predictions), step, close=False)
+        figures = {
+            "confusion": plots.confusion_figure(predictions),
+            "mistakes": plots.mistakes_figure(predictions),
+        }
+        if split == "val":
+            figures["acc_of_digit"] = plots.digit_curves_figure(self._digit_curves)
+        for name, figure in figures.items():
+            add_picture(board, f"{split}/{name}", plots.rasterize(figure), step)
         if split == "val" and module.step_count == step:  # the weights are still the same
             first = next(each for each in module.network.layers if isinstance(each, nn.Linear))
-            board.add_image("first_layer", plots.first_layer_grid(first.weight), step)
+            add_picture(board, "weights/first_layer", plots.first_layer_grid(first.weight), step)
             if self.histograms:
                 for name, parameter in module.network.named_parameters():
-                    board.add_histogram(f"weights/{name}", parameter, step)
+                    board.add_histogram(f"{BEHIND}weights/{name}", parameter, step)
                 gradients_step, gradients = self._gradients
                 for name, gradient in gradients.items() if gradients_step == step else ():
-                    board.add_histogram(f"gradients/{name}", gradient, step)
+                    board.add_histogram(f"{BEHIND}gradients/{name}", gradient, step)
 
 
-@rank_zero_only
-def log_digits(trainer: Trainer, predictions: Predictions, split: str, step: int) -> None:
-    """Log the accuracy of each digit that has images."""
+def add_picture(board: Any, name: str, pixels: Tensor, step: int) -> None:
+    """Show a picture behind the curves, with its description.
+
+    Args:
+        board: A `SummaryWriter`.
+        name: Its group, `/`, and a key of `PICTURES`.
+        pixels: Values from 0 to 1, shape `(3, H, W)`.
+        step: Number of optimiser steps.
+    """
+    # slow to import; `SummaryWriter.add_image` takes no description
+    from tensorboard.compat.proto.summary_pb2 import SummaryMetadata
+    from torch.utils.tensorboard.summary import image
+
+    summary = image(f"{BEHIND}{name}", pixels, dataformats="CHW")  # type: ignore[no-untyped-call]
+    description = PICTURES[name.rpartition("/")[2]]
+    metadata = SummaryMetadata(display_name=name, summary_description=description)
+    summary.value[0].metadata.CopyFrom(metadata)
+    event_writer(board).add_summary(summary, step)
+
+
+def notes_on_curves(trainer: Trainer, module: FNNLitModule) -> str:
+    """Say what the curves of this run do not tell by themselves, as Markdown; may be empty."""
+    notes = []
+    if validates_on_test_set(trainer.datamodule):  # type: ignore[attr-defined]
+        notes.append("- `val/…` is measured on the test set, since `val_size` is 0.")
+    if module.label_smoothing:
+        notes.append(
+            "- `train/loss` is not comparable with `val/loss`: it is that of smoothed targets "
+            f"(`label_smoothing` is {module.label_smoothing:g}), which no net brings to 0."
+        )
+    return "\n".join(notes)
+
+
+def read_digit_curves(run: Path, last_step: int) -> dict[int, list[tuple[int, float]]]:
+    """Read the accuracy of each digit in validation that a run logged up to a step."""
+    curves = read_curves(run)
+    names = {digit: f"val_acc_of_digit/{digit}" for digit in range(NUM_CLASSES)}
+    return {
+        digit: [(step, share) for step, share in curves[name] if step <= last_step]
+        for digit, name in names.items()
+        if name in curves
+    }
+
+
+def digit_accuracies(predictions: Predictions) -> dict[int, float]:
+    """Compute the accuracy of each digit that has images."""
     digits, labels = predictions.digits, predictions.labels
     right = labels[digits == labels].bincount(minlength=NUM_CLASSES)
     recall = (right / labels.bincount(minlength=NUM_CLASSES)).tolist()
+    return {digit: share for digit, share in enumerate(recall) if not math.isnan(share)}
+
+
+@rank_zero_only
+def log_digits(trainer: Trainer, shares: dict[int, float], split: str, step: int) -> None:
+    """Log the accuracy of each digit."""
     # not val/acc_of_…: TensorBoard would show ten charts more in the group of val/acc
-    shares = {
-        f"{split}_acc_of_digit/{digit}": share
-        for digit, share in enumerate(recall)
-        if not math.isnan(share)
-    }
+    values = {f"{split}_acc_of_digit/{digit}": share for digit, share in shares.items()}
     for logger in trainer.loggers:
-        logger.log_metrics(shares, step)
+        logger.log_metrics(values, step)
 
 
 def tensorboard(trainer: Trainer) -> Any:
     """Return the TensorBoard writer; None on other ranks and with other loggers."""
     loggers = [each for each in trainer.loggers if isinstance(each, TensorBoardLogger)]
     return loggers[0].experiment if loggers and trainer.is_global_zero else None
-
-
-def graph_event(network: FNN) -> Any:
-    """Describe a network for TensorBoard's tab Graphs, one node per layer.
-
-    PyTorch's own `SummaryWriter.add_graph` uses `torch.jit.trace`, which is deprecated and does not
-    support Python 3.14.
-
-    Returns:
-        A `tensorboard.compat.proto.event_pb2.Event`.
-    """
-    # slow to import, and not needed before training
-    from tensorboard.compat.proto.attr_value_pb2 import AttrValue
-    from tensorboard.compat.proto.event_pb2 import Event
-    from tensorboard.compat.proto.graph_pb2 import GraphDef
-
-    graph = GraphDef()
-    graph.versions.producer = 22  # of the format; TensorBoard asks for it
-    graph.node.add(name="pixels", op="Placeholder")
-    scale = graph.node.add(name="scale", op="Scale", input=["pixels"])
-    scale.attr["pixel_mean"].CopyFrom(AttrValue(f=network.pixel_mean))
-    scale.attr["pixel_std"].CopyFrom(AttrValue(f=network.pixel_std))
-    for number, layer in enumerate(network.layers):
-        kind = type(layer).__name__
-        before = graph.node[-1].name
-        node = graph.node.add(name=f"{number}_{kind}", op=kind, input=[before])
-        if layer.extra_repr():
-            node.attr["arguments"].CopyFrom(AttrValue(s=layer.extra_repr().encode()))
-    graph.node.add(name="logits", op="Identity", input=[graph.node[-1].name])
-    return Event(graph_def=graph.SerializeToString())

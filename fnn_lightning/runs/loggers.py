@@ -1,6 +1,7 @@
 """What a run logs into its folder with Lightning and TensorBoard, and reading it back."""
 
 import logging
+from collections.abc import Mapping
 from enum import Enum
 from pathlib import Path
 from typing import Any
@@ -14,8 +15,73 @@ from lightning.pytorch.utilities import rank_zero_only
 from fnn_lightning.runs.files import write_atomic
 from fnn_lightning.runs.run_folder import CONFIG, RUNS, claim_version
 
+BEHIND = "z_"  # before the names of the groups that TensorBoard is to show last
+OWN_TAGS = {"lr": f"{BEHIND}train/lr"}
+MEAN = "mean over the images trained on since the last point, each measured before its step"
+DESCRIPTIONS = {
+    "train/loss": f"Cross-entropy, {MEAN}, with augmentation and dropout.",
+    "train/acc": f"Share of images classified correctly, {MEAN}, with augmentation and dropout.",
+    "val/loss": "Cross-entropy, mean over the validation images.",
+    "val/acc": "Share of the validation images classified correctly.",
+    "test/loss": "Cross-entropy, mean over the test images. A single number, of `test`.",
+    "test/acc": "Share of the test images classified correctly. A single number, of `test`.",
+    "lr": "Learning rate of the last step.",
+    "val_acc_of_digit": "Share of the validation images of this digit classified correctly.",
+    "test_acc_of_digit": "Share of the test images of this digit classified correctly.",
+}
+"""What TensorBoard says of a name, or of a group of names, when asked."""
 
-class RunLogger(TensorBoardLogger):
+
+def tag_of(name: str) -> str:
+    """Return the tag under which TensorBoard shows what is logged by a name.
+
+    TensorBoard sorts groups, which are the parts of tags before the first `/`, and opens on the
+    first two. Those are to be `train` and `val`, with loss and accuracy; all others come behind.
+
+    >>> tag_of("val/acc"), tag_of("test/acc"), tag_of("lr")
+    ('val/acc', 'z_test/acc', 'z_train/lr')
+    """
+    return name if name.startswith(("train/", "val/")) else OWN_TAGS.get(name, BEHIND + name)
+
+
+def name_of(tag: str) -> str:
+    """Return the name that `tag_of` makes a tag of; other loggers' tags are names already."""
+    names = {own: name for name, own in OWN_TAGS.items()}
+    return names.get(tag, tag.removeprefix(BEHIND))
+
+
+class BoardLogger(TensorBoardLogger):
+    """Logs curves under the tags of `tag_of`, each with a description."""
+
+    def __init__(self, *args: Any, **kwargs: Any) -> None:
+        super().__init__(*args, **kwargs)
+        self._described: set[str] = set()
+
+    @rank_zero_only
+    def log_metrics(self, metrics: Mapping[str, float], step: int | None = None) -> None:
+        numbers = {name: value for name, value in metrics.items() if not isinstance(value, Mapping)}
+        new = {name: numbers[name] for name in numbers.keys() - self._described}
+        for name, value in new.items():
+            # TensorBoard takes a tag's description from its first value.
+            event_writer(self.experiment).add_summary(described_scalar(name, float(value)), step)
+        self._described |= new.keys()
+        others = {tag_of(name): value for name, value in metrics.items() if name not in new}
+        super().log_metrics(others, step)
+
+
+def described_scalar(name: str, value: float) -> Any:
+    """Make a `Summary` of a value with the name and the description of its tag.
+
+    PyTorch's `SummaryWriter.add_scalar` takes no description.
+    """
+    from tensorboard.compat.proto.summary_pb2 import Summary, SummaryMetadata  # slow to import
+
+    description = DESCRIPTIONS.get(name) or DESCRIPTIONS.get(name.partition("/")[0], "")
+    metadata = SummaryMetadata(display_name=name, summary_description=description)
+    return Summary(value=[Summary.Value(tag=tag_of(name), simple_value=value, metadata=metadata)])
+
+
+class RunLogger(BoardLogger):
     """Logs to a new folder `lightning_logs/version_N`, which no other run has.
 
     Lightning's logger picks N first and makes the folder later, so two runs that start at the same
@@ -70,6 +136,8 @@ def folder_of_run(trainer: Trainer, claim: bool, of_logger: bool = True) -> Path
 class SaveConfig(SaveConfigCallback):
     """Writes `config.yaml` into the run's folder when training begins, completely or not at all.
 
+    TensorBoard shows it too, under Text.
+
     Not earlier: a refused resume leaves the file of the run as it was. Resuming reads it.
     """
 
@@ -81,6 +149,10 @@ class SaveConfig(SaveConfigCallback):
         if folder and trainer.is_global_zero:
             text = self.parser.dump(without_enums(self.config), skip_none=False)
             write_atomic(Path(folder) / CONFIG, text.encode())
+            for logger in trainer.loggers:
+                if isinstance(logger, TensorBoardLogger):
+                    fenced = f"```yaml\n{text}```"
+                    logger.experiment.add_text("config", fenced, trainer.global_step)
 
 
 def without_enums(config: Any) -> Any:
@@ -93,9 +165,9 @@ def without_enums(config: Any) -> Any:
     return config.value if isinstance(config, Enum) else config
 
 
-def resuming_logger(run: Path) -> TensorBoardLogger:
+def resuming_logger(run: Path) -> BoardLogger:
     """Return a logger that continues in the folder of a run."""
-    return TensorBoardLogger(run.parent, "", run.name, default_hp_metric=False)
+    return BoardLogger(run.parent, "", run.name, default_hp_metric=False)
 
 
 def event_writer(experiment: Any) -> Any:
@@ -138,7 +210,7 @@ def read_curves(run: Path) -> dict[str, list[tuple[int, float]]]:
     """Read the scalars logged in a run's folder.
 
     Returns:
-        For each tag its points: number of optimiser steps, value.
+        For each name its points: number of optimiser steps, value.
     """
     # TensorBoard warns when a killed run logged steps twice; it drops those that were lost
     logging.getLogger("tensorboard").setLevel(logging.ERROR)
@@ -147,6 +219,6 @@ def read_curves(run: Path) -> dict[str, list[tuple[int, float]]]:
 
     events = EventAccumulator(str(run), size_guidance={"scalars": 0}).Reload()
     return {
-        tag: [(event.step, event.value) for event in events.Scalars(tag)]
+        name_of(tag): [(event.step, event.value) for event in events.Scalars(tag)]
         for tag in events.Tags()["scalars"]
     }

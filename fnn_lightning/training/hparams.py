@@ -11,7 +11,6 @@ from fnn_lightning.runs.loggers import event_writer
 from fnn_lightning.training.ema import EMA
 from fnn_lightning.training.optim import SGD
 
-SHOWN_METRICS = ("val/acc", "test/acc", "train/acc", "val/loss", "test/loss", "train/loss")
 NOT_SETTINGS = ("data_dir",)  # of a machine, not of a run
 
 
@@ -19,8 +18,8 @@ class HParams(callbacks.Callback):
     """Logs the settings of the run, for TensorBoard's HParams tab and the like.
 
     They are those of the module and the data module, the learning rate, and the decay of the EMA.
-    Nested settings get dotted names. TensorBoard takes its columns from the first run it finds, so
-    every run has the same names, defaults included.
+    Nested settings get dotted names. Every run has the same names, defaults included, so that what
+    differs from a default shows as a difference.
     """
 
     def on_train_start(self, trainer: Trainer, pl_module: LightningModule) -> None:
@@ -32,14 +31,15 @@ class HParams(callbacks.Callback):
                 logger.log_hyperparams(settings)
                 continue
             logger.log_hyperparams(settings, {})  # {} instead of None: no `hp_metric: -1`
-            # The tab shows the newest value of each scalar named here, so a run can be compared
-            # while it trains, and the figures of a later `test` appear too.
-            metrics = dict.fromkeys(SHOWN_METRICS, 0.0)  # the values do not matter
             from torch.utils.tensorboard.summary import hparams as hparams_summary  # slow
 
-            writer = event_writer(logger.experiment)
-            for summary in hparams_summary(settings, metrics):  # type: ignore[no-untyped-call]
-                writer.add_summary(summary)
+            # Without the description of the experiment that comes first, TensorBoard works it out
+            # of all runs, and the settings that differ are the first columns. The tab shows the
+            # newest value of each scalar, so a run can be compared while it trains, and the figures
+            # of a later `test` appear too.
+            _, *session = hparams_summary(settings, {})  # type: ignore[no-untyped-call]
+            for summary in session:
+                event_writer(logger.experiment).add_summary(summary)
 
 
 def collect_settings(trainer: Trainer, module: LightningModule) -> dict[str, Any]:
