@@ -179,20 +179,33 @@ def forked_runs(fork: StartFork, monkeypatch: pytest.MonkeyPatch) -> None:
 
 
 @pytest.fixture
-def tensorboard() -> Iterator[str]:
-    """Start TensorBoard on a free port of the loopback interface, and end it."""
-    with socket.socket() as probe:
-        probe.bind(("127.0.0.1", 0))
-        port = probe.getsockname()[1]
-    command = [sys.executable, "-m", "tensorboard.main", "--logdir", "lightning_logs"]
-    command += ["--host", "127.0.0.1", "--port", str(port), "--load_fast", "false"]
-    with Path("tensorboard.log").open("w") as log:
-        process = subprocess.Popen(command, stdout=log, stderr=log)
-    try:
-        yield f"http://127.0.0.1:{port}/data"
-    finally:
+def start_tensorboard() -> Iterator[Callable[[str], str]]:
+    """Return a function that starts TensorBoard on a free port of the loopback interface.
+
+    It takes the option `--load_fast` and returns the URL. What it started is ended.
+    """
+    processes = []
+
+    def start(load_fast: str) -> str:
+        with socket.socket() as probe:
+            probe.bind(("127.0.0.1", 0))
+            port = probe.getsockname()[1]
+        command = [sys.executable, "-m", "tensorboard.main", "--logdir", "lightning_logs"]
+        command += ["--host", "127.0.0.1", "--port", str(port), "--load_fast", load_fast]
+        with Path("tensorboard.log").open("w") as log:
+            processes.append(subprocess.Popen(command, stdout=log, stderr=log))
+        return f"http://127.0.0.1:{port}/data"
+
+    yield start
+    for process in processes:
         process.terminate()
         process.wait(timeout=30)
+
+
+@pytest.fixture
+def tensorboard(start_tensorboard: Callable[[str], str]) -> str:
+    """Start TensorBoard, which reads the runs itself; return its URL."""
+    return start_tensorboard("false")
 
 
 @pytest.fixture

@@ -68,7 +68,7 @@ def layers_table(network: FNN) -> str:
 def add_projector(board: Any, network: FNN, predictions: Predictions, step: int) -> None:
     """Show images in TensorBoard's projector by the activations of the last hidden layer.
 
-    Each point has its image, its digit, the predicted digit, and whether they agree. Without a
+    Each point has its image, its digit and the predicted digit. Without a
     hidden layer the points are the scaled pixels. Up to 10,000 images are shown, fewer of a layer
     wider than 500 units.
 
@@ -86,7 +86,7 @@ def add_projector(board: Any, network: FNN, predictions: Predictions, step: int)
         activations = network.layers[:-1](scaled).double().cpu()
     labels, digits = predictions.labels[:count].tolist(), predictions.digits[:count].tolist()
     rows = [
-        [label, digit, "correct" if label == digit else "wrong"]
+        [label, digit, label if label == digit else f"{label} as {digit}"]
         for label, digit in zip(labels, digits, strict=True)
     ]
     folder = Path(board.log_dir) / f"{step:05}"
@@ -94,7 +94,7 @@ def add_projector(board: Any, network: FNN, predictions: Predictions, step: int)
     board.add_embedding(
         activations.round(decimals=3),  # shorter as text
         metadata=rows,
-        metadata_header=["digit", "predicted", "prediction is"],
+        metadata_header=["digit", "predicted", "caption"],
         label_img=images.unsqueeze(1) / 255,
         global_step=step,
         tag="last hidden layer",

@@ -23,7 +23,7 @@ from fnn_lightning.evaluation.predictions import (
 from fnn_lightning.lit_module import FNNLitModule
 from fnn_lightning.network import NUM_CLASSES
 from fnn_lightning.runs.files import write_atomic
-from fnn_lightning.runs.loggers import BEHIND, event_writer, read_curves, tag_of
+from fnn_lightning.runs.loggers import BEHIND, event_writer, read_curves, tag_metadata, tag_of
 
 MAX_SHARE = 0.02  # of the time since training began that pictures may take before it ends
 FIRST_SECONDS = 0.5  # assumed for the first drawing
@@ -46,7 +46,7 @@ PICTURES = {
     "first_layer": "Weights of the first layer's first 100 units, as 28×28 images. Grey is 0; "
     "white or black is the unit's largest weight by absolute value.",
 }
-"""What TensorBoard says of a picture, by the last part of its tag."""
+"""What TensorBoard says of a picture."""
 
 
 class TensorBoardPlots(PredictionCollector):
@@ -102,7 +102,7 @@ class TensorBoardPlots(PredictionCollector):
         source = trainer.train_dataloader
         if isinstance(source, InMemoryDataLoader) and source.augments:
             images, _ = source.peek()
-            add_picture(board, "train/augmented", plots.image_grid(images), 0)
+            add_picture(board, "augmented", plots.image_grid(images), 0)
 
     def on_train_batch_end(self, trainer: Trainer, pl_module: LightningModule, *_: Any) -> None:
         if self.histograms:  # validation begins with setting them to None
@@ -181,10 +181,10 @@ class TensorBoardPlots(PredictionCollector):
         if split == "val":
             figures["acc_of_digit"] = plots.digit_curves_figure(self._digit_curves)
         for name, figure in figures.items():
-            add_picture(board, f"{split}/{name}", plots.rasterize(figure), step)
+            add_picture(board, f"{split}_{name}", plots.rasterize(figure), step)
         if split == "val" and module.step_count == step:  # the weights are still the same
             first = next(each for each in module.network.layers if isinstance(each, nn.Linear))
-            add_picture(board, "weights/first_layer", plots.first_layer_grid(first.weight), step)
+            add_picture(board, "first_layer", plots.first_layer_grid(first.weight), step)
             if self.histograms:
                 for name, parameter in module.network.named_parameters():
                     board.add_histogram(f"{BEHIND}weights/{name}", parameter, step)
@@ -198,18 +198,16 @@ def add_picture(board: Any, name: str, pixels: Tensor, step: int) -> None:
 
     Args:
         board: A `SummaryWriter`.
-        name: Its group, `/`, and a key of `PICTURES`.
+        name: A key of `PICTURES`, after `val_` or `test_` if there is one of each split.
         pixels: Values from 0 to 1, shape `(3, H, W)`.
         step: Number of optimiser steps.
     """
     # slow to import; `SummaryWriter.add_image` takes no description
-    from tensorboard.compat.proto.summary_pb2 import SummaryMetadata
     from torch.utils.tensorboard.summary import image
 
-    summary = image(f"{BEHIND}{name}", pixels, dataformats="CHW")  # type: ignore[no-untyped-call]
-    description = PICTURES[name.rpartition("/")[2]]
-    metadata = SummaryMetadata(display_name=name, summary_description=description)
-    summary.value[0].metadata.CopyFrom(metadata)
+    summary = image(f"{BEHIND}pictures/{name}", pixels, dataformats="CHW")  # type: ignore[no-untyped-call]
+    description = PICTURES[name.removeprefix("val_").removeprefix("test_")]
+    summary.value[0].metadata.CopyFrom(tag_metadata(name, description, "images"))
     event_writer(board).add_summary(summary, step)
 
 

@@ -4,7 +4,7 @@ import logging
 from collections.abc import Mapping
 from enum import Enum
 from pathlib import Path
-from typing import Any
+from typing import Any, Literal
 
 from jsonargparse import Namespace
 from lightning.pytorch import Callback, LightningModule, Trainer
@@ -74,11 +74,25 @@ def described_scalar(name: str, value: float) -> Any:
 
     PyTorch's `SummaryWriter.add_scalar` takes no description.
     """
-    from tensorboard.compat.proto.summary_pb2 import Summary, SummaryMetadata  # slow to import
+    from tensorboard.compat.proto.summary_pb2 import Summary  # slow to import
 
     description = DESCRIPTIONS.get(name) or DESCRIPTIONS.get(name.partition("/")[0], "")
-    metadata = SummaryMetadata(display_name=name, summary_description=description)
+    metadata = tag_metadata(name, description, "scalars")
     return Summary(value=[Summary.Value(tag=tag_of(name), simple_value=value, metadata=metadata)])
+
+
+def tag_metadata(name: str, description: str, kind: Literal["scalars", "images"]) -> Any:
+    """Make the `SummaryMetadata` that gives a tag a name to display and a description."""
+    from tensorboard.compat.proto.summary_pb2 import SummaryMetadata  # slow to import
+
+    data_class = {"scalars": "DATA_CLASS_SCALAR", "images": "DATA_CLASS_BLOB_SEQUENCE"}[kind]
+    return SummaryMetadata(
+        display_name=name,
+        summary_description=description,
+        # without these two, TensorBoard's data server ignores the others
+        plugin_data=SummaryMetadata.PluginData(plugin_name=kind),
+        data_class=data_class,
+    )
 
 
 class RunLogger(BoardLogger):
@@ -152,7 +166,7 @@ class SaveConfig(SaveConfigCallback):
             for logger in trainer.loggers:
                 if isinstance(logger, TensorBoardLogger):
                     fenced = f"```yaml\n{text}```"
-                    logger.experiment.add_text("config", fenced, trainer.global_step)
+                    logger.experiment.add_text("run_config", fenced, trainer.global_step)
 
 
 def without_enums(config: Any) -> Any:

@@ -136,7 +136,7 @@ def test_test_needs_nothing_but_the_checkpoint(data_dir: str, capsys: Capture) -
     assert {path.parent for path in new} == {RUN}  # into the folder of the run, and no other
     written = {path.name for path in new if not path.name.startswith("events")}
     assert written == {"report.html", "predictions.csv"}  # metrics.json is there already
-    ((step, accuracy),) = scalars(str(RUN))["test/acc"]
+    ((step, accuracy),) = scalars(str(RUN))["z_test/acc"]
     assert step == 6
     assert accuracy == pytest.approx(correct / total)
 

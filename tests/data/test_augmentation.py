@@ -285,15 +285,18 @@ def test_a_run_logs_augmented_images_once(data_dir: str) -> None:
     main(["fit", *options, "--trainer.max_epochs", "1"])
     folder = Path("lightning_logs")
     events = EventAccumulator(str(folder / "version_0")).Reload()
-    (shown,) = events.Images("train/augmented")
+    (shown,) = events.Images("z_pictures/augmented")
     assert shown.step == 0
     assert (shown.height, shown.width) == (10 * 30 + 2, 10 * 30 + 2)
     other = EventAccumulator(str(folder / "version_1")).Reload()
-    assert "train/augmented" not in other.Tags()["images"]
+    assert "z_pictures/augmented" not in other.Tags()["images"]
     curves = [read_curves(folder / f"version_{k}")["train/loss"] for k in (0, 1)]
     assert curves[0] != curves[1]
     main(["fit", "--ckpt_path", str(folder / "version_0" / "checkpoints" / "last.ckpt"),
           "--trainer.max_epochs", "2"])  # fmt: skip
-    assert len(EventAccumulator(str(folder / "version_0")).Reload().Images("train/augmented")) == 1
+    assert (
+        len(EventAccumulator(str(folder / "version_0")).Reload().Images("z_pictures/augmented"))
+        == 1
+    )
     config = yaml.safe_load((folder / "version_0" / "config.yaml").read_text(encoding="utf-8"))
     assert config["data"]["augmentation"]["rotation"] == 10  # taken from the checkpoint
