@@ -25,6 +25,7 @@ HEIF_BRANDS = (b"heic", b"heix", b"heim", b"heis", b"hevc", b"mif1", b"msf1", b"
 IMAGE_SIZE, BOX_SIZE = 28, 20  # pixels of an MNIST image, and of the box in it that the digit fills
 MAX_WORKING_SIZE = 800  # pixels; larger pictures are reduced, which keeps the strokes of any pen
 MIN_DIGIT_SIZE = 8  # pixels; anything smaller could be dirt
+MIN_DRAWING = 1 / 7  # of the canvas; anything smaller is a dot
 MIN_CONTRAST = 12  # grey levels of 255 between ink and paper; a faint pencil has about 30
 MIN_PAPER_LEVEL = 60  # grey levels of 255; on darker paper, noise would look like ink
 PAPER_WINDOW = 1 / 2  # of the longer side, wider than any stroke
@@ -184,6 +185,36 @@ def to_mnist(picture: Image.Image) -> Tensor:
     if min(picture.size) < MIN_DIGIT_SIZE:
         raise InputError(f"it is too small: {picture.width}×{picture.height} pixels")
     digit = find_digit(to_grey(picture))
+    return torch.from_numpy(center(fit_box(digit)))
+
+
+def drawing_to_mnist(ink: FloatImage) -> Tensor:
+    """Convert a drawing to an image like MNIST's, as `to_mnist` does a picture.
+
+    A drawing is no photo: all that is drawn belongs to the digit, up to the edge of the canvas.
+
+    Args:
+        ink: From 0 (paper) to 1 (full ink), shape `(H, W)`.
+
+    Returns:
+        `uint8` of shape `(28, 28)`, ink 255 on 0.
+
+    Raises:
+        InputError: If nothing is drawn, or it is too small.
+
+    Example:
+        >>> ink = np.zeros((100, 100), np.float32)
+        >>> ink[:, 80:] = 1  # along the edge
+        >>> rows, columns = drawing_to_mnist(ink).nonzero().T
+        >>> [int(x) for x in (rows.min(), rows.max(), columns.min(), columns.max())]
+        [4, 23, 12, 15]
+    """
+    inked = ink > INKED
+    if not inked.any():
+        raise InputError("it is blank: nothing is drawn")
+    digit = ink[bounding_box(inked)]
+    if max(digit.shape) < MIN_DRAWING * max(ink.shape):
+        raise InputError("it is too small: draw a larger digit")
     return torch.from_numpy(center(fit_box(digit)))
 
 

@@ -5,22 +5,25 @@ import socket
 import subprocess
 import sys
 import urllib.request
-from collections.abc import Iterator
+from collections.abc import Callable, Iterator
 from pathlib import Path
 
 import numpy as np
 import pytest
 import torch
 from PIL import Image
-from selenium.webdriver import ActionChains
+from selenium.common.exceptions import StaleElementReferenceException
+from selenium.webdriver import ActionChains, Keys
 from selenium.webdriver.chrome.webdriver import WebDriver
 from selenium.webdriver.common.by import By
 from selenium.webdriver.support.ui import WebDriverWait
 
 from fnn_lightning.commands.demo import free_port
+from fnn_lightning.commands.demo_page import HINT, answer_html
 from fnn_lightning.commands.main import main
 from fnn_lightning.data.preprocessing import read_picture
 from fnn_lightning.runs.load import load_trained
+from tests.support import tiny_files
 
 Capture = pytest.CaptureFixture[str]
 RUN = "lightning_logs/version_0"
@@ -35,68 +38,102 @@ def run(data_dir: str, capsys: Capture) -> str:
     return RUN
 
 
-@pytest.fixture
-def demo(run: str) -> Iterator[tuple[subprocess.Popen[str], str]]:
+@pytest.fixture(scope="module")
+def served(tmp_path_factory: pytest.TempPathFactory) -> Path:
+    """Train a net; return the folder of its run."""
+    folder = tmp_path_factory.mktemp("demo")
+    (folder / "MNIST" / "raw").mkdir(parents=True)
+    for name, content in tiny_files().items():
+        (folder / "MNIST" / "raw" / name).write_bytes(content)
+    main(["fit", "--data.data_dir", str(folder), "--model.hidden_dims", "[8]",
+          "--trainer.max_epochs", "1", "--run_folder", str(folder / "run")])  # fmt: skip
+    return folder / "run"
+
+
+@pytest.fixture(scope="module")
+def address(served: Path) -> Iterator[str]:
+    """Serve the net, and end that with SIGTERM; return the address."""
     pytest.importorskip("gradio", reason="needs the extra [demo]")
-    command = [sys.executable, "-m", "fnn_lightning", "demo", "--ckpt_path", run, "--port", "0"]
-    process = subprocess.Popen(command, stdout=subprocess.PIPE, stderr=subprocess.PIPE, text=True)
+    process = subprocess.Popen(
+        [sys.executable, "-m", "fnn_lightning", "demo", "--ckpt_path", served, "--port", "0"],
+        stdout=subprocess.PIPE,
+        stderr=subprocess.PIPE,
+        text=True,
+    )
     try:
         assert process.stdout is not None
         line = process.stdout.readline()
-        address = re.fullmatch(r"draw at (http://127\.0\.0\.1:\d+), stop with Ctrl-C\n", line)
-        assert address, line
-        yield process, address[1]
+        found = re.fullmatch(r"draw at (http://127\.0\.0\.1:\d+), stop with Ctrl-C\n", line)
+        assert found, line
+        yield found[1]
+        process.send_signal(signal.SIGTERM)
+        output, errors = process.communicate(timeout=SECONDS)
+        assert process.returncode == 0
+        assert output == errors == ""
     finally:
         process.kill()
         process.communicate()
 
 
+@pytest.fixture
+def page(address: str, browser: WebDriver) -> Iterator[WebDriver]:
+    """Open the page, until it can be drawn on."""
+    browser.get(address)
+    wait = WebDriverWait(browser, SECONDS)
+    wait.until(lambda page: page.find_elements(By.CSS_SELECTOR, "#sketch canvas[data-tool=pen]"))
+    until_answer(browser, HINT)
+    yield browser
+    browser.get("about:blank")
+
+
 def shown(browser: WebDriver) -> torch.Tensor:
     """Wait for the 28×28 pixels that the page shows, and read them."""
-    wait = WebDriverWait(browser, SECONDS)
-    image = wait.until(lambda page: page.find_element(By.CSS_SELECTOR, "#seen img"))
-    with urllib.request.urlopen(str(image.get_attribute("src"))) as answer:
-        levels = np.asarray(Image.open(io.BytesIO(answer.read())).convert("L"))
-    assert levels.shape == (224, 224)
-    return torch.from_numpy(levels[4::8, 4::8].copy())
-
-
-def bars(browser: WebDriver) -> dict[int, int]:
-    """Read the probability of each digit, in percent."""
-    text = browser.find_element(By.ID, "label").text
-    return {int(digit): int(share) for digit, share in re.findall(r"(\d)\s+(\d+)\s*%", text)}
-
-
-def until_ready_to_draw(browser: WebDriver) -> None:
-    WebDriverWait(browser, SECONDS).until(
-        lambda page: (
-            page.find_elements(By.CSS_SELECTOR, "#sketch button[aria-label='Erase']")
-            and "draw tool" not in page.find_element(By.ID, "sketch").text
-        )
+    wait = WebDriverWait(browser, SECONDS, ignored_exceptions=[StaleElementReferenceException])
+    source = wait.until(
+        lambda page: page.find_element(By.CSS_SELECTOR, "#answer img").get_attribute("src")
     )
+    with urllib.request.urlopen(str(source)) as answer:
+        return torch.from_numpy(np.asarray(Image.open(io.BytesIO(answer.read()))).copy())
+
+
+def answer(browser: WebDriver) -> str:
+    return browser.find_element(By.ID, "answer").text
+
+
+def until_answer(browser: WebDriver, text: str) -> None:
+    WebDriverWait(browser, SECONDS).until(lambda page: text in answer(page))
+
+
+def bars(browser: WebDriver) -> list[tuple[int, float]]:
+    """Read the digits and their probabilities in percent, from top to bottom."""
+    found = re.findall(r"^(\d)\n([\d.]+) %$", answer(browser), re.MULTILINE)
+    return [(int(digit), float(share)) for digit, share in found]
 
 
 def draw(browser: WebDriver, start: tuple[int, int], *ends: tuple[int, int]) -> None:
-    """Draw a line through points; (0, 0) is the centre of the canvas, 280 pixels wide."""
+    """Draw a line through points; (0, 0) is the centre of the canvas, 280 units wide."""
     canvas = browser.find_element(By.CSS_SELECTOR, "#sketch canvas")
+    scale = canvas.size["width"] / 280
     strokes = ActionChains(browser, duration=20)
-    strokes.move_to_element_with_offset(canvas, *start).click_and_hold()
-    x, y = start
-    for end_x, end_y in ends:
-        for _ in range(10):
-            strokes.move_by_offset((end_x - x) // 10, (end_y - y) // 10)
-        x, y = end_x, end_y
+    points = [(round(scale * x), round(scale * y)) for x, y in (start, *ends)]
+    strokes.move_to_element_with_offset(canvas, *points[0]).click_and_hold()
+    for point in points[1:]:
+        strokes.move_to_element_with_offset(canvas, *point)
     strokes.release().perform()
 
 
-def clear(browser: WebDriver) -> None:
-    """Press Clear, and wait until no answer is shown."""
-    browser.find_element(By.CSS_SELECTOR, "#sketch button[aria-label='Clear canvas']").click()
+def press(browser: WebDriver, name: str) -> None:
+    """Press a button of the sketchpad."""
+    buttons = browser.find_elements(By.CSS_SELECTOR, "#sketch button")
+    named = [each for each in buttons if name in (each.text, each.get_attribute("aria-label"))]
+    named[0].click()
+
+
+def upload(browser: WebDriver, path: str) -> None:
+    """Give a file to the page, once it takes one."""
     wait = WebDriverWait(browser, SECONDS)
-    wait.until_not(lambda page: page.find_elements(By.CSS_SELECTOR, "#seen img"))
-    wait.until_not(bars)
-    assert browser.find_element(By.ID, "note").text == ""
-    until_ready_to_draw(browser)
+    field = wait.until(lambda page: page.find_element(By.CSS_SELECTOR, "#file input[type=file]"))
+    field.send_keys(str(Path(path).absolute()))
 
 
 def size(pixels: torch.Tensor) -> tuple[int, int]:
@@ -105,82 +142,132 @@ def size(pixels: torch.Tensor) -> tuple[int, int]:
     return int(inked.any(dim=1).sum()), int(inked.any(dim=0).sum())
 
 
-def strokes(row: torch.Tensor) -> int:
-    """Count the separate strokes that a row of inked pixels crosses."""
-    return int((row[1:] & ~row[:-1]).sum())
+def until_size(browser: WebDriver, fits: Callable[[int, int], bool]) -> None:
+    """Wait until the net sees something whose height and width fit."""
+    WebDriverWait(browser, SECONDS).until(lambda page: fits(*size(shown(page))))
 
 
-def draw_clear_draw(browser: WebDriver) -> None:
+def is_high(height: int, width: int) -> bool:
+    return height > 4 * width
+
+
+def is_wide(height: int, width: int) -> bool:
+    return width > 4 * height
+
+
+def test_drawing_undoing_erasing_and_clearing(page: WebDriver) -> None:
+    for _ in range(2):  # the pen stays selected
+        draw(page, (0, -60), (0, 60))
+        until_size(page, is_high)
+        press(page, "Clear")
+        until_answer(page, HINT)
+        draw(page, (-60, 0), (60, 0))
+        until_size(page, is_wide)
+        press(page, "Clear")
+        until_answer(page, HINT)
+
+    draw(page, (0, -60), (0, 60))
+    until_size(page, is_high)
+    draw(page, (-60, 60), (60, 60))
+    until_size(page, lambda height, width: abs(height - width) < 3)
+    press(page, "Undo")
+    until_size(page, is_high)
+    press(page, "Undo")
+    until_answer(page, HINT)
+    keys = ActionChains(page)
     for _ in range(2):
-        draw(browser, (0, -60), (0, 60))
-        height, width = size(shown(browser))
-        assert 4 * width < height
-        clear(browser)
-        draw(browser, (-60, 0), (60, 0))
-        height, width = size(shown(browser))
-        assert 4 * height < width
-        clear(browser)
+        keys.key_down(Keys.CONTROL).key_down(Keys.SHIFT).send_keys("z")
+        keys.key_up(Keys.SHIFT).key_up(Keys.CONTROL)
+    keys.perform()
+    until_size(page, lambda height, width: abs(height - width) < 3)
+    press(page, "Eraser")
+    draw(page, (-75, 60), (75, 60))
+    until_size(page, is_high)
+    press(page, "Clear")
+    until_answer(page, HINT)
+    draw(page, (-60, 0), (60, 0))  # with the pen again
+    until_size(page, is_wide)
 
-    # a 4 whose longer stroke touches the edge
-    draw(browser, (-60, -90), (-60, 10), (50, 10))
-    shown(browser)
-    draw(browser, (40, -90), (40, 130))
-    wait = WebDriverWait(browser, SECONDS)
-    wait.until(lambda page: size(shown(page))[1] < 15)  # with the first stroke alone it is 20
-    four = shown(browser).gt(127)
-    top = int(four.any(dim=1).nonzero()[0])
-    # both strokes in the upper part, the longer one alone below
-    assert [strokes(four[top + 3]), strokes(four[top + 16])] == [2, 1]
-    clear(browser)
+    press(page, "Clear")
+    draw(page, (0, 0))
+    until_answer(page, "too small: draw a larger digit")
+    press(page, "Example 4")
+    until_size(page, lambda height, width: height > width > 10)
+    for digit in (3, 7):
+        press(page, f"Example {digit}")
+    press(page, "Undo")
+    press(page, "Undo")
+    until_size(page, lambda height, width: height > width > 10)
+
+
+def test_all_that_is_drawn_counts_up_to_the_edge(page: WebDriver) -> None:
+    draw(page, (-138, -138), (138, -138), (0, 139))
+    pixels = shown(page)
+    assert size(pixels)[0] == 20
+    seven = pixels.gt(127)
+    # the line along the edge, half its width cut off, and the slanted one
+    assert int(seven[int(seven.any(dim=1).nonzero()[0])].sum()) >= 18
 
 
 def test_the_page_predicts_drawings_and_uploads_offline(
-    demo: tuple[subprocess.Popen[str], str], browser: WebDriver
+    page: WebDriver, address: str, served: Path
 ) -> None:
-    process, address = demo
-    trained = load_trained(RUN)
-    wait = WebDriverWait(browser, SECONDS)
-    browser.get(address)
-    until_ready_to_draw(browser)
-    draw_clear_draw(browser)
-    draw(browser, (-30, -60), (-30, 60), (30, 60))
-    pixels = shown(browser)
+    trained = load_trained(served)
+    wait = WebDriverWait(page, SECONDS, ignored_exceptions=[StaleElementReferenceException])
+    draw(page, (-30, -60), (-30, 60), (30, 60))
+    pixels = shown(page)
     rows, columns = (pixels.gt(127).any(dim=dim).nonzero().flatten() for dim in (1, 0))
     assert rows[-1] - rows[0] in (18, 19)  # an L in a box 20 high
     assert columns[-1] - columns[0] in (10, 11, 12)
     assert pixels[rows[2], columns[-3]] == 0
     assert pixels[rows[-2], columns[-3]] > 200
     expected = trained.probabilities(pixels[None])[0]
-    found = bars(browser)
-    assert sorted(found) == list(range(10))
-    for digit, share in found.items():
-        assert share == pytest.approx(100 * float(expected[digit]), abs=1)
+    found = bars(page)
+    assert [digit for digit, _ in found] == list(range(10))
+    assert [share for _, share in found] == pytest.approx(100 * expected.numpy(), abs=0.06)
+    assert answer(page).startswith(f"{int(expected.argmax())}\n")
 
     picture = np.full((90, 60), 255, np.uint8)
     picture[20:70, 25:33] = 40
     Image.fromarray(picture).save("one.png")
-    upload = browser.find_element(By.CSS_SELECTOR, "#file input[type=file]")
-    upload.send_keys(str(Path("one.png").absolute()))
-    wanted = read_picture(Path("one.png"))
-    wait.until(lambda page: torch.equal(shown(page), wanted))
-
-    browser.find_element(By.CSS_SELECTOR, "#file button[aria-label='Clear']").click()
     Path("broken.png").write_bytes(Path("one.png").read_bytes()[:60])
-    upload = wait.until(lambda page: page.find_element(By.CSS_SELECTOR, "#file input[type=file]"))
-    upload.send_keys(str(Path("broken.png").absolute()))
-    wait.until(lambda page: "damaged" in page.find_element(By.ID, "note").text)
+    wanted = read_picture(Path("one.png"))
+    for _ in range(2):  # the drawing and the file before make room
+        upload(page, "one.png")
+        wait.until(lambda _: torch.equal(shown(page), wanted))
+        until_answer(page, "one.png")
+        upload(page, "broken.png")
+        until_answer(page, "damaged")
+    draw(page, (-60, 0), (60, 0))
+    until_size(page, is_wide)
+    assert "broken.png" not in answer(page)
 
-    addresses = browser.execute_script(
+    addresses = page.execute_script(
         "return performance.getEntriesByType('resource').map(entry => entry.name)"
     )
     assert len(addresses) > 20
     assert [each for each in addresses if not each.startswith((address, "data:", "blob:"))] == []
 
-    browser.get("about:blank")
-    process.send_signal(signal.SIGTERM)
-    output, errors = process.communicate(timeout=SECONDS)
-    assert process.returncode == 0
-    assert output == errors == ""
+
+def test_on_a_phone_the_answer_stands_above_the_upload(page: WebDriver) -> None:
+    before = page.get_window_size()
+    page.set_window_size(400, 800)
+    try:
+        tops = [page.find_element(By.ID, each).rect["y"] for each in ("sketch", "answer", "file")]
+        assert tops == sorted(tops)
+        width = page.execute_script(
+            "return document.documentElement.scrollWidth - document.documentElement.clientWidth"
+        )
+        assert width == 0  # nothing to scroll sideways
+    finally:
+        page.set_window_size(before["width"], before["height"])
+
+
+def test_names_and_messages_are_shown_as_text() -> None:
+    html = answer_html(note="<b>", name="<img src=x>.png")
+    assert "<b>" not in html
+    assert "&lt;b&gt;" in html
+    assert "<img" not in html
 
 
 BAD = {
@@ -209,7 +296,9 @@ def test_a_port_in_use_is_refused(run: str, capsys: Capture) -> None:
         port = server.getsockname()[1]
         with pytest.raises(SystemExit):
             main(["demo", "--ckpt_path", run, "--port", str(port)])
-    assert "Address already in use" in capsys.readouterr().err
+    error = capsys.readouterr().err
+    assert f"--port {port} is in use" in error
+    assert "--port 0 takes any free one" in error
     assert free_port("127.0.0.1", 0) > 0
 
 

@@ -12,6 +12,7 @@ from torch import Tensor
 
 from fnn_lightning.commands.main import main
 from fnn_lightning.data.preprocessing import (
+    drawing_to_mnist,
     find_pictures,
     out_of_distribution,
     read_picture,
@@ -96,6 +97,25 @@ def test_any_kind_of_picture_is_cropped_scaled_and_centred_by_its_mass(kind: str
     assert np.array_equal(inked(pixels), expected_letter())
     assert pixels.max() == 255
     assert pixels[0, 0] == 0
+
+
+def test_of_a_drawing_all_counts_up_to_the_edge() -> None:
+    ink = letter()[45:145, 150:210].astype(np.float32)  # the L alone, at all four edges
+    assert np.array_equal(inked(drawing_to_mnist(ink)), expected_letter())
+    frame = np.zeros((280, 280), np.float32)
+    frame[:28] = frame[-28:] = frame[:, :28] = frame[:, -28:] = 1
+    frame[70:84, 70:84] = 1  # less than what is dirt on a photo
+    pixels = inked(drawing_to_mnist(frame))
+    assert pixels.any(axis=1).sum() == pixels.any(axis=0).sum() == 20
+    assert ndimage.label(pixels)[1] == 2
+
+
+@pytest.mark.parametrize(("side", "reason"), [(0, "blank"), (24, "draw a larger digit")])
+def test_a_blank_drawing_and_a_dot_are_refused(side: int, reason: str) -> None:
+    ink = np.zeros((280, 280), np.float32)
+    ink[100 : 100 + side, 100 : 100 + side] = 1
+    with pytest.raises(InputError, match=reason):
+        drawing_to_mnist(ink)
 
 
 def test_a_ruled_frame_is_excluded() -> None:
