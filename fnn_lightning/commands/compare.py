@@ -10,12 +10,14 @@ import torch
 import yaml
 from torch import Tensor
 
+from fnn_lightning.commands.main import COMMAND
 from fnn_lightning.commands.options import make_parser, parse
 from fnn_lightning.errors import InputError
 from fnn_lightning.evaluation.stats import holm, mcnemar, wilson_interval
 from fnn_lightning.runs.checkpoint_io import ema_decay
-from fnn_lightning.runs.load import TrainedNetwork, load_trained, mismatch_error
-from fnn_lightning.runs.run_folder import CONFIG, run_folder
+from fnn_lightning.runs.load import TrainedNetwork, load_trained, mismatch_error, newest_first
+from fnn_lightning.runs.progress import says
+from fnn_lightning.runs.run_folder import CONFIG, RUNS, run_folder, runs_in
 from fnn_lightning.runs.settings import DEFAULT, class_settings, dotted, to_text
 
 SIGNIFICANCE = 0.05  # a difference with a smaller p-value is more than chance
@@ -76,10 +78,11 @@ def main(argv: list[str]) -> None:
     data.prepare_data()
     data.setup("test")
     source = data.predict_dataloader()
-    correct = {
-        label: run.probabilities(source.images).argmax(dim=1) == source.labels
-        for label, run in runs.items()
-    }
+    with says(f"measuring {len(runs)} runs"):
+        correct = {
+            label: run.probabilities(source.images).argmax(dim=1) == source.labels
+            for label, run in runs.items()
+        }
 
     lines = [f"{label}  {run.path}" for label, run in runs.items()]
     lines += ["", *settings_lines(settings)]
@@ -97,9 +100,11 @@ def load_runs(paths: list[str]) -> dict[str, TrainedNetwork]:
             file, or their data sets differ.
     """
     if not 2 <= len(paths) <= len(ascii_uppercase):
+        known = runs_in(Path(RUNS))
         raise InputError(
             f"Expected 2 to {len(ascii_uppercase)} runs, but got {len(paths)}: "
-            "python -m fnn_lightning compare RUN_A RUN_B"
+            f"{COMMAND} compare RUN_A RUN_B; "
+            + (f"the last runs: {newest_first(known)}" if known else f"{RUNS} holds no runs")
         )
     runs = dict(zip(ascii_uppercase, map(load_trained, paths), strict=False))
     for one, other in combinations(runs.values(), 2):

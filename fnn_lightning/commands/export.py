@@ -18,6 +18,7 @@ from fnn_lightning.errors import InputError
 from fnn_lightning.network import FNN
 from fnn_lightning.runs.files import output_file, write_atomic
 from fnn_lightning.runs.load import TrainedNetwork
+from fnn_lightning.runs.progress import says
 
 RANDOM_IMAGES = 1_000  # to compare on without a test set
 METADATA_FILE = "fnn_lightning.json"  # within a .pt2
@@ -76,7 +77,7 @@ def main(argv: list[str]) -> None:
         check_onnx()
     trained = load_given(options.ckpt_path, "export")
     images, labels, name = images_to_compare(trained, options.data_dir)
-    with warnings.catch_warnings():
+    with says(f"exporting {path}"), warnings.catch_warnings():
         warnings.simplefilter("ignore")  # the exporters warn about their own internals
         export = to_onnx if path.suffix.lower() == ".onnx" else to_pt2
         predict, encode = export(Probabilities(trained.module.network).eval())

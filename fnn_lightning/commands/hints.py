@@ -7,6 +7,7 @@ from collections.abc import Iterable
 from importlib import import_module
 from pathlib import Path
 
+from fnn_lightning.commands.main import COMMAND
 from fnn_lightning.errors import InputError
 
 # what to use for the words of other programs: Keras, earlier Lightnings, torchvision's scripts, …
@@ -41,6 +42,12 @@ NOT_NEEDED = {
     "all images are in memory, and none is loaded later": "num_workers workers pin_memory "
     "persistent_workers prefetch_factor",
     "training images come in a new order in every epoch": "shuffle",
+}
+# what the subcommands without a Trainer cannot do without: its name, and a command that gives it
+REQUIRED = {
+    "output": ("--output", "export --output model.onnx"),
+    "seeds": ("a number of seeds", "seeds 3 --config mnist"),
+    "space": ("--space", "sweep --space space.yaml --config mnist"),
 }
 ONLY_FIT = "run_folder init_from find_lr"
 # where the classes are that an option may name
@@ -83,6 +90,10 @@ def explain(message: str, known: Iterable[str]) -> str:
         'Unknown option data.batch_sise; did you mean data.batch_size?'
     """
     text = " ".join(message.split())
+    missing = re.fullmatch(r"the following arguments are required: (\w+)", text)
+    if missing and missing[1] in REQUIRED:
+        what, example = REQUIRED[missing[1]]
+        return f"Expected {what}, but got none: {COMMAND} {example}"
     return explain_unknown_option(text, known) or explain_wrong_value(text)
 
 
@@ -264,8 +275,11 @@ def explain_wrong_value(text: str) -> str:
     if wrong["key"] in CLASSES and "not accessible" in text:
         expected = [f"a class of {CLASSES[wrong['key']]}"]
         hint = similar_class(wrong["key"], value[1])
+    elif choices := re.findall(r"'([\w-]+)'", " ".join(expected)):
+        near = difflib.get_close_matches(value[1].lower(), choices, n=1)
+        hint = f"; did you mean {near[0]}?" if near else ""
     elif "Sequence" in expected[0] and "[" not in value[1]:
         hint = ": write '[100, 50]'"
-    choices = " or ".join(dict.fromkeys(expected)).replace("NoneType", "null")
-    choices = choices.replace("Sequence", "a list")
-    return f"Expected `{wrong['key']}` to be {choices}, but got {value[1]}{hint}"
+    kinds = " or ".join(dict.fromkeys(expected)).replace("NoneType", "null")
+    kinds = kinds.replace("Sequence", "a list")
+    return f"Expected `{wrong['key']}` to be {kinds}, but got {value[1]}{hint}"

@@ -10,7 +10,7 @@ from pathlib import Path
 
 from fnn_lightning import __version__
 from fnn_lightning.errors import DivergenceError, InputError, one_line
-from fnn_lightning.runs.progress import StatusLine
+from fnn_lightning.runs.progress import says
 from fnn_lightning.runs.signals import LOST, Stopped, destroy_process_group, lost_a_rank
 
 WITH_TRAINER = {
@@ -67,8 +67,7 @@ def main(args: list[str] | None = None) -> None:
         argv = ["--help" if word == "--help_all" else word for word in argv]
         # Not at the top: importing torch and Lightning takes seconds, and --version needs neither.
         module = argv[0] if argv[0] in WITHOUT_TRAINER else "lightning_cli"
-        with StatusLine() as status:
-            status.show("loading …")
+        with says("loading"):
             command = import_module(f"fnn_lightning.commands.{module}")
         if argv[0] in WITHOUT_TRAINER:
             command.main(argv[1:])

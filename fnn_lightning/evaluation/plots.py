@@ -11,7 +11,6 @@ from torchmetrics.classification import MulticlassConfusionMatrix
 from torchmetrics.functional.classification import multiclass_confusion_matrix
 from torchvision.utils import make_grid
 
-from fnn_lightning.evaluation.charts import Curve
 from fnn_lightning.evaluation.predictions import Predictions
 from fnn_lightning.network import NUM_CLASSES
 

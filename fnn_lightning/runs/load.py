@@ -11,8 +11,10 @@ from fnn_lightning.errors import InputError
 from fnn_lightning.evaluation.predictions import predict_probabilities
 from fnn_lightning.lit_module import FNNLitModule
 from fnn_lightning.runs.checkpoint_io import read_checkpoint
-from fnn_lightning.runs.run_folder import BEST, LAST, RUNS, newest_run
+from fnn_lightning.runs.run_folder import BEST, LAST, RUNS, newest_run, runs_in
 from fnn_lightning.training.pixel_scale import wrong_scale
+
+SHOWN = 3  # runs that a message names
 
 
 class TrainedNetwork(NamedTuple):
@@ -119,10 +121,26 @@ def find_checkpoint(path: str | Path, resume: bool = False) -> Path:
     folder = path.parent if path.name == LAST.parent.name else path  # RUN/checkpoints
     found = [folder / name for name in names if (folder / name).is_file()]
     if not found:
+        runs = runs_in(path)
+        of_runs = f"is a folder of runs: name one, such as {newest_first(runs)}"
         raise InputError(
-            f"Expected a checkpoint or the folder of a run, but {path} holds no {LAST}"
+            f"Expected a checkpoint or the folder of a run, but {path} "
+            + (of_runs if runs else f"holds no {LAST}")
         )
     return found[0]
+
+
+def newest_first(runs: list[Path]) -> str:
+    """Name a few runs, the newest first.
+
+    Args:
+        runs: As `runs_in` returns them.
+
+    Example:
+        >>> newest_first([Path("version_4"), Path("version_3"), Path("version_0")])
+        'version_4, version_3, version_0 (newest first)'
+    """
+    return ", ".join(map(str, runs[:SHOWN])) + " (newest first)" * (len(runs) > 1)
 
 
 def newest_checkpoint(root: str | Path = ".") -> Path | None:

@@ -6,7 +6,8 @@ Importing this file must stay quick: no torch, no tqdm.
 import os
 import sys
 import time
-from collections.abc import Iterable
+from collections.abc import Iterable, Iterator
+from contextlib import contextmanager
 from typing import IO, TYPE_CHECKING, Any, TypeVar
 
 if TYPE_CHECKING:
@@ -63,6 +64,14 @@ class StatusLine:
         self.show("")
         print(text, file=file, flush=True)
         self.show(status)
+
+
+@contextmanager
+def says(what: str) -> Iterator[None]:
+    """Show in a terminal what takes its time, such as "loading", until it is done."""
+    with StatusLine() as status:
+        status.show(f"{what} …")
+        yield
 
 
 class TimeLeft:

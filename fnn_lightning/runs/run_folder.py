@@ -44,11 +44,22 @@ def claim_version(parent: Path) -> Path:
             number += 1
 
 
+def runs_in(parent: Path) -> list[Path]:
+    """Return the runs in a folder, that with the newest last checkpoint first."""
+    saved = [path for path in parent.glob(f"*/{LAST.as_posix()}") if path.is_file()]
+    return [path.parents[1] for path in sorted(saved, key=_modified, reverse=True)]
+
+
+def _modified(path: Path) -> float:
+    return path.stat().st_mtime
+
+
 def newest_run(parent: Path) -> Path | None:
-    """Return the run whose last checkpoint is the newest in a folder; None if there is none."""
-    saved = parent.glob(f"version_*/{LAST.as_posix()}")
-    newest = max(saved, key=lambda path: path.stat().st_mtime, default=None)
-    return newest and newest.parents[1]
+    """Return the run whose last checkpoint is the newest in a folder; None if there is none.
+
+    Only `version_N` counts: other names were given by the user, who can give them again.
+    """
+    return next((run for run in runs_in(parent) if run.name.startswith("version_")), None)
 
 
 def write_metrics(

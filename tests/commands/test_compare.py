@@ -1,3 +1,4 @@
+import os
 import re
 from collections.abc import Callable
 from pathlib import Path
@@ -232,6 +233,8 @@ def test_data_dir_replaces_that_of_the_checkpoints(
     [
         ([], "Expected 2 to 26 runs, but got 0: python -m fnn_lightning compare"),
         (["a.ckpt"], "Expected 2 to 26 runs, but got 1"),
+        (["a.ckpt"], "compare RUN_A RUN_B; the last runs: lightning_logs/mine, "
+         "lightning_logs/version_1 (newest first)"),
         (["a.ckpt"] * 27, "Expected 2 to 26 runs, but got 27"),
         (["a.ckpt", "b.ckpt", "./a.ckpt"], "Expected different checkpoints, but got a.ckpt twice"),
         (["a.ckpt", "link.ckpt"], "Expected different checkpoints, but got link.ckpt twice"),
@@ -254,6 +257,9 @@ def test_bad_arguments_end_in_one_line(
     save("digits.ckpt", dataset="digits")
     save("tensor.ckpt", seed=torch.zeros(2))
     Path("link.ckpt").symlink_to("a.ckpt")
+    for seconds, run in enumerate(("version_1", "mine")):
+        saved = save(f"lightning_logs/{run}/checkpoints/last.ckpt")
+        os.utime(saved, (seconds, seconds))
     with pytest.raises(SystemExit) as stop:
         compare(*argv)
     output = capsys.readouterr()
@@ -262,3 +268,9 @@ def test_bad_arguments_end_in_one_line(
     assert output.err.startswith("error: ")
     assert message in output.err
     assert output.err.count("\n") == 1
+
+
+def test_without_any_run_the_message_says_so(capsys: Capture) -> None:
+    with pytest.raises(SystemExit):
+        compare()
+    assert capsys.readouterr().err.endswith("RUN_A RUN_B; lightning_logs holds no runs\n")

@@ -156,9 +156,9 @@ def test_without_onnxruntime_the_message_says_how_to_install_it(
 
 
 BAD = {
-    "": "required",
+    "": "Expected --output, but got none: python -m fnn_lightning export --output model.onnx",
     "--ckpt_path nothing.ckpt --output a.onnx": "there is no such file",
-    f"--ckpt_path {RUN}": "output",
+    f"--ckpt_path {RUN}": "Expected --output, but got none",
     f"--ckpt_path {RUN} --output model.h5": "to end in .onnx or .pt2, but got 'model.h5'",
     f"--ckpt_path {RUN} --output folder.pt2": "it is a folder",
     f"--ckpt_path {RUN} --output {RUN}/config.yaml/a.pt2": "in a folder that can be written",

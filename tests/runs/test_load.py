@@ -1,3 +1,5 @@
+import os
+import re
 import shutil
 from pathlib import Path
 
@@ -115,3 +117,14 @@ def test_load_gives_a_model_that_predicts(run: Path) -> None:
     assert torch.equal(load(LAST).predict(images).digits, load(str(run)).predict(images).digits)
     with pytest.raises(InputError, match="a checkpoint, but got 'nowhere': there is no such file"):
         load("nowhere")
+
+
+def test_of_a_folder_of_runs_the_newest_are_named(tmp_path: Path) -> None:
+    for seconds, name in enumerate("abcde"):
+        last = tmp_path / name / "checkpoints" / "last.ckpt"
+        last.parent.mkdir(parents=True)
+        last.touch()
+        os.utime(last, (seconds, seconds))
+    names = ", ".join(re.escape(str(tmp_path / name)) for name in "edc")
+    with pytest.raises(InputError, match=rf"is a folder of runs: name one, such as {names} \(new"):
+        load_trained(tmp_path)
