@@ -1,23 +1,34 @@
 """The command line in forks of a process that has imported it: each starts 5 s sooner."""
 
+import functools
 import multiprocessing
 import os
 import sys
 import time
 from collections.abc import Callable, Iterator
-from multiprocessing import reduction
+from multiprocessing import forkserver, reduction
 from pathlib import Path
 from subprocess import TimeoutExpired
 from typing import IO, Any
+from unittest.mock import patch
 
 from lightning.pytorch.utilities import rank_zero_only
 
-from fnn_lightning.commands import lightning_cli  # noqa: F401  # what the forks save
 from fnn_lightning.commands.main import main
+
+PRELOADED = [  # all that a run imports, which is what a fork saves
+    "tests.forks",
+    "fnn_lightning.commands.lightning_cli",
+    "matplotlib.backends.backend_agg",
+    "tensorboard.compat.proto.graph_pb2",
+    "torch.utils.tensorboard",
+]
 
 
 def run(words: tuple[str, ...], env: dict[str, str], folder: Path, outputs: list[int]) -> None:
     """Become `python -m fnn_lightning`, as far as a process can that has imported it already."""
+    missing = [name for name in PRELOADED if name not in sys.modules]
+    assert not missing, f"the fork server could not import {missing}"
     os.setsid()
     os.chdir(folder)
     os.environ.clear()
@@ -28,6 +39,16 @@ def run(words: tuple[str, ...], env: dict[str, str], folder: Path, outputs: list
     # as Lightning reads it when imported
     rank_zero_only.rank = int(env.get("RANK", 0))  # type: ignore[attr-defined]
     main(list(words))
+
+
+@functools.cache
+def fork_context() -> Any:
+    """Start the server, which finds `tests` in the path alone: it leaves out what it cannot import."""
+    context = multiprocessing.get_context("forkserver")
+    context.set_forkserver_preload(PRELOADED)
+    with patch.dict(os.environ, PYTHONPATH=os.pathsep.join(sys.path)):
+        forkserver.ensure_running()
+    return context
 
 
 class DupOnStart:
@@ -62,13 +83,11 @@ class Fork:
     ) -> None:
         self._outputs = [folder / name for name in ("fork.out", "fork.err")]
         folder.mkdir()
-        context = multiprocessing.get_context("forkserver")
-        context.set_forkserver_preload([__name__])
         with self._outputs[0].open("w") as out, self._outputs[1].open("w") as err:
             files = [
                 DupOnStart((given or own).fileno()) for given, own in ((stdout, out), (stderr, err))
             ]
-            self._process = context.Process(target=run, args=(words, env, Path.cwd(), files))
+            self._process = fork_context().Process(target=run, args=(words, env, Path.cwd(), files))
             self._process.start()
         assert self._process.pid is not None
         self.pid = self._process.pid
