@@ -45,7 +45,7 @@ def test_a_restarted_job_resumes_instead_of_starting_from_other_weights(data_dir
     assert [step for step, _ in scalars("job")["val/acc"]] == [3, 6]
 
 
-def test_validation_on_the_test_set_says_so(data_dir: str, capsys: Capture) -> None:
+def test_validation_on_the_test_set_says_so(data_dir: str, drawn: None, capsys: Capture) -> None:
     fit(data_dir, "--data.val_size", "0")
     assert "result     val/acc (on the test set) " in capsys.readouterr().out
     main(["validate", "--ckpt_path", LAST])
