@@ -166,9 +166,12 @@ def fork(tmp_path: Path) -> Iterator[StartFork]:
         pytest.skip("needs forks of POSIX")
     forks: list[Fork] = []
 
-    def run(*words: str, files: tuple[Any, Any] = (None, None), **env: str) -> Fork:
+    def run(
+        *words: str, files: tuple[Any, Any] = (None, None), before: str = "", **env: str
+    ) -> Fork:
         environment = {**os.environ, "OMP_NUM_THREADS": "1", **env}
-        forks.append(Fork(words, environment, tmp_path / f"fork{len(forks)}", *files))
+        folder = tmp_path / f"fork{len(forks)}"
+        forks.append(Fork(words, environment, folder, *files, before=before))
         return forks[-1]
 
     yield run

@@ -25,7 +25,9 @@ PRELOADED = [  # all that a run imports, which is what a fork saves
 ]
 
 
-def run(words: tuple[str, ...], env: dict[str, str], folder: Path, outputs: list[int]) -> None:
+def run(
+    words: tuple[str, ...], env: dict[str, str], folder: Path, outputs: list[int], before: str
+) -> None:
     """Become `python -m fnn_lightning`, as far as a process can that has imported it already."""
     missing = [name for name in PRELOADED if name not in sys.modules]
     assert not missing, f"the fork server could not import {missing}"
@@ -35,15 +37,17 @@ def run(words: tuple[str, ...], env: dict[str, str], folder: Path, outputs: list
     os.environ.update(env)
     for number, descriptor in enumerate(outputs, start=1):
         os.dup2(descriptor, number)
-    sys.stdout.reconfigure(line_buffering=True)  # type: ignore[union-attr]
+    # made for the file of the server's, it would seek in a pipe
+    sys.stdout = os.fdopen(1, "w", buffering=1, closefd=False)
     # as Lightning reads it when imported
     rank_zero_only.rank = int(env.get("RANK", 0))  # type: ignore[attr-defined]
+    exec(before, {})
     main(list(words))
 
 
 @functools.cache
 def fork_context() -> Any:
-    """Start the server, which finds `tests` in the path alone: it leaves out what it cannot import."""
+    """Start the server, with the path, as it leaves out without a word what it does not find."""
     context = multiprocessing.get_context("forkserver")
     context.set_forkserver_preload(PRELOADED)
     with patch.dict(os.environ, PYTHONPATH=os.pathsep.join(sys.path)):
@@ -71,6 +75,7 @@ class Fork:
         folder: Where `fork.out` and `fork.err` get the output that no file is given for.
         stdout: A file of the test's own.
         stderr: Another, or the same.
+        before: Code that the process runs first.
     """
 
     def __init__(
@@ -80,6 +85,7 @@ class Fork:
         folder: Path,
         stdout: IO[Any] | None = None,
         stderr: IO[Any] | None = None,
+        before: str = "",
     ) -> None:
         self._outputs = [folder / name for name in ("fork.out", "fork.err")]
         folder.mkdir()
@@ -87,7 +93,9 @@ class Fork:
             files = [
                 DupOnStart((given or own).fileno()) for given, own in ((stdout, out), (stderr, err))
             ]
-            self._process = fork_context().Process(target=run, args=(words, env, Path.cwd(), files))
+            self._process = fork_context().Process(
+                target=run, args=(words, env, Path.cwd(), files, before)
+            )
             self._process.start()
         assert self._process.pid is not None
         self.pid = self._process.pid

@@ -220,10 +220,14 @@ def test_a_killed_run_resumes_bit_for_bit(
     data_dir: str, start: Start, fork: StartFork, processes: int
 ) -> None:
     # long enough to be stopped in time: steps of two processes are slower
-    devices, epochs = (ddp(processes), 16) if processes > 1 else ([], 60)
+    epochs = 16 if processes > 1 else 60
     options = ["--data.data_dir", data_dir, *LONG, f"--trainer.max_epochs={epochs}"]
     fit(fork, *options, "--run_folder", "straight", processes=processes)
-    run: Program = start(*FIT, *options, *devices)
+    run: Program
+    if processes == 1:
+        run = fork("fit", "--trainer.accelerator=cpu", *options)
+    else:
+        run = start(*FIT, *options, *ddp(processes))
     again = "lightning_logs/version_0/checkpoints/last.ckpt"
     signals = [signal.SIGTERM, signal.SIGKILL, signal.SIGINT]
     for step, signum in enumerate(signals[: 3 if processes == 1 else 1], start=1):
@@ -258,7 +262,7 @@ def test_a_killed_run_resumes_bit_for_bit(
     assert_same_run("lightning_logs/version_0", "straight")
 
 
-def test_signals_end_stages_that_save_nothing(data_dir: str, start: Start, fork: StartFork) -> None:
+def test_signals_end_stages_that_save_nothing(data_dir: str, fork: StartFork) -> None:
     options = ["--data.data_dir", data_dir, "--model.hidden_dims=[8]"]
     endless = fork("fit", *options, "--trainer.max_epochs=9999", "--trainer.logger=false")
     wait_for(endless, 30)
@@ -267,14 +271,18 @@ def test_signals_end_stages_that_save_nothing(data_dir: str, start: Start, fork:
 
     fit(fork, *options, "--run_folder", "run")
     words = ["predict", "--ckpt_path", "run/checkpoints/last.ckpt", "--data.data_dir", data_dir]
+    import fcntl  # which Windows lacks
+
     # a reader that does not read holds the command up in its midst
-    many = "from fnn_lightning import datamodule; datamodule.EVAL_BATCH_SIZE = 1; "
-    code = f"{many}import sys; from fnn_lightning.commands.main import main; main(sys.argv[1:])"
-    run = start("-c", code, *words, "--trainer.accelerator=cpu")
-    assert run.stdout
-    run.stdout.readline()
-    run.send_signal(signal.SIGTERM)
-    assert run.wait(SECONDS) == -signal.SIGTERM
+    many = "from fnn_lightning import datamodule; datamodule.EVAL_BATCH_SIZE = 1"
+    reader, writer = map(os.fdopen, os.pipe(), "rw")
+    with reader:
+        with writer:
+            fcntl.fcntl(writer, fcntl.F_SETPIPE_SZ, 4096)  # half of what it prints
+            run = fork(*words, "--trainer.accelerator=cpu", before=many, files=(writer, None))
+        assert os.read(reader.fileno(), 1)
+        run.send_signal(signal.SIGTERM)
+        assert run.wait(SECONDS) == -signal.SIGTERM
 
 
 SRUN = """#!/bin/bash
@@ -322,16 +330,15 @@ def test_a_requeued_slurm_job_resumes(
     assert_same_run("runs/4217", "straight")
 
 
-def test_two_simultaneous_runs_get_a_folder_each(mirror: Path, start: Start) -> None:
+def test_two_simultaneous_runs_get_a_folder_each(mirror: Path, fork: StartFork) -> None:
     # the digests of the tiny archives stand in for those of MNIST, as in this process
     code = (
-        "import sys; from torchvision.datasets import MNIST; "
-        f"MNIST.resources, MNIST.mirrors = {MNIST.resources!r}, []; "
-        "from fnn_lightning.commands.main import main; main(sys.argv[1:])"
+        "from torchvision.datasets import MNIST\n"
+        f"MNIST.resources, MNIST.mirrors = {MNIST.resources!r}, []"
     )
-    words = ["-c", code, "fit", "--data.data_dir", "new", "--data.mirror", str(mirror)]
+    words = ["fit", "--data.data_dir", "new", "--data.mirror", str(mirror)]
     words += ["--trainer.max_epochs", "1", "--trainer.accelerator", "cpu"]
-    for run in [start(*words) for _ in range(2)]:
+    for run in [fork(*words, before=code) for _ in range(2)]:
         done(run)
     runs = sorted(Path("lightning_logs").iterdir())
     assert [run.name for run in runs] == ["version_0", "version_1"]
@@ -340,19 +347,14 @@ def test_two_simultaneous_runs_get_a_folder_each(mirror: Path, start: Start) -> 
     assert_same(end_of(str(runs[0])), end_of(str(runs[1])))
 
 
-def test_a_full_disk_keeps_the_last_checkpoint(
-    data_dir: str, start: Start, fork: StartFork
-) -> None:
+def test_a_full_disk_keeps_the_last_checkpoint(data_dir: str, fork: StartFork) -> None:
     # a limit on the size of files is met like the end of a disk
-    code = (
-        "import resource, sys; resource.setrlimit(resource.RLIMIT_FSIZE, (300_000, 300_000)); "
-        "from fnn_lightning.commands.main import main; main(sys.argv[1:])"
-    )
+    code = "import resource; resource.setrlimit(resource.RLIMIT_FSIZE, (300_000, 300_000))"
     words = ["fit", "--data.data_dir", data_dir, "--trainer.max_epochs", "1"]
     done(fork(*words, "--model.hidden_dims=[4]"))
     last = Path("lightning_logs/version_0/checkpoints/last.ckpt")
     before = last.read_bytes()
-    status, _, err = ended(start("-c", code, *words, "--model.hidden_dims=[200]"))  # 640 kB
+    status, _, err = ended(fork(*words, "--model.hidden_dims=[200]", before=code))  # 640 kB
     assert status == 2
     new = "lightning_logs/version_1/checkpoints/last.ckpt"
     assert err == (
