@@ -20,13 +20,12 @@ from fnn_lightning.evaluation.tensorboard import TensorBoardPlots
 from fnn_lightning.runs.checkpoint_io import AtomicCheckpointIO
 from fnn_lightning.runs.files import display_path
 from fnn_lightning.runs.loggers import RunLogger
-from fnn_lightning.runs.settings import TRAINER_DEFAULTS
+from fnn_lightning.runs.settings import MAX_EPOCHS, TRAINER_DEFAULTS
 from fnn_lightning.runs.signals import Stopped
 from fnn_lightning.training.checkpointing import RunCheckpoint
 from fnn_lightning.training.console import Console, TerminateOnSigterm, print_line
 from fnn_lightning.training.progress_bar import RunProgressBar
 
-MAX_EPOCHS = 5  # unless something else ends the run
 NO_SETTINGS = {
     "barebones": False,
     "callbacks": None,

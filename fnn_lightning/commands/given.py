@@ -17,12 +17,12 @@ from fnn_lightning.commands.config_checks import (
     stored_augmentation,
 )
 from fnn_lightning.commands.configs import find_config, nearest_config
-from fnn_lightning.commands.help import MAX_EPOCHS
 from fnn_lightning.errors import InputError
 from fnn_lightning.runs.checkpoint_io import ema_decay
 from fnn_lightning.runs.files import display_path, quote
 from fnn_lightning.runs.load import find_checkpoint, newest_checkpoint
 from fnn_lightning.runs.run_folder import BEST, CONFIG, LAST, METRICS, run_folder
+from fnn_lightning.runs.settings import MAX_EPOCHS
 from fnn_lightning.training.optim import SGD
 
 # in a run's folder before there is a checkpoint, or whatever becomes of it

@@ -5,8 +5,7 @@ takes.
 """
 
 from fnn_lightning.commands.main import COMMAND, WITH_TRAINER
-
-MAX_EPOCHS = 5  # unless something else ends the run
+from fnn_lightning.runs.settings import MAX_EPOCHS
 
 EXAMPLES = {
     "fit": [

@@ -12,8 +12,8 @@ from typing import Any, Literal, Union, get_args, get_origin
 
 from jsonargparse import DefaultHelpFormatter, Namespace
 
-from fnn_lightning.commands.help import MAX_EPOCHS
 from fnn_lightning.commands.hints import CLASSES, classes_to_name
+from fnn_lightning.runs.settings import MAX_EPOCHS
 
 TITLES = {
     "trainer": "Lightning's Trainer",

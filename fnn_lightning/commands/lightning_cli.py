@@ -34,7 +34,6 @@ from fnn_lightning.commands.given import (
     stored_settings,
     with_config_texts,
 )
-from fnn_lightning.commands.help import MAX_EPOCHS
 from fnn_lightning.commands.help_formatter import TITLES, WideHelpFormatter
 from fnn_lightning.commands.hints import explain, explain_instance, refuse_single_dash
 from fnn_lightning.commands.main import COMMAND, WITH_TRAINER
@@ -52,7 +51,7 @@ from fnn_lightning.runs.checkpoint_io import (
 from fnn_lightning.runs.load import copy_layers, load_weights
 from fnn_lightning.runs.loggers import SaveConfig
 from fnn_lightning.runs.run_folder import CONFIG
-from fnn_lightning.runs.settings import TRAINER_DEFAULTS
+from fnn_lightning.runs.settings import MAX_EPOCHS, TRAINER_DEFAULTS
 from fnn_lightning.trainer import quiet_lightning
 from fnn_lightning.training.checkpointing import RunCheckpoint, RunEarlyStopping
 from fnn_lightning.training.ema import EMA

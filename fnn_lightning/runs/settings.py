@@ -2,13 +2,15 @@
 
 import inspect
 from types import ModuleType
-from typing import Any
+from typing import TYPE_CHECKING, Any
 
 import yaml
 
-from fnn_lightning.training.optim import ClassConfig
+if TYPE_CHECKING:  # help comes without importing torch
+    from fnn_lightning.training.optim import ClassConfig
 
 DEFAULT = "–"
+MAX_EPOCHS = 5  # unless something else ends the run
 # of the Trainer, where they are not Lightning's
 TRAINER_DEFAULTS = {"num_sanity_val_steps": 0, "enable_model_summary": False}
 
@@ -31,7 +33,7 @@ def dotted(section: str, values: dict[str, Any]) -> dict[str, Any]:
     return named
 
 
-def class_settings(name: str, config: ClassConfig | None, module: ModuleType) -> dict[str, Any]:
+def class_settings(name: str, config: "ClassConfig | None", module: ModuleType) -> dict[str, Any]:
     """Name the class of an optimiser or a scheduler, and those of its arguments that matter.
 
     Args:

@@ -101,7 +101,7 @@ class Console(callbacks.Callback):
             f"{100 * means['train/acc'].item():.2f} %",
             "" if val_loss is None else f"{val_loss:.4f}",
             "" if val_acc is None else f"{100 * val_acc:.2f} %",
-            duration(time.monotonic() - self._began),
+            clock(time.monotonic() - self._began),
         ]
         row = "  ".join(
             f"{cell:>{width}}" for cell, width in zip(cells, COLUMN_WIDTHS.values(), strict=True)
@@ -231,7 +231,7 @@ def describe_length(trainer: Trainer) -> str:
         text = f"{epochs:,} epoch{'s' * (epochs != 1)} of {per_epoch:,} steps, {steps:,} in all"
     for callback in trainer.callbacks:  # type: ignore[attr-defined]
         if isinstance(callback, callbacks.Timer):
-            text += f", at most {duration(callback.time_remaining() or 0)}"
+            text += f", at most {clock(callback.time_remaining() or 0)}"
         elif isinstance(callback, callbacks.EarlyStopping):
             text += f", or until {callback.monitor} stops improving"
     return text
@@ -265,10 +265,10 @@ def threads(trainer: Trainer) -> str:
     return ""
 
 
-def duration(seconds: float) -> str:
-    """Write a time for people.
+def clock(seconds: float) -> str:
+    """Write the time on a stopwatch.
 
-    >>> duration(7.25), duration(95), duration(3725)
+    >>> clock(7.25), clock(95), clock(3725)
     ('7.2 s', '1:35', '1:02:05')
     """
     if seconds < 60:
