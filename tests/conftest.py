@@ -28,7 +28,7 @@ from fnn_lightning.datamodule import MNISTDataModule
 from fnn_lightning.lit_module import FNNLitModule
 from fnn_lightning.runs import subprocesses
 from tests.forks import Fork, StartFork
-from tests.support import STAND_IN, Start, alive, tiny_files
+from tests.support import STAND_IN, Start, alive, tiny_files, write_tiny_files
 
 REAL_MIRROR = os.environ.get("FNN_LIGHTNING_MIRROR")
 
@@ -57,11 +57,7 @@ def drawn() -> None:
 @pytest.fixture
 def data_dir(tmp_path: Path) -> str:
     """Return a `data_dir` that holds tiny files."""
-    folder = tmp_path / "tiny"
-    (folder / "MNIST" / "raw").mkdir(parents=True)
-    for name, content in tiny_files().items():
-        (folder / "MNIST" / "raw" / name).write_bytes(content)
-    return str(folder)
+    return write_tiny_files(tmp_path / "tiny")
 
 
 @pytest.fixture

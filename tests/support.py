@@ -47,6 +47,13 @@ def tiny_files() -> dict[str, bytes]:
     return files
 
 
+def write_tiny_files(data_dir: Path) -> str:
+    (data_dir / "MNIST" / "raw").mkdir(parents=True)
+    for name, content in tiny_files().items():
+        (data_dir / "MNIST" / "raw" / name).write_bytes(content)
+    return str(data_dir)
+
+
 def trainer(tmp_path: Path, **kwargs: Any) -> Trainer:
     quiet = {"enable_progress_bar": False, "enable_model_summary": False, "accelerator": "cpu"}
     limits = {

@@ -1,6 +1,7 @@
 """Hostile files: each is refused in one line, and no code in it runs."""
 
 import os
+import shutil
 import struct
 import sys
 import zipfile
@@ -17,7 +18,7 @@ from fnn_lightning.commands.main import main
 from fnn_lightning.data.mnist_files import read_images, read_labels
 from fnn_lightning.errors import InputError
 from fnn_lightning.runs.checkpoint_io import read_checkpoint
-from tests.support import LAST, NEEDS_POSIX, RUN, fit, tiny_files
+from tests.support import LAST, NEEDS_POSIX, RUN, fit, tiny_files, write_tiny_files
 
 Capture = pytest.CaptureFixture[str]
 WEIGHT = "network.layers.0.weight"
@@ -140,10 +141,26 @@ def _evil_module(monkeypatch: pytest.MonkeyPatch, tmp_path: Path) -> Iterator[No
     sys.modules.pop("evilmod", None)
 
 
+@pytest.fixture(scope="module")
+def trained(tmp_path_factory: pytest.TempPathFactory) -> Path:
+    """Train once, in a folder of which each test gets a copy."""
+    folder = tmp_path_factory.mktemp("trained")
+    with pytest.MonkeyPatch.context() as patch:
+        patch.chdir(folder)
+        write_tiny_files(Path("tiny"))
+        fit("tiny", "--checkpoint.every_n_steps", "1", "--lr_scheduler", "ExponentialLR",
+            "--lr_scheduler.gamma", "0.9")  # fmt: skip
+    return folder
+
+
 @pytest.fixture
-def checkpoint(data_dir: str) -> Any:
-    fit(data_dir, "--checkpoint.every_n_steps", "1", "--lr_scheduler", "ExponentialLR",
-        "--lr_scheduler.gamma", "0.9")  # fmt: skip
+def run(trained: Path) -> None:
+    """Put the run that was trained, and its data, into the working folder."""
+    shutil.copytree(trained, Path(), dirs_exist_ok=True)
+
+
+@pytest.fixture
+def checkpoint(run: None) -> Any:
     return torch.load(LAST, weights_only=True)
 
 
@@ -215,9 +232,8 @@ def test_a_zip_bomb_is_refused_without_unpacking_it(
      "evilcfg", "ModelCheckpoint"],
 )  # fmt: skip
 def test_code_named_in_a_run_folders_config_is_not_run(
-    data_dir: str, capsys: Capture, name: str, value: str
+    run: None, capsys: Capture, name: str, value: str
 ) -> None:
-    fit(data_dir)
     config = RUN / "config.yaml"
     lines = config.read_text().splitlines()
     config.write_text(
@@ -236,16 +252,14 @@ def test_code_named_in_a_run_folders_config_is_not_run(
     ids=["date", "number", "deep", "circular", "digits", "laughs"],
 )  # fmt: skip
 def test_a_malformed_config_in_a_run_folder_is_refused(
-    data_dir: str, capsys: Capture, text: str
+    run: None, capsys: Capture, text: str
 ) -> None:
-    fit(data_dir)
     (RUN / "config.yaml").write_text(text)
     refused("fit", LAST, capsys)
 
 
 @NEEDS_POSIX
-def test_writing_does_not_follow_a_planted_link(data_dir: str) -> None:
-    fit(data_dir)
+def test_writing_does_not_follow_a_planted_link(run: None) -> None:
     Path("precious").write_text("mine")
     (RUN / "checkpoints" / ".last.ckpt.part").symlink_to(Path("precious").absolute())
     main(["fit", "--ckpt_path", LAST, "--trainer.max_epochs", "3"])
