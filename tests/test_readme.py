@@ -56,7 +56,7 @@ def test_the_commands_work_in_order_as_they_stand(fork: StartFork) -> None:
         *(Path(f"lightning_logs/version_{n}") for n in range(fits - 1)),
     ]
     assert all((run / "checkpoints" / "last.ckpt").is_file() for run in runs)
-    assert [(run / "report.html").is_file() for run in runs] == [n < 2 for n in range(fits)]
+    assert all((run / "report.html").is_file() for run in runs)
     assert "batch_norm: true" in (runs[1] / "config.yaml").read_text(), "not of the quickstart"
     assert len(Path("digits.csv").read_text().splitlines()) == 1 + 100
     assert Path("model.onnx").is_file()
@@ -70,7 +70,8 @@ def test_its_python_works_as_it_stands(start: Start, fork: StartFork) -> None:
     Path("train.py").write_text(train)
     status, out, err = ended(start("train.py", PYTHONPATH=str(ROOT)))
     assert status == 0, err
-    assert "test/acc" in out
+    assert re.search(r"^Evaluation: \d+ / 100 correct", out, re.MULTILINE)
+    assert Path("mistakes.png").is_file()
     assert Path("lightning_logs/version_0/checkpoints").is_dir()
     Path("my_callbacks.py").write_text(callback)
     option = re.search(r"`(--trainer\.callbacks my_callbacks\.\w+)`", README)
