@@ -34,11 +34,11 @@ def idx_bytes(array: np.ndarray) -> bytes:
     return struct.pack(f">BBBB{array.ndim}I", 0, 0, 8, array.ndim, *array.shape) + array.tobytes()
 
 
-def tiny_files() -> dict[str, bytes]:
+def tiny_files(train_size: int = TRAIN_SIZE) -> dict[str, bytes]:
     """Make MNIST's four files, small: noise, with a bright row that gives the digit away."""
     rng = np.random.default_rng(0)
     files = {}
-    for part, size in (("train", TRAIN_SIZE), ("t10k", TEST_SIZE)):
+    for part, size in (("train", train_size), ("t10k", TEST_SIZE)):
         labels = rng.integers(0, 10, size, dtype=np.uint8)
         images = rng.integers(0, 100, (size, 28, 28), dtype=np.uint8)
         images[np.arange(size), 4 + 2 * labels] = 255
