@@ -1,6 +1,7 @@
 """The progress bar of a run."""
 
 import math
+import sys
 import time
 from typing import Any
 
@@ -28,9 +29,6 @@ class RunProgressBar(callbacks.TQDMProgressBar):
         super().__init__()
         self._drawn = 0.0
 
-    def init_train_tqdm(self) -> Tqdm:
-        return leave_room(super().init_train_tqdm())
-
     def init_validation_tqdm(self) -> Tqdm:
         return leave_room(super().init_validation_tqdm())
 
@@ -41,11 +39,18 @@ class RunProgressBar(callbacks.TQDMProgressBar):
         return leave_room(super().init_predict_tqdm())
 
     def on_train_start(self, trainer: Trainer, *_: Any) -> None:
-        super().on_train_start(trainer)
-        bar, steps = self.train_progress_bar, count_steps(trainer)
-        bar.bar_format = BAR if steps else WITHOUT_END
-        bar.reset(steps)
-        bar.initial = bar.n = trainer.global_step  # a resumed run has some behind it
+        steps = count_steps(trainer)
+        bar = Tqdm(
+            desc=f"epoch {epoch_of(trainer)}",
+            total=steps,
+            initial=trainer.global_step,  # a resumed run has some behind it
+            disable=self.is_disabled,
+            dynamic_ncols=True,
+            file=sys.stdout,
+            smoothing=0,  # the time left follows from the mean of all steps
+            bar_format=BAR if steps else WITHOUT_END,
+        )
+        self.train_progress_bar = leave_room(bar)
 
     def on_train_epoch_start(self, trainer: Trainer, *_: Any) -> None:
         self._draw(trainer, f"epoch {epoch_of(trainer)}")
