@@ -178,7 +178,7 @@ class TensorBoardPlots(PredictionCollector):
             "confusion": plots.confusion_figure(predictions),
             "mistakes": plots.mistakes_figure(predictions),
         }
-        if split == "val":
+        if split == "val" and trainer.state.fn == "fit":
             figures["acc_of_digit"] = plots.digit_curves_figure(self._digit_curves)
         for name, figure in figures.items():
             add_picture(board, f"{split}_{name}", plots.rasterize(figure), step)

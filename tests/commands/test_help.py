@@ -14,7 +14,10 @@ from tests.support import LAST
 
 Capture = pytest.CaptureFixture[str]
 OWN = ("model.", "data.", "checkpoint.", "early_stopping.", "tensorboard.", "ema.")
-LEFT_OUT = {"model.multi_step", "checkpoint.mode", "early_stopping.mode"}  # rarely of use
+LEFT_OUT = {
+    *("model.multi_step", "checkpoint.mode", "early_stopping.mode"),  # rarely of use
+    "tensorboard.projector",  # in the help of `test`, which it is for
+}
 NOT_SETTINGS = {"config", "print_config", "run_folder", "init_from", "find_lr"}
 
 
