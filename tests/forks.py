@@ -6,15 +6,18 @@ import os
 import sys
 import time
 from collections.abc import Callable, Iterator
-from multiprocessing import forkserver, reduction
+from multiprocessing import reduction
 from pathlib import Path
 from subprocess import TimeoutExpired
-from typing import IO, Any
+from typing import IO, TYPE_CHECKING, Any
 from unittest.mock import patch
 
 from lightning.pytorch.utilities import rank_zero_only
 
 from fnn_lightning.commands.main import main
+
+if TYPE_CHECKING:
+    from multiprocessing.context import ForkServerContext
 
 PRELOADED = [  # all that a run imports, which is what a fork saves
     "tests.forks",
@@ -46,8 +49,10 @@ def run(
 
 
 @functools.cache
-def fork_context() -> Any:
+def fork_context() -> "ForkServerContext":
     """Start the server, with the path, as it leaves out without a word what it does not find."""
+    from multiprocessing import forkserver  # of POSIX alone
+
     context = multiprocessing.get_context("forkserver")
     context.set_forkserver_preload(PRELOADED)
     with patch.dict(os.environ, PYTHONPATH=os.pathsep.join(sys.path)):
