@@ -196,22 +196,19 @@ class Fit:
             if validates_on_test_set(self.datamodule):
                 name += " (on the test set)"
             result = f"{name} {100 * value:.2f} %, " if percent else f"{name} {value:.4f}, "
-        for key, text in {
-            "result": f"{result}{self.trainer.global_step:,} steps in all",
-            "checkpoint": path,
-            "test it": f"{COMMAND} test --ckpt_path {path}",
-            "look at it": f"tensorboard --logdir {quote(display_path(runs))}",
-        }.items():
-            print(heading(key) + text)
+        print(f"{heading('result')}{result}{self.trainer.global_step:,} steps in all")
+        print(f"{heading('checkpoint')}{path}")
         if is_new and self.trainer.enable_validation:
             self._report(run, run / checkpoint)
+        print(f"{heading('test it')}{COMMAND} test --ckpt_path {path}")
+        print(f"{heading('look at it')}tensorboard --logdir {quote(display_path(runs))}")
 
     def _report(self, run: Path, ckpt_path: Path) -> None:
         """Write the run's page; without one, the run has its result all the same."""
         try:
             report_fit(run, ckpt_path, self.datamodule, self.trainer.limit_val_batches)
         except (DivergenceError, InputError, OSError) as error:
-            print(f"no report: {one_line(str(error))}")
+            print(f"{heading('report')}none: {one_line(str(error))}")
 
     def _results(
         self, checkpoint_callback: RunCheckpoint, checkpoint: Path, seconds: float

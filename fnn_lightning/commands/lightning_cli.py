@@ -54,6 +54,7 @@ from fnn_lightning.runs.run_folder import CONFIG
 from fnn_lightning.runs.settings import MAX_EPOCHS, TRAINER_DEFAULTS
 from fnn_lightning.trainer import quiet_lightning
 from fnn_lightning.training.checkpointing import RunCheckpoint, RunEarlyStopping
+from fnn_lightning.training.console import heading
 from fnn_lightning.training.ema import EMA
 from fnn_lightning.training.optim import SGD
 
@@ -137,7 +138,7 @@ class FNNCLI(LightningCLI):
         reports = [callback.written for callback in callbacks if isinstance(callback, Report)]
         if not any(reports) and self.trainer.is_global_zero:
             why = "no folder for it: name one by --report_folder"
-            print(f"no report: {'no image was tested' if reports else why}")
+            print(f"{heading('report')}none: {'no image was tested' if reports else why}")
 
     def predict(self, **kwargs: Any) -> None:
         kwargs["ckpt_path"] = self._ckpt_path

@@ -99,7 +99,7 @@ def report_fit(
     """
     path = run / REPORT
     if not is_replaceable(path):
-        print(f"no report: {display_path(path)} is of another origin, and is kept")
+        print(f"{heading('report')}none: {display_path(path)} is of another origin, and is kept")
         return
     trained = load_trained(ckpt_path)
     predictions = predict_val_images(trained, datamodule.val_dataloader(), limit_val_batches)

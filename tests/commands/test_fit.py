@@ -53,7 +53,8 @@ def test_validation_on_the_test_set_says_so(data_dir: str, drawn: None, capsys: 
     main(["test", "--ckpt_path", LAST])
     assert "val/acc (on the test set)" in (RUN / "report.html").read_text()
     events = EventAccumulator(str(RUN)).Reload()
-    assert "val/text_summary" in events.Tags()["tensors"]
+    (note,) = events.Tensors("notes/text_summary")
+    assert b"measured on the test set" in note.tensor_proto.string_val[0]
 
 
 def test_layers_are_matched_within_the_network(data_dir: str, capsys: Capture) -> None:

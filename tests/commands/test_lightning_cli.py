@@ -54,21 +54,24 @@ def test_fit_prints_and_writes_a_run(data_dir: str, capsys: Capture) -> None:
     keeper = cli.trainer.checkpoint_callback
     assert isinstance(keeper, RunCheckpoint)
     best = 100 * float(keeper.best_score or 0)
-    assert f"best val/acc {best:.2f} %, 6 steps in all" in lines[-4]
-    assert lines[-3:] == [
+    assert f"best val/acc {best:.2f} %, 6 steps in all" in lines[-5]
+    assert lines[-4:] == [
         f"checkpoint {RUN}/checkpoints/best.ckpt",
+        f"report     {RUN}/report.html",
         f"test it    python -m fnn_lightning test --ckpt_path {RUN}/checkpoints/best.ckpt",
         "look at it tensorboard --logdir lightning_logs",
     ]
     names = {path.name for path in files() if RUN in path.parents}
-    named = {"config.yaml", "hparams.yaml", "best.ckpt", "last.ckpt", "loss.png", "metrics.json"}
+    named = {"config.yaml", "hparams.yaml", "best.ckpt", "last.ckpt", "loss.png"}
+    named |= {"metrics.json", "report.html"}
     assert named < names
-    assert len(names) == 7  # and one file of events
+    assert len(names) == 8  # and one file of events
     found = json.loads((RUN / "metrics.json").read_text())["fit"]
     assert found.pop("seconds") > 0
     assert found.pop("made_with")["fnn_lightning"] == __version__
     assert found == {
         "step": 6,
+        "epochs": 2,
         "val/acc": pytest.approx(float(values["val/acc"])),
         "val/loss": pytest.approx(float(values["val/loss"])),
         "best": {"monitor": "val/acc", "score": keeper.best_score},
@@ -135,7 +138,7 @@ def test_test_needs_nothing_but_the_checkpoint(data_dir: str, capsys: Capture) -
     new = files() - before
     assert {path.parent for path in new} == {RUN}  # into the folder of the run, and no other
     written = {path.name for path in new if not path.name.startswith("events")}
-    assert written == {"report.html", "predictions.csv"}  # metrics.json is there already
+    assert written == {"predictions.csv"}  # metrics.json and report.html are there already
     ((step, accuracy),) = scalars(str(RUN))["z_test/acc"]
     assert step == 6
     assert accuracy == pytest.approx(correct / total)

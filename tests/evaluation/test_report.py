@@ -238,7 +238,7 @@ def test_a_fit_whose_report_fails_has_its_result_all_the_same(
 
     monkeypatch.setattr(report, "check_finite", diverge)
     main(["fit", "--data.data_dir", data_dir, "--trainer.max_epochs", "1"])
-    assert "no report: Expected finite outputs\n" in capsys.readouterr().out
+    assert "report     none: Expected finite outputs\n" in capsys.readouterr().out
     assert "fit" in json.loads((RUN / "metrics.json").read_text())
 
 
