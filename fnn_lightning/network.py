@@ -125,6 +125,9 @@ class FNN(nn.Module):
         self.in_features = in_features
         self.pixel_mean = pixel_mean
         self.pixel_std = pixel_std
+        widths = "–".join(map(str, (in_features, *hidden_dims, out_features)))
+        self.summary = f"{widths} {activation}" if hidden_dims else widths
+        """Widths of the layers and activation in one line, such as `784–100–10 relu`."""
         self.mask_source = MaskSource() if dropout or input_dropout else None
         """The random numbers of dropout, if there is any."""
 

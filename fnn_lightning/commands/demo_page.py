@@ -60,7 +60,7 @@ def make_page(trained: TrainedNetwork) -> tuple[Any, dict[str, Any]]:
         return answer(lambda: read_picture(Path(path)), Path(path).name), "", None
 
     with gr.Blocks(title="fnn_lightning", analytics_enabled=False) as page:
-        gr.Markdown(f"# Draw a digit\n{description(trained)}")
+        gr.Markdown(f"# Draw a digit\n{trained.module.network.summary}, {trained.path.name}")
         with gr.Row():
             with gr.Column():
                 sketch = gr.HTML(
@@ -161,9 +161,3 @@ def data_url(pixels: Tensor) -> str:
     png = io.BytesIO()
     Image.fromarray(pixels.numpy()).save(png, "PNG")
     return f"data:image/png;base64,{base64.b64encode(png.getvalue()).decode()}"
-
-
-def description(trained: TrainedNetwork) -> str:
-    """Describe a net in one line: its layers' widths and its file."""
-    widths = [784, *trained.module.hparams["hidden_dims"], 10]
-    return f"{'–'.join(map(str, widths))}, {trained.path.name}"

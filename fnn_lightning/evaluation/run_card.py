@@ -9,7 +9,6 @@ from typing import Any
 import torch
 import yaml
 from lightning.pytorch import Trainer
-from torch import nn
 
 from fnn_lightning.datamodule import NO_AUGMENTATION, MNISTDataModule
 from fnn_lightning.evaluation.tensorboard import TensorBoardPlots
@@ -72,7 +71,7 @@ def run_card(
         unit = "steps" if optim.warmup >= 1 else "of the run"
         schedule += f", after a warm-up of {optim.warmup:g} {unit}"
     card = {
-        "network": describe_network(module),
+        "network": module.network.summary,
         "parameters": f"{sum(each.numel() for each in module.parameters()):,}",
         "optimiser": in_words({"optimizer": "", "optimizer.lr": optim.lr} | optimizer),
         "schedule": schedule,
@@ -85,19 +84,6 @@ def run_card(
     if isinstance(fit.get("seconds"), int | float):
         card["seconds"] = f"{fit['seconds']:,}, since the start or the last resume"
     return {name: text[:MAX_LENGTH] for name, text in card.items()}
-
-
-def describe_network(module: FNNLitModule) -> str:
-    """Name the widths of a network's layers and its activation.
-
-    Example:
-        >>> describe_network(FNNLitModule(hidden_dims=[300, 100], activation="tanh"))
-        '784–300–100–10, tanh'
-    """
-    linear = [layer for layer in module.network.layers if isinstance(layer, nn.Linear)]
-    widths = [linear[0].in_features, *(layer.out_features for layer in linear)]
-    activation = f", {module.hparams['activation']}" if len(linear) > 1 else ""
-    return "–".join(map(str, widths)) + activation
 
 
 def recipe(module: FNNLitModule, checkpoint: dict[str, Any]) -> str:

@@ -9,7 +9,6 @@ from typing import Any
 
 from lightning.pytorch import LightningModule, Trainer, callbacks
 from lightning.pytorch.callbacks.early_stopping import EarlyStoppingReason
-from torch import nn
 from tqdm import tqdm
 
 from fnn_lightning.data.dataloader import InMemoryDataLoader
@@ -154,9 +153,10 @@ def describe_run(trainer: Trainer, module: FNNLitModule) -> dict[str, str]:
     Returns:
         What each line says, by its key of at most ten characters.
     """
+    parameters = sum(parameter.numel() for parameter in module.parameters())
     lines = {
         "data": describe_data(trainer),
-        "network": describe_network(module),
+        "network": f"{module.network.summary}, {parameters:,} parameters",
         "optimizer": describe_optimizer(trainer, module),
         "length": describe_length(trainer),
         "device": f"{trainer.world_size} × {module.device.type}{threads(trainer)}",
@@ -194,15 +194,6 @@ def describe_data(trainer: Trainer) -> str:
         text += f", {len(val.indices):,} to validate"
     text += f", batches of {loader.global_batch_size(0):,}"
     return text + ", augmented" * loader.augments
-
-
-def describe_network(module: FNNLitModule) -> str:
-    """Say the widths, the activation and the number of parameters of a network."""
-    linear = [layer for layer in module.network.layers if isinstance(layer, nn.Linear)]
-    widths = [linear[0].in_features, *(layer.out_features for layer in linear)]
-    activation = f" {module.hparams['activation']}" if len(linear) > 1 else ""
-    parameters = sum(parameter.numel() for parameter in module.parameters())
-    return f"{'–'.join(map(str, widths))}{activation}, {parameters:,} parameters"
 
 
 def describe_optimizer(trainer: Trainer, module: FNNLitModule) -> str:

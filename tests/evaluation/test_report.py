@@ -161,7 +161,7 @@ def test_fit_reports_on_the_validation_images(
     assert f"checkpoints/best.ckpt, after {steps} steps" in page
     assert "selected by val/acc" in page
     assert page.count("cannot be compared") == 1
-    assert "784–8–10, relu" in page
+    assert "784–8–10 relu" in page
     assert "label smoothing 0.1" in page
     assert '<td>model.label_smoothing</td><td class="words">0.1</td>' in page
     assert "<td>model.dropout</td>" not in page  # at its default

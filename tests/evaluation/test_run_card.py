@@ -49,7 +49,7 @@ def test_the_card_says_what_the_run_was() -> None:
     data = {"batch_size": 50, "seed": 2, "augmentation": {"rotation": 10, "shift": 0.0}}
     card = run_card(module, {"datamodule_hyper_parameters": data}, {"step": 1200, "seconds": "x"})
     assert card == {
-        "network": "784–8–10, relu",
+        "network": "784–8–10 relu",
         "parameters": "6,370",
         "optimiser": "AdamW, lr 0.004, fused true",
         "schedule": "ExponentialLR, gamma 0.5, counted in epochs, after a warm-up of 20 steps",
