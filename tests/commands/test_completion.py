@@ -60,7 +60,12 @@ def test_bash_completes_without_starting_a_program(capsys: pytest.CaptureFixture
         "fnn validate --help": {"--help", "--help_all"},
         "fnn predict --data.images notes.txt my": {"my.yaml"},
         "fnn compare runs/one runs/": {"runs/one"},
-        "fnn seeds 3 --te": {"--test", "--tensorboard.enabled", "--tensorboard.histograms"},
+        "fnn seeds 3 --te": {
+            "--test",
+            "--tensorboard.enabled",
+            "--tensorboard.histograms",
+            "--tensorboard.projector",
+        },
         "fnn seeds 3 --run_f": set(),  # of `fit`, but not for `seeds`
         "fnn sweep --find": set(),
         "fnn sweep --s": {"--space", "--storage", "--seed_everything"},
