@@ -14,7 +14,7 @@ from fnn_lightning.commands.main import COMMAND
 from fnn_lightning.datamodule import MNISTDataModule, validates_on_test_set
 from fnn_lightning.errors import DivergenceError, InputError, one_line
 from fnn_lightning.evaluation.plots import lr_figure
-from fnn_lightning.evaluation.report import report_fit
+from fnn_lightning.evaluation.report import REPORT, remove_report, report_fit
 from fnn_lightning.evaluation.tensorboard import TensorBoardPlots
 from fnn_lightning.lit_module import FNNLitModule
 from fnn_lightning.runs.files import display_path, quote, write_atomic
@@ -22,9 +22,10 @@ from fnn_lightning.runs.loggers import read_curves
 from fnn_lightning.runs.run_folder import read_metrics, write_metrics
 from fnn_lightning.runs.signals import LOST, Stopped, lost_a_rank, raise_on_sigterm, requeue
 from fnn_lightning.training.checkpointing import RunCheckpoint
-from fnn_lightning.training.console import heading
+from fnn_lightning.training.console import count, heading, wrapped
 from fnn_lightning.training.lr_finder import find_lr
 from fnn_lightning.training.optim import MONITORED
+from fnn_lightning.training.progress_bar import steps_per_epoch
 from fnn_lightning.training.resume import Resume
 from fnn_lightning.training.train_log import TrainLog
 
@@ -154,7 +155,7 @@ class Fit:
         if "val/acc" in logged:
             trainer.loggers = []
         if trainer.is_global_zero:
-            print(f"all {step:,} steps are done already; {self._to_train_longer()}")
+            print(wrapped("done", f"all {count(step, 'step')} already; {self._to_train_longer()}"))
         return log.validated_step if "fit" in read_metrics(self.run) else None
 
     def _to_train_longer(self) -> str:
@@ -186,7 +187,12 @@ class Fit:
         checkpoint = Path(path).absolute().relative_to(run)
         is_new = trained or "fit" not in read_metrics(run)
         if is_new:
-            write_metrics(run, "fit", self._results(checkpoint_callback, checkpoint, seconds))
+            if trained:  # what an earlier `test` wrote is of other weights
+                remove_report(run)
+            results = self._results(checkpoint_callback, checkpoint, seconds)
+            write_metrics(run, "fit", results, keep_other_stage=not trained)
+        elif value is None:  # measured by the call that trained
+            value = read_metrics(run)["fit"].get(name)
         # beside the other runs, if it is in a folder of runs
         runs = run if run.parent == Path.cwd() else run.parent
         path = quote(display_path(path))
@@ -196,9 +202,9 @@ class Fit:
             if validates_on_test_set(self.datamodule):
                 name += " (on the test set)"
             result = f"{name} {100 * value:.2f} %, " if percent else f"{name} {value:.4f}, "
-        print(f"{heading('result')}{result}{self.trainer.global_step:,} steps in all")
+        print(f"{heading('result')}{result}{count(self.trainer.global_step, 'step')} in all")
         print(f"{heading('checkpoint')}{path}")
-        if is_new and self.trainer.enable_validation:
+        if self.trainer.enable_validation and (is_new or not (run / REPORT).exists()):
             self._report(run, run / checkpoint)
         print(f"{heading('test it')}{COMMAND} test --ckpt_path {path}")
         print(f"{heading('look at it')}tensorboard --logdir {quote(display_path(runs))}")
@@ -207,7 +213,7 @@ class Fit:
         """Write the run's page; without one, the run has its result all the same."""
         try:
             report_fit(run, ckpt_path, self.datamodule, self.trainer.limit_val_batches)
-        except (DivergenceError, InputError, OSError) as error:
+        except Exception as error:  # such as memory that is full
             print(f"{heading('report')}none: {one_line(str(error))}")
 
     def _results(
@@ -218,7 +224,7 @@ class Fit:
         best = {"monitor": checkpoint_callback.monitor, "score": checkpoint_callback.best_score}
         return {
             "step": self.trainer.global_step,
-            "epochs": self.trainer.current_epoch,
+            "epochs": int(self.trainer.global_step // steps_per_epoch(self.trainer)),
             **{name: finite(metrics[name]) for name in MONITORED if name in metrics},
             "best": best if checkpoint_callback.best_model_path else None,
             "checkpoint": checkpoint.as_posix(),

@@ -79,6 +79,14 @@ class Report(PredictionCollector):
         print(f"{heading('report')}{display_path(self.folder / REPORT)}")
 
 
+def remove_report(run: Path) -> None:
+    """Remove the page and the predictions of a run that has been trained further."""
+    if is_replaceable(run / REPORT):
+        (run / REPORT).unlink(missing_ok=True)
+    if "test" in read_metrics(run):  # which wrote them
+        (run / PREDICTIONS).unlink(missing_ok=True)
+
+
 def report_fit(
     run: Path, ckpt_path: Path, datamodule: MNISTDataModule, limit_val_batches: int | float
 ) -> None:

@@ -62,7 +62,10 @@ def run_card(
         Lines of the card, by their names.
     """
     optim = module.optim
-    optimizer = class_settings("optimizer", optim.optimizer, torch.optim)
+    optimizer = {"optimizer": "", "optimizer.lr": optim.lr}
+    optimizer |= class_settings("optimizer", optim.optimizer, torch.optim)
+    if optim.replaces_lr:
+        del optimizer["optimizer.lr"]  # the schedule has another
     schedule = "constant learning rate"
     if optim.lr_scheduler:
         settings = class_settings("schedule", optim.lr_scheduler, torch.optim.lr_scheduler)
@@ -73,7 +76,7 @@ def run_card(
     card = {
         "network": module.network.summary,
         "parameters": f"{sum(each.numel() for each in module.parameters()):,}",
-        "optimiser": in_words({"optimizer": "", "optimizer.lr": optim.lr} | optimizer),
+        "optimizer": in_words(optimizer),
         "schedule": schedule,
         "recipe": recipe(module, checkpoint),
     }
@@ -82,7 +85,7 @@ def run_card(
         counted = f"{epochs:,} complete, " if isinstance(epochs, int) else ""
         card["epochs"] = f"{counted}{fit['step']:,} steps"
     if isinstance(fit.get("seconds"), int | float):
-        card["seconds"] = f"{fit['seconds']:,}, since the start or the last resume"
+        card["time"] = f"{fit['seconds']:,} s, since the start or the last resume"
     return {name: text[:MAX_LENGTH] for name, text in card.items()}
 
 

@@ -1,5 +1,6 @@
 """What a run shows in the terminal: a header, a table, and the results of the other stages."""
 
+import math
 import os
 import sys
 import textwrap
@@ -22,7 +23,7 @@ from fnn_lightning.training.threads import Threads
 
 COLUMNS, KEY_WIDTH = 80, 11
 COLUMN_WIDTHS = {
-    "epoch": 7,
+    "epoch": 9,
     "step": 9,
     "train loss": 10,
     "train acc": 9,
@@ -41,11 +42,11 @@ class Console(callbacks.Callback):
     """
 
     def __init__(self) -> None:
-        self._has_header = False
+        self._has_header = self._has_head = False
         self._began = 0.0
 
     def on_fit_start(self, trainer: Trainer, pl_module: LightningModule) -> None:
-        self._has_header = False
+        self._has_header = self._has_head = False
         self._began = time.monotonic()
 
     def on_train_epoch_start(self, trainer: Trainer, pl_module: LightningModule) -> None:
@@ -65,15 +66,21 @@ class Console(callbacks.Callback):
         for key, text in describe_run(trainer, pl_module).items():
             print_line(trainer, key, text)
         if not trainer.barebones:
-            head = "  ".join(f"{name:>{width}}" for name, width in COLUMN_WIDTHS.items())
-            write(trainer, f"\n{styled(head, DIM)}")
+            self._print_head(trainer)
+
+    def _print_head(self, trainer: Trainer) -> None:
+        self._has_head = True
+        head = "  ".join(f"{name:>{width}}" for name, width in COLUMN_WIDTHS.items())
+        write(trainer, f"\n{styled(head, DIM)}")
 
     def on_validation_end(self, trainer: Trainer, pl_module: LightningModule) -> None:
         assert isinstance(pl_module, FNNLitModule)
         trained = pl_module.train_metrics.trained_since_validation
+        if trainer.sanity_checking:
+            return
         if not trained or trainer.barebones:  # which logs nothing
             self._print_counts(trainer, pl_module, "val")
-        elif not trainer.sanity_checking:
+        else:
             values = trainer.callback_metrics
             self._print_row(trainer, pl_module, float(values["val/loss"]), float(values["val/acc"]))
 
@@ -92,6 +99,8 @@ class Console(callbacks.Callback):
         val_acc: float | None = None,
     ) -> None:
         """Print loss and accuracy since the last row, beside those of a validation."""
+        if not self._has_head:  # of a run that is resumed after its last step
+            self._print_head(trainer)
         means = module.train_metrics.means_since_validation()
         cells = [
             epoch_of(trainer),
@@ -162,8 +171,7 @@ def describe_run(trainer: Trainer, module: FNNLitModule) -> dict[str, str]:
         "device": f"{trainer.world_size} × {module.device.type}{threads(trainer)}",
     }
     datamodule: Any = trainer.datamodule  # type: ignore[attr-defined]
-    if hasattr(datamodule, "seed"):
-        lines["device"] += f", seed {datamodule.seed}"
+    lines["device"] += describe_seed(datamodule)
     reason = why_single_steps(trainer, FNNLitModule)
     if reason and module.multi_step:
         lines["steps"] = f"single steps, which take longer in a small network: {reason}"
@@ -186,14 +194,27 @@ def describe_data(trainer: Trainer) -> str:
     datamodule: Any = trainer.datamodule  # type: ignore[attr-defined]
     loader: Any = trainer.train_dataloader
     if not isinstance(loader, InMemoryDataLoader):
-        return f"{trainer.num_training_batches:,} batches an epoch from a {type(loader).__name__}"
+        batches = trainer.num_training_batches
+        number = "" if math.isinf(batches) else f"{batches:,} "
+        return f"{number}batches an epoch from a {type(loader).__name__}"
     name = f"{datamodule.dataset}: " if hasattr(datamodule, "dataset") else ""
-    text = f"{name}{len(loader.indices):,} images to train"
+    text = f"{name}{loader.image_count(int(trainer.num_training_batches)):,} images to train"
     val: Any = trainer.val_dataloaders
+    if val is None and trainer.enable_validation:  # not yet needed
+        val = datamodule.val_dataloader()
     if isinstance(val, InMemoryDataLoader) and not validates_on_test_set(datamodule):
-        text += f", {len(val.indices):,} to validate"
+        batches = trainer.num_val_batches[0] if trainer.num_val_batches else len(val)
+        text += f", {val.image_count(int(batches)):,} to validate"
     text += f", batches of {loader.global_batch_size(0):,}"
     return text + ", augmented" * loader.augments
+
+
+def describe_seed(datamodule: Any) -> str:
+    """Say the seed of a run; nothing if there is none."""
+    seed, data_seed = os.environ.get("PL_GLOBAL_SEED"), getattr(datamodule, "seed", None)
+    if data_seed is None or seed == str(data_seed):
+        return f", seed {seed}" if seed else ""
+    return f", seed {seed}, of the data {data_seed}" if seed else f", seed of the data {data_seed}"
 
 
 def describe_optimizer(trainer: Trainer, module: FNNLitModule) -> str:
@@ -204,7 +225,7 @@ def describe_optimizer(trainer: Trainer, module: FNNLitModule) -> str:
     lr = group.get("max_lr", group.get("initial_lr", group["lr"]))
     text = f"{type(optimizer).__name__}, learning rate {lr:g}"
     if warmup := module.schedule_lengths[0]:
-        text += f", {warmup:,} steps of warm-up"
+        text += f", {count(warmup, 'step')} of warm-up"
     if schedule := module.optim.lr_scheduler:
         text += f", {schedule['class_path'].rpartition('.')[2]}"
     return text
@@ -213,13 +234,15 @@ def describe_optimizer(trainer: Trainer, module: FNNLitModule) -> str:
 def describe_length(trainer: Trainer) -> str:
     """Say how many epochs and steps a run has, and what else may end it."""
     per_epoch, steps = steps_per_epoch(trainer), count_steps(trainer)
-    epochs, rest = divmod(steps, per_epoch) if steps else (0, 0)
-    if not steps:
-        text = f"epochs of {per_epoch:,} steps"
-    elif rest:
-        text = f"{steps:,} steps, {steps / per_epoch:.3g} epochs of {per_epoch:,}"
+    if math.isinf(per_epoch):
+        text = count(steps, "step") if steps else "any number of steps"
+    elif not steps:
+        text = f"epochs of {count(int(per_epoch), 'step')}"
+    elif steps % per_epoch:
+        text = f"{count(steps, 'step')}, {steps / per_epoch:.3g} epochs of {per_epoch:,}"
     else:
-        text = f"{epochs:,} epoch{'s' * (epochs != 1)} of {per_epoch:,} steps, {steps:,} in all"
+        epochs = count(steps // int(per_epoch), "epoch")
+        text = f"{epochs} of {count(int(per_epoch), 'step')}, {steps:,} in all"
     for callback in trainer.callbacks:  # type: ignore[attr-defined]
         if isinstance(callback, callbacks.Timer):
             text += f", at most {clock(callback.time_remaining() or 0)}"
@@ -233,11 +256,8 @@ def why_stopped(trainer: Trainer) -> str | None:
     for callback in trainer.callbacks:  # type: ignore[attr-defined]
         if isinstance(callback, callbacks.EarlyStopping):
             if callback.stopping_reason is EarlyStoppingReason.PATIENCE_EXHAUSTED:
-                count = callback.wait_count
-                return (
-                    f"early, since {callback.monitor} has not improved for {count} "
-                    f"validation{'s' * (count != 1)}"
-                )
+                validations = count(callback.wait_count, "validation")
+                return f"early, since {callback.monitor} has not improved for {validations}"
             if callback.stopping_reason is not EarlyStoppingReason.NOT_STOPPED:
                 return f"early: {callback.stopping_reason_message}"
         if isinstance(callback, callbacks.Timer) and (callback.time_remaining() or 1) <= 0:
@@ -256,6 +276,15 @@ def threads(trainer: Trainer) -> str:
     return ""
 
 
+def count(number: int, noun: str) -> str:
+    """Write a number of things.
+
+    >>> count(1, "step"), count(1925, "step")
+    ('1 step', '1,925 steps')
+    """
+    return f"{number:,} {noun}{'s' * (number != 1)}"
+
+
 def clock(seconds: float) -> str:
     """Write the time on a stopwatch.
 
@@ -271,9 +300,14 @@ def clock(seconds: float) -> str:
 
 def print_line(trainer: Trainer, key: str, text: str) -> None:
     """Print a line of a run's header or result, with the key in a column of its own."""
+    write(trainer, wrapped(key, text))
+
+
+def wrapped(key: str, text: str) -> str:
+    """Return such a line, wrapped at 80 columns."""
     width = COLUMNS - KEY_WIDTH
     lines = textwrap.wrap(text, width, break_long_words=False, break_on_hyphens=False)
-    write(trainer, heading(key) + f"\n{' ' * KEY_WIDTH}".join(lines))
+    return heading(key) + f"\n{' ' * KEY_WIDTH}".join(lines)
 
 
 def heading(key: str) -> str:

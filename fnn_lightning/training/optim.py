@@ -94,17 +94,27 @@ class Optim:
         lr: float = (self.optimizer.get("init_args") or {}).get("lr", default)
         return lr
 
+    @property
+    def replaces_lr(self) -> bool:
+        """Whether the schedule replaces the optimiser's learning rate by its own."""
+        return self._schedule_name in OWN_LR
+
+    @property
+    def _schedule_name(self) -> str:
+        name: str = (self.lr_scheduler or {}).get("class_path", "").rpartition(".")[2]
+        return name
+
     def check_uses_lr(self) -> None:
         """Refuse a schedule that replaces the optimiser's learning rate by its own.
 
         Raises:
             InputError: If this is one.
         """
-        name = (self.lr_scheduler or {}).get("class_path", "").rpartition(".")[2]
-        if name in OWN_LR:
+        if self.replaces_lr:
             raise InputError(
                 f"Expected a schedule that starts from the optimiser's learning rate, but got "
-                f"{name}, which replaces it by its own: give --lr_scheduler.max_lr instead"
+                f"{self._schedule_name}, which replaces it by its own: give "
+                "--lr_scheduler.max_lr instead"
             )
 
     def with_lr(self, lr: float) -> "Optim":

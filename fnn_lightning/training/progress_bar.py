@@ -98,10 +98,12 @@ class RunProgressBar(callbacks.TQDMProgressBar):
 
 def epoch_of(trainer: Trainer) -> str:
     """Return the epoch of the last step, and the number of all if that is known: `3/7`."""
-    # not `current_epoch`, which is one more once the run has ended
     steps, per_epoch = count_steps(trainer), steps_per_epoch(trainer)
-    in_all = f"/{math.ceil(steps / per_epoch)}" if steps else ""
-    return f"{math.ceil(max(trainer.global_step, 1) / per_epoch)}{in_all}"
+    if math.isinf(per_epoch):  # as with an IterableDataset
+        return f"{trainer.current_epoch + 1}"
+    # not `current_epoch`, which is one more once the run has ended
+    in_all = f"/{math.ceil(steps / per_epoch):,}" if steps else ""
+    return f"{math.ceil(max(trainer.global_step, 1) / per_epoch):,}{in_all}"
 
 
 def count_steps(trainer: Trainer) -> int | None:
@@ -113,4 +115,6 @@ def count_steps(trainer: Trainer) -> int | None:
 def steps_per_epoch(trainer: Trainer) -> float:
     """Return the number of optimiser steps of an epoch; infinite if it never ends."""
     batches = trainer.num_training_batches
+    if math.isinf(batches):
+        return math.inf
     return max(1, -(-batches // trainer.accumulate_grad_batches))

@@ -18,6 +18,7 @@ from fnn_lightning.evaluation.predictions import Predictions
 from fnn_lightning.evaluation.report import predictions_csv
 from fnn_lightning.runs.load import load_trained
 from fnn_lightning.runs.loggers import read_curves
+from fnn_lightning.runs.run_folder import fit_completed, read_metrics
 from tests.support import LAST, RUN, refused
 
 
@@ -384,3 +385,36 @@ def test_no_report_without_a_logger_or_a_writable_folder(
     with pytest.raises(SystemExit, match="2"):
         main(["test", "--ckpt_path", LAST, "--report_folder", "file"])
     assert "Expected --report_folder to be a folder, but got file" in capsys.readouterr().err
+
+
+def test_what_test_wrote_goes_when_the_run_is_trained_further(fit: Callable[..., None]) -> None:
+    fit()
+    main(["test", "--ckpt_path", LAST])
+    assert "test" in read_metrics(RUN)
+    more = ["fit", "--ckpt_path", str(RUN), "--trainer.max_epochs", "3"]
+    main([*more, "--trainer.limit_val_batches", "0"])
+    assert "test" not in read_metrics(RUN)
+    assert not (RUN / "predictions.csv").exists()
+    assert not (RUN / "report.html").exists(), "no validation, no page"
+    main([*more, "--trainer.limit_val_batches", "1.0"])  # all steps are done, the page is missing
+    assert "of the validation images" in (RUN / "report.html").read_text()
+
+
+@pytest.mark.parametrize(("steps", "epochs"), [("2", 0), ("3", 1), ("5", 1), ("6", 2)])
+def test_only_complete_epochs_are_counted(
+    fit: Callable[..., None], steps: str, epochs: int
+) -> None:
+    fit("--trainer.max_steps", steps)
+    assert read_metrics(RUN)["fit"]["epochs"] == epochs
+
+
+def test_a_run_is_complete_whatever_happens_to_its_page(
+    data_dir: str, monkeypatch: pytest.MonkeyPatch, capsys: pytest.CaptureFixture[str]
+) -> None:
+    def fail(*_: object) -> None:
+        raise RuntimeError("no memory")
+
+    monkeypatch.setattr("fnn_lightning.commands.fit.report_fit", fail)
+    main(["fit", "--data.data_dir", data_dir, "--model.hidden_dims", "[8]"])
+    assert "report     none: no memory\n" in capsys.readouterr().out
+    assert fit_completed(read_metrics(RUN))

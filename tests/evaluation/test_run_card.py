@@ -51,8 +51,15 @@ def test_the_card_says_what_the_run_was() -> None:
     assert card == {
         "network": "784–8–10 relu",
         "parameters": "6,370",
-        "optimiser": "AdamW, lr 0.004, fused true",
+        "optimizer": "AdamW, lr 0.004, fused true",
         "schedule": "ExponentialLR, gamma 0.5, counted in epochs, after a warm-up of 20 steps",
         "recipe": "batches of 50, dropout 0.1, augmentation (rotation 10), seed 2",
         "epochs": "1,200 steps",
     }
+
+
+def test_a_schedule_with_a_rate_of_its_own_leaves_one_rate_on_the_card() -> None:
+    schedule = {"class_path": "OneCycleLR", "init_args": {"max_lr": 0.02, "total_steps": 9}}
+    card = run_card(FNNLitModule(lr_scheduler=schedule), {}, {})
+    assert card["optimizer"] == "SGD"
+    assert card["schedule"].startswith("OneCycleLR, max_lr 0.02")

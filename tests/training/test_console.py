@@ -8,13 +8,18 @@ import struct
 import subprocess
 import sys
 import time
+from collections.abc import Callable, Iterator
+from pathlib import Path
 
 import pytest
+import torch
+from torch.utils.data import DataLoader, IterableDataset
 
+from fnn_lightning import FNNLitModule, MNISTDataModule
 from fnn_lightning.commands.main import main
 from fnn_lightning.training import progress_bar
-from fnn_lightning.training.console import GREEN, styled
-from tests.support import LAST, RUN, fit, scalars
+from fnn_lightning.training.console import GREEN, Console, describe_seed, styled
+from tests.support import LAST, RUN, fit, scalars, trainer
 
 Capture = pytest.CaptureFixture[str]
 needs_terminal = pytest.mark.skipif(os.name != "posix", reason="needs a Unix terminal")
@@ -221,3 +226,38 @@ def test_colours_are_for_terminals_that_want_them(monkeypatch: pytest.MonkeyPatc
     assert styled("*", GREEN) == "\x1b[32m*\x1b[0m"
     monkeypatch.setenv("NO_COLOR", "1")
     assert styled("*", GREEN) == "*"
+
+
+def test_the_header_counts_the_images_that_are_used(data_dir: str, capsys: Capture) -> None:
+    fit(data_dir, "--trainer.limit_train_batches", "2", "--trainer.check_val_every_n_epoch", "2")
+    lines = header(capsys.readouterr().out)
+    assert lines["data"] == "mnist: 200 images to train, 25 to validate, batches of 100"
+    fit(data_dir, "--data.batch_size", "300", "--trainer.max_epochs", "1")
+    assert header(capsys.readouterr().out)["length"] == "1 epoch of 1 step, 1 in all"
+
+
+def test_without_an_end_of_an_epoch_the_table_counts_steps(
+    make_model: Callable[..., FNNLitModule], tmp_path: Path, capsys: Capture
+) -> None:
+    class Endless(IterableDataset[tuple[torch.Tensor, torch.Tensor]]):
+        def __iter__(self) -> Iterator[tuple[torch.Tensor, torch.Tensor]]:
+            for _ in range(30):
+                yield torch.zeros(28, 28), torch.tensor(1)
+
+    loader = DataLoader(Endless(), batch_size=10)
+    run = trainer(tmp_path, callbacks=[Console()], max_steps=6, max_epochs=-1)
+    run.fit(make_model(), loader, loader)
+    output = capsys.readouterr().out
+    lines = header(output)
+    assert lines["data"] == "batches an epoch from a DataLoader"
+    assert lines["length"] == "6 steps"
+    assert [row[:2] for row in rows(output)] == [["1", "3"], ["2", "6"]]
+
+
+def test_seeds_of_run_and_data_are_told_apart(monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setenv("PL_GLOBAL_SEED", "7")
+    assert describe_seed(MNISTDataModule(seed=7)) == ", seed 7"
+    assert describe_seed(MNISTDataModule(seed=3)) == ", seed 7, of the data 3"
+    monkeypatch.delenv("PL_GLOBAL_SEED")
+    assert describe_seed(MNISTDataModule(seed=3)) == ", seed of the data 3"
+    assert describe_seed(None) == ""
