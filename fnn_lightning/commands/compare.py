@@ -21,7 +21,7 @@ from fnn_lightning.runs.run_folder import CONFIG, RUNS, run_folder, runs_in
 from fnn_lightning.runs.settings import DEFAULT, class_settings, dotted, to_text
 
 SIGNIFICANCE = 0.05  # a difference with a smaller p-value is more than chance
-WIDTH = 100  # characters in a line
+WIDTH = 80  # characters in a line
 MAX_CELL = 400  # characters; a checkpoint from elsewhere can hold settings of any length
 UNKNOWN = "?"
 # settings that the weights do not depend on, or that are different in every run

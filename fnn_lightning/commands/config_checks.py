@@ -169,8 +169,8 @@ def check_resumes(
         if was != given:
             raise InputError(
                 f"Expected `{option}` to be {shown(was)}, with which the run began, but got "
-                f"{shown(given)}: a resumed run keeps its data, seed, network and optimiser. To "
-                f"start a new run from its weights, in a folder of its own, give "
+                f"{shown(given)}: a resumed run keeps its data, seed, network and optimiser. "
+                "For a new run, name another --run_folder; to start it from these weights, give "
                 f"--init_from {quote(path)}"
             )
     epoch, limit = checkpoint.get("epoch"), config.trainer.max_epochs

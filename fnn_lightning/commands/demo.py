@@ -63,6 +63,7 @@ def main(argv: list[str]) -> None:
             print(f"draw at http://{options.host}:{port}, stop with Ctrl-C", flush=True)
             while not signals.received:
                 time.sleep(0.2)
+            print()  # the terminal has shown ^C
         finally:
             page.close(verbose=False)
             signals.release()

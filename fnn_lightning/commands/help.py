@@ -127,6 +127,6 @@ def help_text(subcommand: str) -> str:
         lines.append(f"\n{group or 'options'}:")
         for name, (default, text) in options.items():
             shown = f"--{name}" + (f" {default}" if default else "")
-            lines.append(f"  {shown:<30} {text}")
+            lines.append(f"  {shown:<29}  {text}")
     lines.append("\nWhat stands after an option is its default. --help_all lists all options.")
     return "\n".join(lines)

@@ -152,6 +152,8 @@ def use_of(value: str, keys: list[str]) -> str:
     option = options.get(Path(value).suffix)
     if option in keys:
         return f"use --{option} {value}"
+    if "data.images" in keys:  # of `predict`, whose only words without an option are pictures
+        return f"use --data.images {value}"
     if "config" not in keys:
         return "positional arguments come before options"
     return "write --NAME before a value, and a list in brackets, '[100, 50]'"

@@ -137,7 +137,8 @@ class FNNCLI(LightningCLI):
         callbacks = self.trainer.callbacks  # type: ignore[attr-defined]
         reports = [callback.written for callback in callbacks if isinstance(callback, Report)]
         if not any(reports) and self.trainer.is_global_zero:
-            why = "no folder for it: name one by --report_folder"
+            whose = "no run's folder" if self._run is None else "the run has other data"
+            why = f"{whose}: name a folder by --report_folder"
             print(f"{heading('report')}none: {'no image was tested' if reports else why}")
 
     def predict(self, **kwargs: Any) -> None:

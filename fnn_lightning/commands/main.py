@@ -52,7 +52,7 @@ def main(args: list[str] | None = None) -> None:
         print(f"fnn_lightning {__version__}")
         return
 
-    if argv in ([], ["--help"], ["-h"]):
+    if argv in ([], ["--help"], ["-h"], ["--help_all"]):
         print(f"usage: {COMMAND} SUBCOMMAND [--help] [options]\n")
         print("Trains feed-forward neural nets on MNIST.\n")
         for name, description in SUBCOMMANDS.items():

@@ -17,7 +17,8 @@ if TYPE_CHECKING:
 
 NO_CHECKPOINT = (
     "Expected --ckpt_path with a checkpoint of a trained network, or a run in lightning_logs, but "
-    f"got neither: {COMMAND} {{command}} --ckpt_path RUN_FOLDER/checkpoints/last.ckpt"
+    f"got neither in this folder: train first, {COMMAND} fit --config mnist, or name a run, "
+    f"{COMMAND} {{command}} --ckpt_path RUN_FOLDER"
 )
 OF_NEWEST_RUN = "checkpoint {path}, of the newest run"
 CKPT_PATH = "Checkpoint, or folder of a run; by default the newest run in lightning_logs."

@@ -62,7 +62,10 @@ def results_table(columns: dict[str, Column], seeds: Sequence[int]) -> str:
         count = f"{completed} of {len(seeds)}" if completed < len(seeds) else f"{completed}"
         means = [f"{mean:{f}} ± {std:{f}}" for f, mean, std, _ in stats]
         rows.append([f"mean ± standard deviation of {count}", *means])
-        bounds = [f"{mean - half:{f}} to {mean + half:{f}}" for f, mean, _, half in stats]
+        bounds = [
+            f"{mean - half:{f}} to {mean + half:{f}}" if std else "unknown: all equal"
+            for f, mean, std, half in stats
+        ]
         rows.append(["95 % interval of the mean", *bounds])
     width = max(len(row[0]) for row in rows)
     return "\n".join(

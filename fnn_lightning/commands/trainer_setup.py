@@ -67,7 +67,7 @@ def setup_trainer(
         section.checkpoint.writes = bool(writes)
     if subcommand == "predict":
         callbacks.append(PredictionWriter(section.output, section.save_inputs))
-    if subcommand == "test" and (folder := report_folder(section, run)):
+    if subcommand == "test" and (folder := report_folder(section, run, checkpoint)):
         assert checkpoint is not None
         callbacks.append(Report(folder, run, Path(str(ckpt_path)), checkpoint))
     # in this order: the pictures are drawn of the EMA, while it is in the network's place
@@ -105,8 +105,12 @@ def make_logger(subcommand: str, root_dir: str, run: Path | None) -> list[Tensor
     return [] if run is None or subcommand == "predict" else [resuming_logger(run)]
 
 
-def report_folder(section: Namespace, run: Path | None) -> Path | None:
+def report_folder(
+    section: Namespace, run: Path | None, checkpoint: dict[str, Any] | None
+) -> Path | None:
     """Return the folder to write the report to; None if there is none, or it must stay untouched.
+
+    The run's own report is of the data set that it was trained on.
 
     Raises:
         InputError: If the user names a file, or a folder where one of another origin would be
@@ -114,7 +118,9 @@ def report_folder(section: Namespace, run: Path | None) -> Path | None:
     """
     folder = section.report_folder
     if folder is None and section.trainer.logger is not False:
-        folder = run
+        stored = (checkpoint or {}).get("datamodule_hyper_parameters", {})
+        same_data = stored.get("dataset", section.data.dataset) == section.data.dataset
+        folder = run if same_data else None
     if folder is None or section.trainer.fast_dev_run:
         return None
     path = Path(folder).expanduser()

@@ -71,6 +71,9 @@ class Console(callbacks.Callback):
     def _print_head(self, trainer: Trainer) -> None:
         self._has_head = True
         head = "  ".join(f"{name:>{width}}" for name, width in COLUMN_WIDTHS.items())
+        callbacks_: Any = trainer.callbacks  # type: ignore[attr-defined]
+        if any(isinstance(each, RunCheckpoint) and each.monitor for each in callbacks_):
+            head += "  best"
         write(trainer, f"\n{styled(head, DIM)}")
 
     def on_validation_end(self, trainer: Trainer, pl_module: LightningModule) -> None:

@@ -42,7 +42,7 @@ def test_resuming_keeps_what_defines_the_run(data_dir: str, capsys: Capture) -> 
         resume = ["fit", "--ckpt_path", LAST, "--trainer.max_epochs", "3", *words.split()]
         error = refused(resume, capsys)
         assert re.search(message, error), error
-        assert error.endswith(f"in a folder of its own, give --init_from {LAST}\n")
+        assert error.endswith(f"to start it from these weights, give --init_from {LAST}\n")
     assert {path: path.read_bytes() for path in RUN.rglob("*") if path.is_file()} == before
     # where the data lie and how fast the steps are taken is no part of the result
     shutil.copytree(data_dir, "elsewhere")

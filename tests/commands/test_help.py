@@ -101,6 +101,8 @@ def test_every_option_of_the_trainer_is_described_as_it_is_here() -> None:
 def test_help_of_the_command_line_lists_the_subcommands(capsys: Capture) -> None:
     main([])
     text = capsys.readouterr().out
+    main(["--help_all"])
+    assert capsys.readouterr().out == text
     assert text.startswith(f"usage: {COMMAND} SUBCOMMAND ")
     assert max(map(len, text.splitlines())) <= 80
     assert all(f"  {name} " in text for name in SUBCOMMANDS)

@@ -168,7 +168,17 @@ def test_without_a_checkpoint_the_newest_run_is_taken(data_dir: str, capsys: Cap
     shutil.rmtree("lightning_logs")
     capsys.readouterr()
     for words in (["test"], ["export", "--output", "net.onnx"]):
-        assert "or a run in lightning_logs, but got neither" in refused(words, capsys)
+        assert "or a run in lightning_logs, but got neither in this folder: train first" in refused(
+            words, capsys
+        )
+
+
+def test_a_picture_without_an_option_is_answered_with_the_option(
+    data_dir: str, capsys: Capture
+) -> None:
+    fit(data_dir)
+    capsys.readouterr()
+    assert "use --data.images seven.png" in refused(["predict", "seven.png"], capsys)
 
 
 def test_a_checkpoint_outside_a_run_writes_nothing(data_dir: str) -> None:
@@ -621,7 +631,7 @@ def test_a_finished_run_says_how_to_train_longer(data_dir: str, capsys: Capture)
     before = scalars(str(RUN))
     capsys.readouterr()
     main(["fit", "--ckpt_path", LAST])  # the run's own limits
-    assert "all 6 steps are done already; to train longer, raise" in capsys.readouterr().out
+    assert "done       all 6 steps already; to train longer, raise" in capsys.readouterr().out
     assert scalars(str(RUN)) == before
     Path("alone.ckpt").write_bytes(Path(LAST).read_bytes())
     with pytest.raises(SystemExit):

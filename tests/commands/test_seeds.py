@@ -25,6 +25,13 @@ def test_the_table_marks_seeds_that_failed() -> None:
     assert results_table({}, range(1)).split() == ["seed", "0"]
 
 
+def test_seeds_with_equal_results_have_no_interval() -> None:
+    assert rows(results_table({"val/acc, %": {0: 95.0, 1: 95.0}}, range(2)))[3:] == [
+        "mean ± standard deviation of 2 95.00 ± 0.00",
+        "95 % interval of the mean unknown: all equal",
+    ]
+
+
 def test_the_table_gives_mean_deviation_and_interval(
     stand_in: None, capfd: pytest.CaptureFixture[str]
 ) -> None:

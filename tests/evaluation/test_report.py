@@ -418,3 +418,19 @@ def test_a_run_is_complete_whatever_happens_to_its_page(
     main(["fit", "--data.data_dir", data_dir, "--model.hidden_dims", "[8]"])
     assert "report     none: no memory\n" in capsys.readouterr().out
     assert fit_completed(read_metrics(RUN))
+
+
+def test_a_test_on_other_data_leaves_the_report_of_the_run(
+    fit: Callable[..., None], capsys: pytest.CaptureFixture[str]
+) -> None:
+    fit()
+    before = (RUN / "report.html").read_bytes()
+    other = ["test", "--ckpt_path", LAST, "--data.dataset", "digits"]
+    main(other)
+    out = capsys.readouterr().out
+    assert "test set of digits: Got " in out
+    assert "report     none: the run has other data: name a folder by --report_folder\n" in out
+    assert (RUN / "report.html").read_bytes() == before
+    assert "test" not in read_metrics(RUN)
+    main([*other, "--report_folder", "other"])
+    assert read_metrics(Path("other"))["test"]["dataset"] == "digits"
