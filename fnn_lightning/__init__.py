@@ -14,6 +14,7 @@ if TYPE_CHECKING:
     from fnn_lightning.network import FNN
     from fnn_lightning.runs.load import load
     from fnn_lightning.trainer import Trainer
+    from fnn_lightning.training.checkpointing import RunCheckpoint
 
 __version__ = "0.1.0"
 __all__ = [
@@ -21,6 +22,7 @@ __all__ = [
     "FNNClassifier",
     "FNNLitModule",
     "MNISTDataModule",
+    "RunCheckpoint",
     "Trainer",
     "__version__",
     "evaluate",
@@ -33,6 +35,7 @@ MODULES = {
     "FNNClassifier": "classifier",
     "FNNLitModule": "lit_module",
     "MNISTDataModule": "datamodule",
+    "RunCheckpoint": "training.checkpointing",
     "Trainer": "trainer",
     "evaluate": "evaluation.evaluate",
     "load": "runs.load",

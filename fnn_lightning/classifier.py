@@ -15,6 +15,7 @@ from fnn_lightning.datamodule import EVAL_BATCH_SIZE
 from fnn_lightning.errors import InputError
 from fnn_lightning.lit_module import FNNLitModule
 from fnn_lightning.network import FNN, Activation, Initialization
+from fnn_lightning.runs.signals import keep_keyboard_interrupt
 from fnn_lightning.trainer import quiet_lightning
 
 try:
@@ -108,9 +109,10 @@ class FNNClassifier(ClassifierMixin, BaseEstimator):  # type: ignore[misc]
         X, y = validate_data(self, X, y, **AS_PYTORCH_TAKES_IT)  # noqa: N806
         check_classification_targets(y)
         for name in ("batch_size", "max_epochs"):
-            if getattr(self, name) < 1:
+            value = getattr(self, name)
+            if not isinstance(value, int | np.integer) or value < 1:
                 raise InputError(
-                    f"Expected `{name}` to be 1 or more, but got {getattr(self, name)}"
+                    f"Expected `{name}` to be an integer of 1 or more, but got {value!r}"
                 )
         seed = self.random_state
         if not isinstance(seed, int | np.integer):
@@ -124,10 +126,10 @@ class FNNClassifier(ClassifierMixin, BaseEstimator):  # type: ignore[misc]
             features,
             torch.from_numpy(labels),
             torch.arange(len(features)),
-            batch_size=self.batch_size,
+            batch_size=int(self.batch_size),
             shuffle_seed=int(seed),
         )
-        train(module, loader, self.max_epochs)
+        train(module, loader, int(self.max_epochs))
         self.network_ = module.network.cpu().eval()
         return self
 
@@ -206,9 +208,5 @@ def train(module: FNNLitModule, loader: InMemoryDataLoader, max_epochs: int) -> 
         num_sanity_val_steps=0,
         limit_val_batches=0,
     )
-    try:
+    with keep_keyboard_interrupt():
         trainer.fit(module, loader, val_dataloaders=loader)
-    except SystemExit as stop:
-        if isinstance(stop.__context__, KeyboardInterrupt):  # of which Lightning makes an exit
-            raise KeyboardInterrupt from None
-        raise

@@ -10,6 +10,7 @@ from torch.nn import functional as F
 
 from fnn_lightning.data.dataloader import Batch, InMemoryDataLoader
 from fnn_lightning.errors import DivergenceError, InputError
+from fnn_lightning.evaluation.measures import check_finite
 from fnn_lightning.evaluation.predictions import Prediction, predict_probabilities
 from fnn_lightning.network import FNN, NUM_CLASSES
 from fnn_lightning.training.batch_norm import check_batch_norm
@@ -182,6 +183,7 @@ class FNNLitModule(LightningModule):
             `digits` and `probabilities`, of one image without the first dimension.
 
         Raises:
+            DivergenceError: If a probability is not finite.
             InputError: If there is no image, or one cannot be read, has another shape, is on
                 another scale, or is not finite.
 
@@ -195,9 +197,9 @@ class FNNLitModule(LightningModule):
 
         pixels, single = raw_pixels(x)
         probabilities = predict_probabilities(self, pixels)
-        if single:
-            probabilities = probabilities[0]
-        return Prediction(probabilities.argmax(dim=-1), probabilities)
+        predicted = Prediction(probabilities.argmax(dim=1), probabilities)
+        check_finite(predicted)
+        return Prediction(*(each[0] for each in predicted)) if single else predicted
 
     def _step(self, batch: Batch, label_smoothing: float = 0.0) -> StepOutput:
         images, labels = batch

@@ -82,7 +82,8 @@ def test_it_works_in_pipelines_and_searches() -> None:
     assert alone.min() > 0.6
     assert np.array_equal(cross_val_score(pipeline, x, y, cv=3, n_jobs=2), alone)
     grid = {"hidden_dims": [[], (16,), np.array([8, 8])], "optimizer": ["SGD"], "lr": [1e-9, 0.1]}
-    search = GridSearchCV(small(max_epochs=3), grid, cv=2).fit(x, y)
+    numbers = {"max_epochs": np.arange(3, 4), "batch_size": np.array([20])}
+    search = GridSearchCV(small(), {**grid, **numbers}, cv=2).fit(x, y)
     assert search.best_params_["lr"] == 0.1
     assert search.best_estimator_.get_params()["max_epochs"] == 3
 
@@ -102,8 +103,11 @@ def test_any_labels_and_any_number_of_them(classes: int) -> None:
 @pytest.mark.parametrize(
     ("settings", "message"),
     [
-        ({"max_epochs": 0}, "`max_epochs` to be 1 or more, but got 0"),
-        ({"batch_size": 0}, "`batch_size` to be 1 or more, but got 0"),
+        ({"max_epochs": 0}, "`max_epochs` to be an integer of 1 or more, but got 0"),
+        ({"max_epochs": 1.5}, "`max_epochs` to be an integer of 1 or more, but got 1.5"),
+        ({"batch_size": 0}, "`batch_size` to be an integer of 1 or more, but got 0"),
+        ({"batch_size": 2.5}, "`batch_size` to be an integer of 1 or more, but got 2.5"),
+        ({"batch_size": "20"}, "`batch_size` to be an integer of 1 or more, but got '20'"),
         ({"hidden_dims": [0]}, r"`hidden_dims` to be positive integers, but got \[0\]"),
         ({"hidden_dims": 100}, r"`hidden_dims` to be positive integers, but got 100"),
         ({"hidden_dims": [2.5]}, r"`hidden_dims` to be positive integers, but got \[2.5\]"),

@@ -1,3 +1,4 @@
+import re
 import signal
 from collections.abc import Callable
 from pathlib import Path
@@ -27,8 +28,9 @@ def callbacks(trainer: LightningTrainer, kind: type[Callback]) -> list[Callback]
 
 
 def lines(text: str) -> list[str]:
-    """Split what a run has printed, without the times in its table."""
-    return [line.rpartition("%")[0] if " s" in line else line for line in text.splitlines()]
+    """Split what a run has printed, without the times in its table, whose rows begin with n/N."""
+    row = re.compile(r" *\d+/\d+ .*%")
+    return [found[0] if (found := row.match(line)) else line for line in text.splitlines()]
 
 
 def test_a_run_is_that_of_the_command_line(
@@ -43,6 +45,7 @@ def test_a_run_is_that_of_the_command_line(
     trainer.fit(FNNLitModule(hidden_dims=[8]), make_data())
     ours = capsys.readouterr()
     header_and_table = lines(theirs.out)[:9]
+    assert {"length", "device"} <= {line.partition(" ")[0] for line in header_and_table}
     assert lines(ours.out) == [*header_and_table, f"checkpoint {Path(LAST)}"]
     assert ours.err == theirs.err == ""
     expected = load(tmp_path / "b" / RUN).state_dict()

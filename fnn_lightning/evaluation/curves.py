@@ -8,9 +8,8 @@ from torch import Tensor
 from fnn_lightning.errors import InputError
 from fnn_lightning.evaluation import plots
 from fnn_lightning.runs.checkpoint_io import read_checkpoint, read_losses
-from fnn_lightning.runs.load import find_checkpoint
+from fnn_lightning.runs.load import find_checkpoint, no_run_error, run_at
 from fnn_lightning.runs.loggers import read_curves
-from fnn_lightning.runs.run_folder import LAST
 
 if TYPE_CHECKING:  # slow to import
     from matplotlib.figure import Figure
@@ -30,18 +29,15 @@ def plot_curves(run: str | Path) -> "Figure":
 
     Example: `plot_curves("lightning_logs/version_0").savefig("curves.png")`
     """
-    folder = Path(run).expanduser()
-    if folder.suffix == LAST.suffix:
-        folder = folder.parent
-    if folder.name == LAST.parent.name:  # RUN/checkpoints
-        folder = folder.parent
+    path = Path(run).expanduser()
+    folder = run_at(path)
     logged = read_curves(folder) if folder.is_dir() else {}
     panels = {
         ylabel: {tag: logged[tag] for tag in (f"train/{name}", f"val/{name}") if logged.get(tag)}
         for name, ylabel in (("loss", "loss"), ("acc", "accuracy"))
     }
     if not any(panels.values()):
-        raise InputError(f"Expected the folder of a run with its curves, but got {run}")
+        raise no_run_error("the folder of a run with its curves", path, "curves")
     return plots.curves_figure(panels)
 
 

@@ -5,16 +5,16 @@ from dataclasses import dataclass, field
 from functools import cached_property
 from typing import TYPE_CHECKING, Any, Literal
 
+import numpy as np
 import torch
 from torch import Tensor
-from torchmetrics.functional.classification import multiclass_confusion_matrix
 
 from fnn_lightning.data.dataloader import InMemoryDataLoader
 from fnn_lightning.data.raw_pixels import raw_pixels, to_tensor
 from fnn_lightning.datamodule import EVAL_BATCH_SIZE, MNISTDataModule
 from fnn_lightning.errors import InputError
 from fnn_lightning.evaluation import plots
-from fnn_lightning.evaluation.measures import measure
+from fnn_lightning.evaluation.measures import check_finite, measure
 from fnn_lightning.evaluation.predictions import Predictions, predict_probabilities
 from fnn_lightning.lit_module import FNNLitModule
 from fnn_lightning.network import NUM_CLASSES
@@ -72,14 +72,10 @@ class Evaluation(Predictions):
         """What the report of `fnn test` states, as plain data; see `measure`."""
         return measure(self)
 
-    @cached_property
-    def confusion(self) -> Tensor:
-        """Number of images by true digit (row) and predicted digit, `int64` of shape `(10, 10)`."""
-        matrix: Tensor = multiclass_confusion_matrix(self.digits, self.labels, NUM_CLASSES)
-        return matrix
-
     def mistakes(self, n: int = 10) -> list[Mistake]:
         """Return up to `n` mistakes, the most confident first."""
+        if n < 0:
+            raise InputError(f"Expected `n` to be 0 or more, but got {n}")
         return [
             Mistake(
                 index=position,
@@ -117,6 +113,7 @@ def evaluate(
         split: Which images of an `MNISTDataModule`.
 
     Raises:
+        DivergenceError: If a probability is not finite.
         InputError: If there is no image, images and labels do not fit each other, a label is no
             digit, or the images cannot be used.
 
@@ -143,7 +140,9 @@ def evaluate(
         images, labels = labelled_images(data)
         indices = torch.arange(len(images))
     probabilities = predict_probabilities(model, images[indices])
-    return Evaluation(images, indices, labels, probabilities)
+    evaluation = Evaluation(images, indices, labels, probabilities)
+    check_finite(evaluation)
+    return evaluation
 
 
 def labelled_images(data: Any) -> tuple[Tensor, Tensor]:
@@ -158,7 +157,7 @@ def labelled_images(data: Any) -> tuple[Tensor, Tensor]:
     Raises:
         InputError: If `data` is something else, or holds no image.
     """
-    if isinstance(data, list | tuple) and len(data) == 2:
+    if is_pair(data) and not is_two_batches(data):
         return labelled_batch(*data)
     if not isinstance(data, Iterable) or isinstance(data, str | dict):
         raise InputError(
@@ -166,7 +165,7 @@ def labelled_images(data: Any) -> tuple[Tensor, Tensor]:
         )
     batches = []
     for batch in data:
-        if not (isinstance(batch, list | tuple) and len(batch) == 2):
+        if not is_pair(batch):
             raise InputError(f"Expected batches (images, labels), but got {batch!r:.100}")
         batches.append(labelled_batch(*batch))
     if not batches:
@@ -175,15 +174,32 @@ def labelled_images(data: Any) -> tuple[Tensor, Tensor]:
     return torch.cat(images), torch.cat(labels)
 
 
+def is_pair(data: Any) -> bool:
+    """Tell whether data has the form of `(images, labels)`."""
+    return isinstance(data, list | tuple) and len(data) == 2
+
+
+def is_two_batches(pair: Any) -> bool:
+    """Tell two batches `(images, labels)` from two images and their two labels.
+
+    >>> image = torch.zeros(28, 28)
+    >>> is_two_batches([([image], [3]), ([image], [5])]), is_two_batches(([image, image], [3, 5]))
+    (True, False)
+    """
+    return is_pair(pair[0]) and is_pair(pair[1]) and np.ndim(pair[1][1]) > 0
+
+
 def labelled_batch(images: Any, labels: Any) -> tuple[Tensor, Tensor]:
     """Check images and their labels, and bring them to the CPU in the form of MNIST."""
     pixels, _ = raw_pixels(images)
-    labels = to_tensor(torch.tensor(labels) if isinstance(labels, list | tuple) else labels).cpu()
+    expected = f"Expected {len(pixels):,} labels, integers of shape ({len(pixels)},)"
+    try:
+        labels = torch.tensor(labels) if isinstance(labels, list | tuple) else to_tensor(labels)
+    except (OverflowError, RuntimeError, TypeError, ValueError):
+        raise InputError(f"{expected}, but got {labels!r:.100}") from None
+    labels = labels.cpu()
     if labels.is_floating_point() or labels.is_complex() or labels.shape != (len(pixels),):
-        raise InputError(
-            f"Expected {len(pixels):,} labels, integers of shape ({len(pixels)},), but got "
-            f"{labels.dtype} of shape {tuple(labels.shape)}"
-        )
+        raise InputError(f"{expected}, but got {labels.dtype} of shape {tuple(labels.shape)}")
     labels = labels.long()
     least, most = int(labels.min()), int(labels.max())
     if least < 0 or most >= NUM_CLASSES:

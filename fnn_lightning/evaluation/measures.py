@@ -5,14 +5,13 @@ from typing import Any, NamedTuple
 import torch
 from torchmetrics.functional.classification import (
     multiclass_calibration_error,
-    multiclass_confusion_matrix,
     multiclass_f1_score,
     multiclass_precision,
     multiclass_recall,
 )
 
 from fnn_lightning.errors import DivergenceError
-from fnn_lightning.evaluation.predictions import Predictions
+from fnn_lightning.evaluation.predictions import Prediction, Predictions
 from fnn_lightning.evaluation.stats import wilson_interval
 from fnn_lightning.network import NUM_CLASSES
 
@@ -37,8 +36,8 @@ class Confusion(NamedTuple):
     """Number of images of the true digit."""
 
 
-def check_finite(predictions: Predictions) -> None:
-    """Refuse predictions with probabilities that are not finite.
+def check_finite(predictions: Prediction | Predictions) -> None:
+    """Refuse predictions of several images with probabilities that are not finite.
 
     Raises:
         DivergenceError: If there are any.
@@ -47,7 +46,7 @@ def check_finite(predictions: Predictions) -> None:
     if affected:
         raise DivergenceError(
             f"Expected finite outputs of the network, but got infinity or NaN for {affected:,} of "
-            f"{len(predictions.labels):,} images: no report was written"
+            f"{len(predictions.probabilities):,} images: its training has diverged"
         )
 
 
@@ -103,18 +102,11 @@ def measure(predictions: Predictions) -> dict[str, Any]:
     }
 
 
-def confusion_matrix(predictions: Predictions) -> list[list[int]]:
-    """Count the images of each true digit (rows) that are read as each digit (columns)."""
-    matrix = multiclass_confusion_matrix(predictions.digits, predictions.labels, NUM_CLASSES)
-    counts: list[list[int]] = matrix.tolist()
-    return counts
-
-
 def confusions(matrix: list[list[int]]) -> list[Confusion]:
     """List the pairs of digits that are confused, the most frequent first.
 
     Args:
-        matrix: What `confusion_matrix` returned.
+        matrix: `Predictions.confusion` as lists.
 
     Example:
         >>> confusions([[5, 1, 0], [0, 7, 2], [0, 0, 9]])[0]

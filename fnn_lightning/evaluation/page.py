@@ -12,7 +12,6 @@ from PIL import Image
 from fnn_lightning.evaluation.charts import Chart, line_chart, reliability_chart
 from fnn_lightning.evaluation.measures import (
     CALIBRATION_BINS,
-    confusion_matrix,
     confusions,
     reliability,
 )
@@ -67,7 +66,7 @@ def make_page(
     fit = fit if isinstance(fit, dict) else {}
     data = tested.checkpoint.get("datamodule_hyper_parameters", {})
     config = config_text(tested.run, tested.checkpoint)
-    matrix = confusion_matrix(predictions)
+    matrix = predictions.confusion.tolist()
     mistakes = describe_mistakes(predictions)
     best = fit.get("best")
     template = resources.files(__package__).joinpath("report.html").read_text(encoding="utf-8")

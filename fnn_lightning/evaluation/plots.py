@@ -8,7 +8,6 @@ import numpy as np
 import torch
 from torch import Tensor
 from torchmetrics.classification import MulticlassConfusionMatrix
-from torchmetrics.functional.classification import multiclass_confusion_matrix
 from torchvision.utils import make_grid
 
 from fnn_lightning.evaluation.predictions import Predictions
@@ -38,11 +37,11 @@ def new_figure(width: float, height: float) -> "tuple[Figure, Axes]":
 def confusion_figure(predictions: Predictions) -> "Figure":
     """Draw the confusion matrix: true digits in rows, predicted digits in columns."""
     figure, axes = new_figure(5.5, 5.5)
-    confusion = multiclass_confusion_matrix(predictions.digits, predictions.labels, NUM_CLASSES)
     with warnings.catch_warnings():
         # torchmetrics 1.9 passes a tensor to matplotlib, which NumPy 2 deprecates
         warnings.simplefilter("ignore", DeprecationWarning)
-        MulticlassConfusionMatrix(NUM_CLASSES).plot(val=confusion, ax=axes, cmap="Blues")
+        matrix = MulticlassConfusionMatrix(NUM_CLASSES)
+        matrix.plot(val=predictions.confusion, ax=axes, cmap="Blues")
     for number in axes.texts:
         number.set_fontsize(9)
     figure.tight_layout()

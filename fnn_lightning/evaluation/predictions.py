@@ -9,6 +9,7 @@ from typing import Any, NamedTuple
 import torch
 from lightning.pytorch import LightningModule, Trainer, callbacks
 from torch import Tensor, nn
+from torchmetrics.functional.classification import multiclass_confusion_matrix
 
 from fnn_lightning.data.dataloader import InMemoryDataLoader, all_gather_batch
 from fnn_lightning.datamodule import EVAL_BATCH_SIZE
@@ -93,6 +94,12 @@ class Predictions:
     def is_correct(self) -> Tensor:
         """Whether each prediction is correct, `bool` of shape `(N,)`."""
         return self.digits == self.labels
+
+    @cached_property
+    def confusion(self) -> Tensor:
+        """Number of images by true digit (row) and predicted digit, `int64` of shape `(10, 10)`."""
+        matrix: Tensor = multiclass_confusion_matrix(self.digits, self.labels, NUM_CLASSES)
+        return matrix
 
     def image(self, position: int) -> Tensor:
         """Return the raw pixels of one image of the split, `uint8` of shape `(28, 28)`."""

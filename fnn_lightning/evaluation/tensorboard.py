@@ -23,17 +23,18 @@ from fnn_lightning.evaluation.predictions import (
 from fnn_lightning.lit_module import FNNLitModule
 from fnn_lightning.network import NUM_CLASSES
 from fnn_lightning.runs.files import write_atomic
-from fnn_lightning.runs.loggers import BEHIND, event_writer, read_curves, tag_metadata, tag_of
+from fnn_lightning.runs.loggers import BEHIND, event_writer, read_curves, tag_metadata
 
 MAX_SHARE = 0.02  # of the time since training began that pictures may take before it ends
 FIRST_SECONDS = 0.5  # assumed for the first drawing
+EITHER = f"({BEHIND})?"  # charts name tags by regular expressions; a logger may have plain ones
 LAYOUT = {
     "train and validation": {
-        name: ["Multiline", [tag_of(f"{split}/{name}") for split in ("train", "val", "test")]]
+        name: ["Multiline", [f"{EITHER}{split}/{name}" for split in ("train", "val", "test")]]
         for name in ("loss", "acc")
     },
     "accuracy of each digit": {
-        split: ["Multiline", [tag_of(f"{split}_acc_of_digit/{k}") for k in range(NUM_CLASSES)]]
+        split: ["Multiline", [f"{EITHER}{split}_acc_of_digit/{k}" for k in range(NUM_CLASSES)]]
         for split in ("val", "test")
     },
 }

@@ -118,16 +118,37 @@ def find_checkpoint(path: str | Path, resume: bool = False) -> Path:
     if not path.is_dir():
         return path
     names = [LAST] if resume else [BEST, LAST]
-    folder = path.parent if path.name == LAST.parent.name else path  # RUN/checkpoints
-    found = [folder / name for name in names if (folder / name).is_file()]
+    run = run_at(path)
+    found = [run / name for name in names if (run / name).is_file()]
     if not found:
-        runs = runs_in(path)
-        of_runs = f"is a folder of runs: name one, such as {newest_first(runs)}"
-        raise InputError(
-            f"Expected a checkpoint or the folder of a run, but {path} "
-            + (of_runs if runs else f"holds no {LAST}")
-        )
+        raise no_run_error("a checkpoint or the folder of a run", path, str(LAST))
     return found[0]
+
+
+def run_at(path: Path) -> Path:
+    """Return the folder of the run that a path in it names.
+
+    >>> run_at(Path("version_0", "checkpoints", "best.ckpt")) == run_at(Path("version_0"))
+    True
+    """
+    if path.suffix == LAST.suffix:
+        path = path.parent
+    return path.parent if path.name == LAST.parent.name else path
+
+
+def no_run_error(expected: str, path: Path, lacking: str) -> InputError:
+    """Return the error for a path that does not name a run, which says whether it holds some.
+
+    Args:
+        expected: What should be there.
+        path: What was given.
+        lacking: What a run would have.
+    """
+    runs = runs_in(path)
+    of_runs = f"is a folder of runs: name one, such as {newest_first(runs)}"
+    return InputError(
+        f"Expected {expected}, but {path} " + (of_runs if runs else f"holds no {lacking}")
+    )
 
 
 def newest_first(runs: list[Path]) -> str:

@@ -85,6 +85,23 @@ def raise_on_sigterm() -> Iterator[None]:
         signal.signal(signal.SIGTERM, before)
 
 
+@contextmanager
+def keep_keyboard_interrupt() -> Iterator[None]:
+    """Let Ctrl-C raise `KeyboardInterrupt`, of which Lightning's Trainer makes an exit.
+
+    The Trainer also lets the process ignore Ctrl-C from then on; the earlier handler is restored.
+    """
+    handler = signal.getsignal(signal.SIGINT)
+    try:
+        yield
+    except SystemExit as stop:
+        if not isinstance(stop.__context__, KeyboardInterrupt):
+            raise
+        if threading.current_thread() is threading.main_thread():
+            signal.signal(signal.SIGINT, handler)
+        raise KeyboardInterrupt from None
+
+
 def requeue(stop: Stopped) -> None:
     """Ask SLURM to start the job again if its warning, SIGUSR1, stopped the run."""
     job = os.environ.get("SLURM_JOB_ID")

@@ -43,8 +43,10 @@ def test_losses_are_those_of_the_last_checkpoint_of_a_run(run: Path) -> None:
 
 def test_what_holds_none_is_refused(run: Path, tmp_path: Path) -> None:
     for given in ("nowhere", tmp_path / "tiny", "nowhere/checkpoints/last.ckpt"):
-        with pytest.raises(InputError, match="the folder of a run with its curves, but got "):
+        with pytest.raises(InputError, match=r"a run with its curves, but .* holds no curves"):
             plot_curves(given)
+    with pytest.raises(InputError, match=r"but .* is a folder of runs: name one, such as .*_0"):
+        plot_curves(run.parent)
     with pytest.raises(InputError, match="a checkpoint, but got 'nowhere': there is no such file"):
         losses("nowhere")
     checkpoint = load_trained(run).checkpoint

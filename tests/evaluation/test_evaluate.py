@@ -8,7 +8,7 @@ import torch
 from torch.utils.data import DataLoader, TensorDataset
 
 from fnn_lightning.datamodule import MNISTDataModule
-from fnn_lightning.errors import InputError
+from fnn_lightning.errors import DivergenceError, InputError
 from fnn_lightning.evaluation.evaluate import Evaluation, evaluate
 from fnn_lightning.lit_module import FNNLitModule
 from tests.support import trainer
@@ -48,11 +48,15 @@ def test_every_form_of_the_data_gives_the_same_result(make_model: MakeModel) -> 
         (images.float().flatten(1), labels.tolist()),
         DataLoader(TensorDataset(images[:, None].float(), labels), batch_size=7),
         iter([(images[:30], labels[:30]), (images[30:], labels[30:])]),
+        [(images[:30], labels[:30]), (images[30:], labels[30:])],
+        ([list(images[:2]), labels[:2].tolist()], [images[2:], labels[2:]]),
     ):
         result = evaluate(model, data)
         assert torch.equal(result.digits, expected.digits)
         assert torch.equal(result.labels, labels)
         assert result.image(3).tolist() == images[3].tolist()
+    two = evaluate(model, (list(images[:2]), labels[:2].tolist()))
+    assert torch.equal(two.digits, expected.digits[:2])
 
 
 def test_results_equal_those_computed_by_hand(make_model: MakeModel) -> None:
@@ -72,6 +76,8 @@ def test_results_equal_those_computed_by_hand(make_model: MakeModel) -> None:
     assert confidences == sorted(confidences, reverse=True)
     assert result.mistakes(1) == mistakes[:1]
     assert result.mistakes(0) == []
+    with pytest.raises(InputError, match="`n` to be 0 or more, but got -1"):
+        result.mistakes(-1)
     first = mistakes[0]
     assert torch.equal(first.image, images[first.index])
     assert first.label == labels[first.index]
@@ -99,6 +105,9 @@ def test_a_notebook_shows_each_figure_once_and_without_pyplot(make_model: MakeMo
         ((torch.zeros(2, 28, 28), torch.zeros(2)), "but got torch.float32 of shape (2,)"),
         ((torch.zeros(2, 28, 28), [3, 10]), "labels from 0 to 9, but got 3 to 10"),
         ((torch.zeros(2, 28, 28), [-1, 3]), "labels from 0 to 9, but got -1 to 3"),
+        ((torch.zeros(2, 28, 28), ["a", "b"]), "2 labels, integers of shape (2,), but got ['a', "),
+        ((torch.zeros(2, 28, 28), np.array(["a", "b"])), "2 labels, integers of shape (2,), but "),
+        ((torch.zeros(2, 28, 28), [2**70, 1]), "2 labels, integers of shape (2,), but got [11"),
         ((torch.rand(2, 28, 28), [0, 1]), "pixels from 0 to 255"),
         ([], "at least one image, but got an empty dataloader"),
         ([torch.zeros(2, 28, 28)], "batches (images, labels), but got tensor("),
@@ -109,6 +118,16 @@ def test_a_notebook_shows_each_figure_once_and_without_pyplot(make_model: MakeMo
 def test_other_data_is_refused(make_model: MakeModel, data: Any, message: str) -> None:
     with pytest.raises(InputError, match=re.escape(message)):
         evaluate(make_model(), data)
+
+
+def test_a_diverged_network_is_refused(make_model: MakeModel) -> None:
+    model, (images, labels) = make_model(), noise(3)
+    torch.nn.init.constant_(next(model.parameters()), torch.nan)
+    message = "finite outputs of the network, but got infinity or NaN for {} of {} images"
+    with pytest.raises(DivergenceError, match=message.format(3, 3)):
+        evaluate(model, (images, labels))
+    with pytest.raises(DivergenceError, match=message.format(1, 1)):
+        model.predict(images[0])
 
 
 def test_another_model_or_split_is_refused(make_model: MakeModel) -> None:
