@@ -16,15 +16,17 @@ from lightning.pytorch import Trainer as LightningTrainer
 from lightning.pytorch.callbacks import Checkpoint, ProgressBar
 from lightning.pytorch.plugins import CheckpointIO
 
+from fnn_lightning.errors import InputError
 from fnn_lightning.evaluation.tensorboard import TensorBoardPlots
 from fnn_lightning.runs.checkpoint_io import AtomicCheckpointIO
 from fnn_lightning.runs.files import display_path
 from fnn_lightning.runs.loggers import RunLogger
 from fnn_lightning.runs.settings import MAX_EPOCHS, TRAINER_DEFAULTS
-from fnn_lightning.runs.signals import Stopped
+from fnn_lightning.runs.signals import Stopped, keep_keyboard_interrupt
 from fnn_lightning.training.checkpointing import RunCheckpoint
 from fnn_lightning.training.console import Console, TerminateOnSigterm, print_line
 from fnn_lightning.training.progress_bar import RunProgressBar
+from fnn_lightning.training.resume import Resume
 
 NO_SETTINGS = {
     "barebones": False,
@@ -91,17 +93,38 @@ class Trainer(LightningTrainer):
         # An EMA of the user's comes after the pictures, which are drawn of it while it is in place.
         own = [each for each in own if not isinstance(each, taken)]
         config.callbacks = [*own, *given]
+        self._trained: Any = None
+        """The module that was fitted."""
         super().__init__(**vars(config))
 
     @like(LightningTrainer.fit)
     def fit(self, *args: Any, **kwargs: Any) -> None:
+        model = self._bind(LightningTrainer.fit, args, kwargs).get("model")
+        if self._trained is not None and model is not self._trained:
+            raise InputError(
+                "Expected the module that this Trainer has trained, whose run it continues, but "
+                "got another: make a new Trainer"
+            )
         try:
-            super().fit(*args, **kwargs)
+            with keep_keyboard_interrupt():
+                super().fit(*args, **kwargs)
         except Stopped as stop:
             if stop.signum != signal.SIGINT:
                 raise
             saved = f"resume with fit(…, ckpt_path={stop.path!r})" if stop.path else "none saved"
             raise KeyboardInterrupt(f"training was interrupted; {saved}") from None
+        finally:
+            if self.global_step:
+                self._trained = model
+        callbacks: list[Callback] = self.callbacks  # type: ignore[attr-defined]
+        began = any(isinstance(each, Resume) and each.has_begun for each in callbacks)
+        if self.global_step and not began:
+            print_line(
+                self,
+                "done",
+                f"all {self.global_step:,} steps are done already; to train longer, resume with "
+                "Trainer(max_epochs=…).fit(…, ckpt_path=…)",
+            )
         checkpoint = self.checkpoint_callback
         if isinstance(checkpoint, RunCheckpoint) and checkpoint.last_model_path:
             path = checkpoint.best_model_path or checkpoint.last_model_path
@@ -109,28 +132,52 @@ class Trainer(LightningTrainer):
 
     @like(LightningTrainer.validate)
     def validate(self, *args: Any, **kwargs: Any) -> Any:
-        return super().validate(*args, **self._complete(LightningTrainer.validate, args, kwargs))
+        return self._evaluate(LightningTrainer.validate, args, kwargs)
 
     @like(LightningTrainer.test)
     def test(self, *args: Any, **kwargs: Any) -> Any:
-        return super().test(*args, **self._complete(LightningTrainer.test, args, kwargs))
+        return self._evaluate(LightningTrainer.test, args, kwargs)
 
     @like(LightningTrainer.predict)
     def predict(self, *args: Any, **kwargs: Any) -> Any:
-        return super().predict(*args, **self._complete(LightningTrainer.predict, args, kwargs))
+        return self._evaluate(LightningTrainer.predict, args, kwargs)
 
-    def _complete(self, method: Any, args: Any, kwargs: dict[str, Any]) -> dict[str, Any]:
-        """Add what the user has left out of the arguments of an evaluation, as keywords."""
-        signature = inspect.signature(method)
-        given = signature.bind_partial(self, *args, **kwargs).arguments
-        added: dict[str, Any] = {}
-        if "verbose" in signature.parameters and "verbose" not in given:
-            added["verbose"] = False  # Lightning's table repeats the lines of `Console`
+    def _evaluate(self, method: Any, args: Any, kwargs: dict[str, Any]) -> Any:
+        """Evaluate with what the user has left out of the arguments."""
+        given = self._bind(method, args, kwargs)
+        if "verbose" in inspect.signature(method).parameters:
+            given.setdefault("verbose", False)  # Lightning's table repeats the lines of `Console`
+        if given.get("model") is None:
+            given |= self._trained_model(method.__name__, given)
+        loggers = self.loggers
+        # an evaluation before any training is no run, and makes no folder of one
+        self.loggers = [
+            each for each in loggers if not isinstance(each, RunLogger) or each.has_folder
+        ]
+        try:
+            with keep_keyboard_interrupt():
+                return method(self, **given)
+        finally:
+            self.loggers = loggers
+
+    def _trained_model(self, stage: str, given: dict[str, Any]) -> dict[str, Any]:
+        """Return the arguments by which an evaluation without a model takes the one trained."""
+        model: Any = self.lightning_module
+        if model is None:
+            raise InputError(
+                f"Expected a model to {stage}, since none was trained yet, but got none"
+            )
         checkpoint = self.checkpoint_callback
-        if isinstance(checkpoint, RunCheckpoint) and not {"model", "ckpt_path"} & given.keys():
-            # Lightning would take the best one, which need not be kept
-            added["ckpt_path"] = checkpoint.best_model_path or checkpoint.last_model_path or None
-        return {**kwargs, **added}
+        if given.get("ckpt_path") or not isinstance(checkpoint, RunCheckpoint | None):
+            return {}
+        # Lightning would take the best one, which need not be kept
+        path = checkpoint and (checkpoint.best_model_path or checkpoint.last_model_path)
+        return {"ckpt_path": path} if path else {"model": model}
+
+    def _bind(self, method: Any, args: Any, kwargs: dict[str, Any]) -> dict[str, Any]:
+        """Return the arguments of a call by their names."""
+        given = inspect.signature(method).bind_partial(self, *args, **kwargs).arguments
+        return {name: value for name, value in given.items() if name != "self"}
 
 
 def set_defaults(config: Any, given: list[Callback], shows_bar: bool) -> None:

@@ -14,7 +14,9 @@ from lightning.pytorch.plugins import TorchCheckpointIO
 
 from fnn_lightning import FNNLitModule, MNISTDataModule, Trainer, load
 from fnn_lightning.commands.main import main
+from fnn_lightning.errors import InputError
 from fnn_lightning.runs.checkpoint_io import AtomicCheckpointIO
+from fnn_lightning.runs.loggers import read_curves
 from fnn_lightning.training.checkpointing import RunCheckpoint
 from fnn_lightning.training.console import Console
 from tests.support import LAST, RUN
@@ -109,6 +111,73 @@ def test_it_writes_no_checkpoint_where_none_is_wanted(
 ) -> None:
     Trainer(max_epochs=1, **settings).fit(make_model(), make_data())
     assert not list(Path().glob("**/*.ckpt"))
+
+
+def test_a_trainer_trains_one_module(
+    make_data: MakeData, make_model: MakeModel, capsys: pytest.CaptureFixture[str]
+) -> None:
+    trainer, model, data = Trainer(max_epochs=1), make_model(), make_data()
+    with pytest.raises(InputError, match="val_size"):
+        trainer.fit(make_model(), make_data(val_size=10_000))
+    trainer.fit(model, data)
+    trainer.validate(make_model(), data)
+    with pytest.raises(InputError, match=r"has trained, .* got another: make a new Trainer"):
+        trainer.fit(make_model(), data)
+    capsys.readouterr()
+    trainer.fit(model, datamodule=data)
+    assert "all 3 steps are done already; to train longer" in capsys.readouterr().out
+    Trainer(max_epochs=1).fit(make_model(), data, ckpt_path=LAST)
+    assert "all 3 steps are done already; to train longer" in capsys.readouterr().out
+    trainer.fit_loop.max_epochs = 2
+    trainer.fit(model=model, datamodule=data)
+    output = capsys.readouterr().out
+    assert "after step 3" in output
+    assert "done already" not in output
+    assert trainer.global_step == 6
+
+
+@pytest.mark.parametrize("stage", ["test", "validate", "predict"])
+def test_an_evaluation_without_a_model_takes_the_one_trained(
+    make_data: MakeData, make_model: MakeModel, stage: str
+) -> None:
+    trainer, model, data = Trainer(max_epochs=1, logger=False), make_model(), make_data(val_size=50)
+    message = f"a model to {stage}, since none was trained yet, but got none"
+    for arguments in ((), (None, data)):
+        with pytest.raises(InputError, match=message):
+            getattr(trainer, stage)(*arguments)
+    trainer.fit(model, data)
+    expected = getattr(trainer, stage)(model, data)
+    for found in (getattr(trainer, stage)(None, data), getattr(trainer, stage)(datamodule=data)):
+        assert str(found) == str(expected)
+
+
+def test_an_evaluation_alone_makes_no_run(make_data: MakeData, make_model: MakeModel) -> None:
+    trainer, model, data = Trainer(max_epochs=1), make_model(), make_data()
+    trainer.test(model, data)
+    assert not list(Path().glob("lightning_logs/*"))
+    trainer.fit(model, data)
+    trainer.test(model, data)
+    assert [path.name for path in Path("lightning_logs").iterdir()] == ["version_0"]
+    assert read_curves(RUN).keys() >= {"train/loss", "test/acc"}
+
+
+@pytest.mark.parametrize("settings", [{"barebones": True}, {"enable_progress_bar": False}])
+def test_ctrl_c_stays_a_keyboard_interrupt(
+    make_data: MakeData, make_model: MakeModel, settings: dict[str, Any]
+) -> None:
+    class PressCtrlC(Callback):
+        def on_train_start(self, trainer: Any, pl_module: LightningModule) -> None:
+            raise KeyboardInterrupt
+
+        def on_test_start(self, trainer: Any, pl_module: LightningModule) -> None:
+            raise KeyboardInterrupt
+
+    handler = signal.getsignal(signal.SIGINT)
+    trainer = Trainer(max_epochs=1, callbacks=PressCtrlC(), **settings)
+    for stage in (trainer.fit, trainer.test):
+        with pytest.raises(KeyboardInterrupt):
+            stage(make_model(), make_data())
+        assert signal.getsignal(signal.SIGINT) is handler, "the next Ctrl-C counts too"
 
 
 @pytest.mark.skipif(not hasattr(signal, "raise_signal"), reason="needs signals of POSIX")

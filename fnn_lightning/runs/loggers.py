@@ -110,6 +110,11 @@ class RunLogger(BoardLogger):
         self._own_version: int | None = None
 
     @property
+    def has_folder(self) -> bool:
+        """Whether there was something to log, and the folder is there."""
+        return self._own_version is not None
+
+    @property
     def version(self) -> int | str:
         return super().version if self._own_version is None else self._own_version
 
