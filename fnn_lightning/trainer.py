@@ -62,6 +62,10 @@ class Trainer(LightningTrainer):
     from `ProgressBar`, `Checkpoint`, `Console` or `TensorBoardPlots`, any logger, any
     `CheckpointIO`. With `logger=False` or `enable_checkpointing=False` no checkpoint is written.
 
+    A Trainer has one run: it refuses to fit another module than the first. An evaluation without
+    a model takes the checkpoint of the run, or the module as it is if none was written. Before
+    training, evaluations make no folder of a run.
+
     Args:
         settings: Arguments of Lightning's Trainer. They win over all of the above.
 
@@ -165,7 +169,8 @@ class Trainer(LightningTrainer):
         model: Any = self.lightning_module
         if model is None:
             raise InputError(
-                f"Expected a model to {stage}, since none was trained yet, but got none"
+                f"Expected a model to {stage}, but got none, and this Trainer has trained none yet: "
+                "give one, or call `fit` first"
             )
         checkpoint = self.checkpoint_callback
         if given.get("ckpt_path") or not isinstance(checkpoint, RunCheckpoint | None):
