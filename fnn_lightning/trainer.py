@@ -169,7 +169,7 @@ class Trainer(LightningTrainer):
         model: Any = self.lightning_module
         if model is None:
             raise InputError(
-                f"Expected a model to {stage}, but got none, and this Trainer has trained none yet: "
+                f"Expected a model to {stage}, but got none, and this Trainer has trained none: "
                 "give one, or call `fit` first"
             )
         checkpoint = self.checkpoint_callback

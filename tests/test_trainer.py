@@ -141,7 +141,7 @@ def test_an_evaluation_without_a_model_takes_the_one_trained(
     make_data: MakeData, make_model: MakeModel, stage: str
 ) -> None:
     trainer, model, data = Trainer(max_epochs=1, logger=False), make_model(), make_data(val_size=50)
-    message = f"a model to {stage}, but got none, and this Trainer has trained none yet: give"
+    message = f"a model to {stage}, but got none, and this Trainer has trained none: give"
     for arguments in ((), (None, data)):
         with pytest.raises(InputError, match=message):
             getattr(trainer, stage)(*arguments)
