@@ -11,7 +11,6 @@ from lightning.pytorch.callbacks.progress.tqdm_progress import Tqdm
 from fnn_lightning.runs.progress import leave_room
 
 REDRAW_SECONDS = 0.1
-SHOW_VALIDATION_SECONDS = 0.5
 BAR = "{percentage:3.0f} %|{bar}| {desc}, {remaining} left{postfix}"
 WITHOUT_END = "{desc}, step {n_fmt}, {elapsed}{postfix}"  # of a run that only its time ends
 
@@ -65,6 +64,8 @@ class RunProgressBar(callbacks.TQDMProgressBar):
     def on_validation_start(self, trainer: Trainer, pl_module: LightningModule) -> None:
         if trainer.state.fn != "fit":
             super().on_validation_start(trainer, pl_module)
+        elif not trainer.sanity_checking:
+            self._draw(trainer, "validating")
 
     def on_validation_batch_start(self, trainer: Trainer, *args: Any) -> None:
         if trainer.state.fn != "fit":
@@ -73,10 +74,6 @@ class RunProgressBar(callbacks.TQDMProgressBar):
     def on_validation_batch_end(self, trainer: Trainer, *args: Any) -> None:
         if trainer.state.fn != "fit":
             super().on_validation_batch_end(trainer, *args)
-        elif (
-            not trainer.sanity_checking and time.monotonic() - self._drawn > SHOW_VALIDATION_SECONDS
-        ):
-            self._draw(trainer, "validating")
 
     def on_validation_end(self, trainer: Trainer, pl_module: LightningModule) -> None:
         if trainer.state.fn != "fit":
