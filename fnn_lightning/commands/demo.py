@@ -3,6 +3,7 @@
 import errno
 import os
 import socket
+import sys
 import tempfile
 import time
 
@@ -63,7 +64,8 @@ def main(argv: list[str]) -> None:
             print(f"draw at http://{options.host}:{port}, stop with Ctrl-C", flush=True)
             while not signals.received:
                 time.sleep(0.2)
-            print()  # the terminal has shown ^C
+            if sys.stdout.isatty():
+                print()  # after the ^C that the terminal has shown
         finally:
             page.close(verbose=False)
             signals.release()

@@ -28,7 +28,7 @@ def wait_for(process: Program, step: int) -> None:
     """Read what a run prints until it has come to a step."""
     assert process.stdout
     for line in process.stdout:
-        found = re.match(r" *\d+/\d+ +([\d,]+) ", line)  # epoch, step
+        found = re.match(r" *[\d,]+/[\d,]+ +([\d,]+) ", line)  # epoch, step
         if found and int(found[1].replace(",", "")) >= step:
             return
     pytest.fail(f"the run ended: {process.communicate()[1]}")
