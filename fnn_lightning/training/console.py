@@ -71,8 +71,8 @@ class Console(callbacks.Callback):
     def _print_head(self, trainer: Trainer) -> None:
         self._has_head = True
         head = "  ".join(f"{name:>{width}}" for name, width in COLUMN_WIDTHS.items())
-        callbacks_: Any = trainer.callbacks  # type: ignore[attr-defined]
-        if any(isinstance(each, RunCheckpoint) and each.monitor for each in callbacks_):
+        given = trainer.callbacks  # type: ignore[attr-defined]
+        if any(isinstance(each, RunCheckpoint) and each.monitor for each in given):
             head += "  best"
         write(trainer, f"\n{styled(head, DIM)}")
 
@@ -203,7 +203,7 @@ def describe_data(trainer: Trainer) -> str:
     name = f"{datamodule.dataset}: " if hasattr(datamodule, "dataset") else ""
     text = f"{name}{loader.image_count(int(trainer.num_training_batches)):,} images to train"
     val: Any = trainer.val_dataloaders
-    if val is None and trainer.enable_validation:  # not yet needed
+    if val is None and datamodule is not None and trainer.enable_validation:  # not yet needed
         val = datamodule.val_dataloader()
     if isinstance(val, InMemoryDataLoader) and not validates_on_test_set(datamodule):
         batches = trainer.num_val_batches[0] if trainer.num_val_batches else len(val)
@@ -263,8 +263,10 @@ def why_stopped(trainer: Trainer) -> str | None:
                 return f"early, since {callback.monitor} has not improved for {validations}"
             if callback.stopping_reason is not EarlyStoppingReason.NOT_STOPPED:
                 return f"early: {callback.stopping_reason_message}"
-        if isinstance(callback, callbacks.Timer) and (callback.time_remaining() or 1) <= 0:
-            return "by its time limit"
+        if isinstance(callback, callbacks.Timer):
+            remaining = callback.time_remaining()
+            if remaining is not None and remaining <= 0:
+                return "by its time limit"
     return None
 
 

@@ -261,3 +261,16 @@ def test_seeds_of_run_and_data_are_told_apart(monkeypatch: pytest.MonkeyPatch) -
     monkeypatch.delenv("PL_GLOBAL_SEED")
     assert describe_seed(MNISTDataModule(seed=3)) == ", seed of the data 3"
     assert describe_seed(None) == ""
+
+
+def test_dataloaders_alone_have_a_header_before_they_are_validated(
+    make_data: Callable[..., MNISTDataModule],
+    make_model: Callable[..., FNNLitModule],
+    tmp_path: Path,
+    capsys: Capture,
+) -> None:
+    data = make_data()
+    data.setup("fit")
+    run = trainer(tmp_path, callbacks=[Console()], max_epochs=2, check_val_every_n_epoch=2)
+    run.fit(make_model(), data.train_dataloader(), data.val_dataloader())
+    assert header(capsys.readouterr().out)["data"].startswith("275 images to train, batches of ")
