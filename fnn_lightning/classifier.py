@@ -149,10 +149,13 @@ class FNNClassifier(ClassifierMixin, BaseEstimator):  # type: ignore[misc]
         }
         with SEEDING, torch.random.fork_rng(devices=[]):
             module = FNNLitModule(
-                hidden_dims=[], label_smoothing=self.label_smoothing, optimizer=optimizer
+                class_names=list(map(str, self.classes_)),
+                hidden_dims=[],
+                label_smoothing=self.label_smoothing,
+                optimizer=optimizer,
             )
             torch.manual_seed(seed)
-            module.network = FNN(  # its own takes MNIST's images, and has ten classes
+            module.network = FNN(  # its own takes MNIST's images
                 in_features=features.shape[1],
                 hidden_dims=widths,
                 out_features=len(self.classes_),

@@ -1,27 +1,18 @@
 """The data module: gets MNIST, checks it, splits it and serves its batches."""
 
-import os
-from collections.abc import Mapping
+from collections.abc import Mapping, Sequence
 from dataclasses import asdict
 from fractions import Fraction
 from pathlib import Path
-from typing import Any, Literal, NamedTuple
+from typing import Any, NamedTuple
 
 import torch
 from lightning.pytorch import LightningDataModule
 from torch import Tensor
 
-from fnn_lightning.data import sklearn_digits
 from fnn_lightning.data.augmentation import Augmentation
 from fnn_lightning.data.dataloader import InMemoryDataLoader, evaluation_batch_size
-from fnn_lightning.data.mnist_files import (
-    fetch_mnist,
-    find_file,
-    image_count,
-    raw_dir,
-    read_images,
-    read_labels,
-)
+from fnn_lightning.data.datasets import Framing, find_dataset, is_path
 from fnn_lightning.errors import InputError
 
 # The result does not depend on it. Larger batches can make malloc return the tensors to the system
@@ -72,7 +63,7 @@ class MNISTDataModule(LightningDataModule):
 
     def __init__(
         self,
-        dataset: Literal["mnist", "digits"] = "mnist",
+        dataset: str = "mnist",
         data_dir: str = "data",
         mirror: str | None = None,
         batch_size: int = 100,
@@ -81,8 +72,6 @@ class MNISTDataModule(LightningDataModule):
         augmentation: Augmentation = NO_AUGMENTATION,
     ) -> None:
         super().__init__()
-        if dataset not in ("mnist", "digits"):
-            raise InputError(f"Expected `dataset` to be mnist or digits, but got {dataset!r}")
         if batch_size < 1:
             raise InputError(f"Expected `batch_size` to be 1 or more, but got {batch_size}")
         self.dataset = dataset
@@ -98,22 +87,32 @@ class MNISTDataModule(LightningDataModule):
                 f"Expected `augmentation` to be an Augmentation, but got {augmentation!r:.100}"
             )
         self.augmentation = augmentation
-        self._check_val_size(sklearn_digits.TRAIN_SIZE if dataset == "digits" else 60_000)
+        self._source = find_dataset(dataset, data_dir, mirror)
+        if self._source.train_size is not None:
+            self._check_val_size(self._source.train_size)
         # A mirror belongs to a machine, not to a run: a checkpoint must not bring it along.
         self.save_hyperparameters(ignore=["mirror"], logger=False)
         # A checkpoint finds its data from whatever folder it is tested in.
         self.hparams["data_dir"] = str(Path(data_dir).expanduser().absolute())
+        if is_path(dataset):
+            self.hparams["dataset"] = str(Path(dataset).expanduser().absolute())
         self.hparams["augmentation"] = asdict(augmentation)
         self._splits: dict[str, Split] = {}
 
+    @property
+    def class_names(self) -> Sequence[str]:
+        """Name of each class; a label is an index into it."""
+        return self._source.class_names
+
+    @property
+    def framing(self) -> Framing:
+        """How the network's pictures were brought to 28 × 28: see `FNNLitModule`."""
+        return self._source.framing
+
     def prepare_data(self) -> None:
         """Download what `data_dir` lacks, and check what it holds."""
-        if self.dataset == "mnist":
-            fetch_mnist(self.data_dir, self.mirror or os.environ.get("FNN_LIGHTNING_MIRROR"))
-            self._check_val_size(len(self._read_labels("train")))
-            self._read_labels("t10k")
-        else:
-            sklearn_digits.read_digits(train=True)  # fails now, before a run's folder is made
+        self._source.prepare()
+        self._check_val_size(len(self._source.labels(train=True)))
 
     def setup(self, stage: str | None = None) -> None:
         """Read the images that a stage needs into memory.
@@ -227,26 +226,8 @@ class MNISTDataModule(LightningDataModule):
         return self._splits[name]
 
     def _read(self, train: bool) -> Split:
-        if self.dataset == "mnist":
-            part = "train" if train else "t10k"
-            labels = self._read_labels(part)
-            images = read_images(find_file(raw_dir(self.data_dir), f"{part}-images-idx3-ubyte"))
-        else:
-            images, labels = sklearn_digits.read_digits(train)
+        labels, images = self._source.labels(train), self._source.images(train)
         return Split(images, labels, torch.arange(len(images)))
-
-    def _read_labels(self, part: str) -> Tensor:
-        folder = raw_dir(self.data_dir)
-        labels = read_labels(find_file(folder, f"{part}-labels-idx1-ubyte"))
-        count = image_count(find_file(folder, f"{part}-images-idx3-ubyte"))
-        if count != len(labels):
-            raise InputError(
-                f"Expected as many labels as images in {folder}, "
-                f"but got {len(labels):,} labels of {count:,} {part} images"
-            )
-        if count < 2:
-            raise InputError(f"Expected images in {folder}, but got {count} {part} images")
-        return labels
 
     def _check_val_size(self, train_size: int) -> None:
         if self.val_size is not None and not 0 <= self.val_size < train_size:

@@ -1,6 +1,7 @@
 """The Lightning module: the step, the metrics and the optimiser around the network."""
 
 import inspect
+from collections.abc import Sequence
 from contextlib import AbstractContextManager, nullcontext
 from typing import Any, Literal
 
@@ -9,10 +10,11 @@ from torch import Tensor
 from torch.nn import functional as F
 
 from fnn_lightning.data.dataloader import Batch, InMemoryDataLoader
+from fnn_lightning.data.datasets import DIGITS, Framing, check_classes
 from fnn_lightning.errors import DivergenceError, InputError
 from fnn_lightning.evaluation.measures import check_finite
 from fnn_lightning.evaluation.predictions import Prediction, predict_probabilities
-from fnn_lightning.network import FNN, NUM_CLASSES
+from fnn_lightning.network import FNN
 from fnn_lightning.training.batch_norm import check_batch_norm
 from fnn_lightning.training.compilation import (
     add_prefix,
@@ -36,7 +38,7 @@ from fnn_lightning.training.resume import Resume
 from fnn_lightning.training.threads import Threads, check_num_threads
 from fnn_lightning.training.train_log import TrainLog, log_values
 
-FIXED = {"in_features": 784, "out_features": NUM_CLASSES}
+FIXED = {"in_features", "out_features"}  # given by the data
 NETWORK_DEFAULTS = {
     name: parameter.default
     for name, parameter in inspect.signature(FNN).parameters.items()
@@ -45,7 +47,7 @@ NETWORK_DEFAULTS = {
 
 
 class FNNLitModule(LightningModule):
-    """Trains an `FNN` on digits with cross-entropy and measures loss and accuracy.
+    """Trains an `FNN` on pictures with cross-entropy and measures loss and accuracy.
 
     A batch is `(images, labels)`: raw pixels as `FNN` takes them, and `int64` labels of shape
     `(B,)`. A dataloader of your own must not scale the pixels as `ToTensor` and `Normalize` do:
@@ -55,6 +57,9 @@ class FNNLitModule(LightningModule):
     data, so that `torch.load(…, weights_only=True)` opens a checkpoint.
 
     Args:
+        class_names: Name of each class. The network has an output for each.
+        framing: How `predict` brings pictures to 28 × 28 pixels: `mnist`, ink on paper to MNIST's
+            form; `resize`, as they are. As the training images were.
         label_smoothing: Share of the target's probability that is spread evenly over all classes
             in training (Szegedy et al. 2016, arXiv:1512.00567). `train/loss` is measured against
             these targets. `val/loss` and `test/loss` are not, so that they can be compared with
@@ -92,6 +97,8 @@ class FNNLitModule(LightningModule):
     def __init__(
         self,
         *,
+        class_names: Sequence[str] = DIGITS,
+        framing: Framing = "mnist",
         label_smoothing: float = 0.0,
         keep_hardest: float = 1.0,
         optimizer: ClassConfig | None = None,
@@ -104,7 +111,8 @@ class FNNLitModule(LightningModule):
         **network: Any,
     ) -> None:
         super().__init__()
-        self.network = FNN(in_features=784, out_features=NUM_CLASSES, **network)
+        num_classes = len(class_names)
+        self.network = FNN(in_features=784, out_features=num_classes, **network)
         if compile:
             compile_network(self.network)
         if not 0 <= label_smoothing < 1:
@@ -120,18 +128,25 @@ class FNNLitModule(LightningModule):
         self.num_threads = num_threads
         # `HParams` logs them: the Trainer would log them with `hp_metric: -1` beside them.
         self.save_hyperparameters(ignore=["multi_step", "num_threads", "compile"], logger=False)
-        self.hparams.update(NETWORK_DEFAULTS | network)
+        self.hparams.update(NETWORK_DEFAULTS | network | {"class_names": list(class_names)})
+        self.class_names = tuple(class_names)
+        self.framing = framing
 
-        self.train_metrics = TrainMetrics()
-        self.val_metrics = SplitMetrics("val/")
-        self.test_metrics = SplitMetrics("test/")
-        self.test_train_set_metrics = SplitMetrics("test/train_set_")
+        self.train_metrics = TrainMetrics(num_classes)
+        self.val_metrics = SplitMetrics("val/", num_classes)
+        self.test_metrics = SplitMetrics("test/", num_classes)
+        self.test_train_set_metrics = SplitMetrics("test/train_set_", num_classes)
         self.schedule_lengths = (0, 0)
         """Steps of warm-up and length of the schedule where the run's length gives them, else 0."""
         self._loaded_step = 0
 
+    def setup(self, stage: str) -> None:
+        datamodule = self.trainer.datamodule  # type: ignore[attr-defined]
+        if stage != "predict" and hasattr(datamodule, "class_names"):
+            check_classes(self.class_names, datamodule.class_names)
+
     def forward(self, images: Tensor) -> Tensor:
-        """Compute logits of shape `(B, 10)` from raw pixels, as `FNN` does."""
+        """Compute logits of shape `(B, classes)` from raw pixels, as `FNN` does."""
         logits: Tensor = self.network(images)
         return logits
 
@@ -162,7 +177,7 @@ class FNNLitModule(LightningModule):
             batch_idx: Number of the batch.
 
         Returns:
-            `probabilities` of shape `(B, 10)`, whose rows add up to 1, and `digit`, the most
+            `probabilities` of shape `(B, classes)`, whose rows add up to 1, and `digit`, the most
             probable one, `int64` of shape `(B,)`.
         """
         images = batch if isinstance(batch, Tensor) else batch[0]

@@ -12,6 +12,7 @@ from torch.optim import Optimizer
 from torch.optim.lr_scheduler import LRScheduler
 
 from fnn_lightning.data.augmentation import Augmentation
+from fnn_lightning.data.datasets import DIGITS
 from fnn_lightning.errors import InputError
 from fnn_lightning.runs.checkpoint_io import ema_decay
 from fnn_lightning.runs.files import quote
@@ -22,6 +23,8 @@ TORCH_CLASSES: dict[str, tuple[ModuleType, type]] = {
     "optimizer": (torch.optim, Optimizer),
     "lr_scheduler": (torch.optim.lr_scheduler, LRScheduler),
 }
+# what the data say about the network, and the default: that of MNIST
+OF_DATA: dict[str, Any] = {"class_names": list(DIGITS), "framing": "mnist"}
 # settings of the Trainer on which the result depends, beside the length of the run
 RUN_SETTINGS = (
     *("accumulate_grad_batches", "gradient_clip_val", "gradient_clip_algorithm"),
@@ -146,6 +149,7 @@ def check_resumes(
     data = dict(checkpoint.get("datamodule_hyper_parameters", {}))
     before: dict[str, Any] = {"ema.decay": ema_decay(checkpoint)}
     now: dict[str, Any] = {"ema.decay": config.ema.decay}
+    model = {name: value for name, value in model.items() if name not in OF_DATA}
     data.pop("data_dir", None)  # of a machine, not of a run
     if "seed" in data:
         before["seed_everything"], now["seed_everything"] = data.pop("seed"), config.seed_everything

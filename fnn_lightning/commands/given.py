@@ -11,6 +11,7 @@ import yaml
 from jsonargparse import Namespace
 
 from fnn_lightning.commands.config_checks import (
+    OF_DATA,
     check_stored_class,
     is_data,
     plain,
@@ -217,7 +218,7 @@ def checkpoint_settings(checkpoint: dict[str, Any], given: dict[str, Any]) -> di
         if config and not names_a_class(given.get(name)):
             check_stored_class(name, config)
             settings[name] = config
-    settings |= {f"model.{name}": value for name, value in model.items()}
+    settings |= {f"model.{name}": value for name, value in model.items() if name not in OF_DATA}
     settings |= {f"data.{name}": value for name, value in data.items()}
     return settings | {f"data.augmentation.{name}": value for name, value in augmentation.items()}
 

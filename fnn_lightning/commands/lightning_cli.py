@@ -3,6 +3,7 @@
 import sys
 import warnings
 from argparse import SUPPRESS, ArgumentError
+from functools import partial
 from typing import Any
 
 from lightning.pytorch import Trainer
@@ -11,6 +12,7 @@ from lightning.pytorch.utilities import rank_zero_only
 
 from fnn_lightning import __version__
 from fnn_lightning.commands.config_checks import (
+    OF_DATA,
     check_barebones,
     check_ranges,
     check_resumes,
@@ -182,6 +184,10 @@ class FNNCLI(LightningCLI):
         parser.link_arguments("optimizer", "model.optimizer", compute_fn=plain)
         parser.link_arguments("lr_scheduler", "model.lr_scheduler", compute_fn=plain)
         parser.link_arguments("seed_everything", "data.seed")
+        for name in OF_DATA:
+            parser.link_arguments(
+                "data", f"model.{name}", partial(self._of_data, name), apply_on="instantiate"
+            )
         if not names_a_class(self.given.get("optimizer")):
             # Not a default beside `--optimizer Adam`, which would inherit the learning rate.
             parser.set_defaults({"optimizer": SGD})
@@ -198,6 +204,17 @@ class FNNCLI(LightningCLI):
                 f"The settings stored in the checkpoint do not fit fnn_lightning {__version__}: "
                 f"{error}"
             ) from error
+
+    def _of_data(self, name: str, datamodule: MNISTDataModule) -> Any:
+        """Return what a network takes from its data; a trained one, from those it was trained on.
+
+        Args:
+            name: One of `OF_DATA`.
+            datamodule: The data of the run.
+        """
+        if self.checkpoint is None or self._init_from:
+            return getattr(datamodule, name)
+        return self.checkpoint["hyper_parameters"].get(name, OF_DATA[name])
 
     def parse_arguments(self, parser: LightningArgumentParser, args: ArgsType) -> None:
         try:

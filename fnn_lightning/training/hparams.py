@@ -12,6 +12,7 @@ from fnn_lightning.training.ema import EMA
 from fnn_lightning.training.optim import SGD
 
 NOT_SETTINGS = ("data_dir",)  # of a machine, not of a run
+OF_DATA = ("class_names", "framing")  # `dataset` says them
 
 
 class HParams(callbacks.Callback):
@@ -44,7 +45,7 @@ class HParams(callbacks.Callback):
 
 def collect_settings(trainer: Trainer, module: LightningModule) -> dict[str, Any]:
     """Collect the settings of a run as numbers and texts, under the same names in every run."""
-    settings = dict(module.hparams)
+    settings = {name: value for name, value in module.hparams.items() if name not in OF_DATA}
     hidden_dims = list(settings.get("hidden_dims", ()))
     for name in ("optimizer", "lr_scheduler"):
         config = settings.get(name) or (SGD if name == "optimizer" else {})

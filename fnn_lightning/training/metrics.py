@@ -23,7 +23,7 @@ class StepOutput(NamedTuple):
     loss: Tensor
     """Cross-entropy, mean over the batch, shape `()`."""
     logits: Tensor
-    """Shape `(B, 10)`."""
+    """Shape `(B, classes)`."""
     labels: Tensor
     """`int64` of shape `(B,)`."""
 
@@ -34,20 +34,22 @@ class SplitMetrics(MetricCollection):
     A metric added here has to be a scalar, with a state of sums, and computed from the predicted
     classes: checkpoints keep no more of the batches that training has not logged yet.
 
-    `update` takes `preds`, logits of shape `(B, 10)` or digits of shape `(B,)`, `target`, labels of
-    shape `(B,)`, `value`, a mean loss, and `weight`, the number of images it is the mean of.
+    `update` takes `preds`, logits of shape `(B, classes)` or classes of shape `(B,)`, `target`,
+    labels of shape `(B,)`, `value`, a mean loss, and `weight`, the number of images it is the mean
+    of.
 
     Args:
         prefix: Put before `loss` and `acc`, such as `val/`.
+        num_classes: Number of classes.
     """
 
-    def __init__(self, prefix: str) -> None:
+    def __init__(self, prefix: str, num_classes: int = NUM_CLASSES) -> None:
         # The loss has refused labels that are no class before the metrics see them.
         super().__init__(
             {
                 "loss": mean_metric(),
-                "acc": MulticlassAccuracy(NUM_CLASSES, average="micro", validate_args=False),
-                "stats": MulticlassStatScores(NUM_CLASSES, average="micro", validate_args=False),
+                "acc": MulticlassAccuracy(num_classes, average="micro", validate_args=False),
+                "stats": MulticlassStatScores(num_classes, average="micro", validate_args=False),
             },
             prefix=prefix,
         )
@@ -80,11 +82,15 @@ class TrainMetrics:
     step would make the host wait for the device. So detached tensors are kept, and handed to
     torchmetrics many at a time. When that happens depends on the number of batches alone. So do
     the sums, to the last bit, however often the run was interrupted and resumed.
+
+    Args:
+        num_classes: Number of classes.
     """
 
-    def __init__(self) -> None:
-        self.split = SplitMetrics("train/")
-        self.since_validation = SplitMetrics("train/")
+    def __init__(self, num_classes: int = NUM_CLASSES) -> None:
+        self.num_classes = num_classes
+        self.split = SplitMetrics("train/", num_classes)
+        self.since_validation = SplitMetrics("train/", num_classes)
         """Loss and accuracy since the last validation ended."""
         self._pending: list[StepOutput] = []
         self._losses: list[Tensor] = []
@@ -188,7 +194,7 @@ class TrainMetrics:
         """
         return {
             "pending": [
-                (loss, logits.argmax(1).to(torch.uint8), labels.to(torch.uint8))
+                (loss, logits.argmax(1).to(torch.int16), labels.to(torch.int16))
                 for loss, logits, labels in self._pending
             ],
             **{
@@ -220,7 +226,7 @@ class TrainMetrics:
             loss = batch_losses[0]
             if len(parts) > 1:
                 loss = (torch.stack(batch_losses) * sizes).sum() / sizes.sum()
-            logits = F.one_hot(torch.cat(digits).long(), NUM_CLASSES).float()
+            logits = F.one_hot(torch.cat(digits).long(), self.num_classes).float()
             output = StepOutput(loss, logits, torch.cat(labels).long())
             if not holds_sums:
                 output = StepOutput(torch.zeros_like(loss), output.logits[:0], output.labels[:0])

@@ -383,7 +383,7 @@ BAD = {
     "--data.batch_size many": "`data.batch_size` to be int, but got many",
     "--data.val_size 60000": "`val_size` to be from 0 to 59,999, .* got 60000",
     "--data.val_size -1": "`val_size` to be from 0 to 59,999, .* got -1",
-    "--data.dataset minst": "one of 'mnist', 'digits', but got minst",
+    "--data.dataset minst": r"one of mnist, .* but got minst; did you mean mnist\?",
     "--data.data_dir file": "`data_dir` to be a folder that can be written, but got 'file'",
     "--data.data_dir empty": "--data.mirror",
     "--optimizer.lr 0": "`lr` to be positive, but got 0",

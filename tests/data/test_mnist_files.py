@@ -10,7 +10,8 @@ import numpy as np
 import pytest
 import torch
 
-from fnn_lightning.data.mnist_files import FILES, fetch_mnist, raw_dir, read_images, read_labels
+from fnn_lightning.data.idx_file import read_images, read_labels
+from fnn_lightning.data.mnist_files import FILES, fetch_mnist, raw_dir
 from fnn_lightning.datamodule import MNISTDataModule
 from fnn_lightning.errors import InputError
 from tests.support import NEEDS_POSIX, idx_bytes, tiny_files

@@ -15,7 +15,7 @@ from hypothesis import HealthCheck, given, settings
 from hypothesis import strategies as st
 
 from fnn_lightning.commands.main import main
-from fnn_lightning.data.mnist_files import read_images, read_labels
+from fnn_lightning.data.idx_file import read_images, read_labels
 from fnn_lightning.errors import InputError
 from fnn_lightning.runs.checkpoint_io import read_checkpoint
 from tests.support import LAST, NEEDS_POSIX, RUN, fit, tiny_files, write_tiny_files
