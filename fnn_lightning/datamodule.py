@@ -1,10 +1,11 @@
 """The data module: gets MNIST, checks it, splits it and serves its batches."""
 
+import math
 from collections.abc import Mapping, Sequence
 from dataclasses import asdict
 from fractions import Fraction
 from pathlib import Path
-from typing import Any, NamedTuple
+from typing import Any, Literal, NamedTuple
 
 import torch
 from lightning.pytorch import LightningDataModule
@@ -14,6 +15,7 @@ from fnn_lightning.data.augmentation import Augmentation
 from fnn_lightning.data.dataloader import InMemoryDataLoader, evaluation_batch_size
 from fnn_lightning.data.datasets import Framing, find_dataset, is_path
 from fnn_lightning.errors import InputError
+from fnn_lightning.training.loss import balanced_weights
 
 # The result does not depend on it. Larger batches can make malloc return the tensors to the system
 # after every step, and the page faults then cost as much as the step.
@@ -55,6 +57,8 @@ class MNISTDataModule(LightningDataModule):
         seed: Seed of the batches' order, a function of (seed, epoch) alone, and of augmentation and
             the network's dropout, functions of (seed, epoch, position in the epoch).
         augmentation: Applied to the training images, drawn anew in every epoch.
+        class_weights: How much an image of each class weighs in the training loss: `balanced`, by
+            which all classes weigh the same in all, or a number for each class. 1 by default.
 
     Raises:
         InputError: If an argument is out of its range; in `prepare_data`, if the data cannot be
@@ -70,6 +74,7 @@ class MNISTDataModule(LightningDataModule):
         val_size: int | None = None,
         seed: int = 0,
         augmentation: Augmentation = NO_AUGMENTATION,
+        class_weights: Literal["balanced"] | list[float] | None = None,
     ) -> None:
         super().__init__()
         if batch_size < 1:
@@ -87,6 +92,10 @@ class MNISTDataModule(LightningDataModule):
                 f"Expected `augmentation` to be an Augmentation, but got {augmentation!r:.100}"
             )
         self.augmentation = augmentation
+        check_class_weights(class_weights)
+        self._class_weights = class_weights
+        self.class_weights: Tensor | None = None
+        """Weight of each class in training, `float32` of shape `(classes,)`; None for 1."""
         self._source = find_dataset(dataset, data_dir, mirror)
         if self._source.train_size is not None:
             self._check_val_size(self._source.train_size)
@@ -140,6 +149,7 @@ class MNISTDataModule(LightningDataModule):
         val, train = order[:val_size], order[val_size:]
         self._splits["train"] = Split(images, labels, train)
         self._splits["val"] = Split(images, labels, val) if val_size else self._splits["test"]
+        self.class_weights = self._weigh_classes(labels[train])
 
     def train_dataloader(self) -> InMemoryDataLoader:
         """Serve the training images in batches of `batch_size`, in a new order every epoch.
@@ -229,12 +239,45 @@ class MNISTDataModule(LightningDataModule):
         labels, images = self._source.labels(train), self._source.images(train)
         return Split(images, labels, torch.arange(len(images)))
 
+    def _weigh_classes(self, labels: Tensor) -> Tensor | None:
+        """Return the weight of each class, given the labels of the images that are trained on.
+
+        Raises:
+            InputError: If there are more or fewer weights than classes, or weights are to be
+                balanced over a class without a training image.
+        """
+        if self._class_weights is None:
+            return None
+        count = len(self.class_names)
+        if self._class_weights == "balanced":
+            return balanced_weights(labels, count)
+        if len(self._class_weights) != count:
+            raise InputError(
+                f"Expected `class_weights` to be {count} numbers, one for each class, "
+                f"but got {len(self._class_weights)}"
+            )
+        return torch.tensor(self._class_weights, dtype=torch.float32)
+
     def _check_val_size(self, train_size: int) -> None:
         if self.val_size is not None and not 0 <= self.val_size < train_size:
             raise InputError(
                 f"Expected `val_size` to be from 0 to {train_size - 1:,}, so that at least one of "
                 f"the {train_size:,} training images is left to train on, but got {self.val_size}"
             )
+
+
+def check_class_weights(class_weights: Any) -> None:
+    """Refuse weights of classes by which nothing could be learnt."""
+    if class_weights in (None, "balanced"):
+        return
+    numbers = isinstance(class_weights, list | tuple) and all(
+        isinstance(each, int | float) and 0 <= each < math.inf for each in class_weights
+    )
+    if not numbers or not any(class_weights):
+        raise InputError(
+            "Expected `class_weights` to be balanced, or a list of a number from 0 for each class, "
+            f"but got {class_weights!r:.100}"
+        )
 
 
 def validates_on_test_set(datamodule: Any) -> bool:

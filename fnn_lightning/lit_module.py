@@ -7,7 +7,6 @@ from typing import Any, Literal
 
 from lightning.pytorch import Callback, LightningModule
 from torch import Tensor
-from torch.nn import functional as F
 
 from fnn_lightning.data.dataloader import Batch, InMemoryDataLoader
 from fnn_lightning.data.datasets import DIGITS, Framing, check_classes
@@ -22,10 +21,12 @@ from fnn_lightning.training.compilation import (
     drop_prefix,
 )
 from fnn_lightning.training.ema import check_no_swa
+from fnn_lightning.training.freezing import FrozenLayers
 from fnn_lightning.training.hard_examples import HardExamples, Sharding
 from fnn_lightning.training.hparams import HParams
+from fnn_lightning.training.loss import CROSS_ENTROPY, TrainingLoss
 from fnn_lightning.training.lr_finder import FINDERS
-from fnn_lightning.training.metrics import IGNORE_INDEX, SplitMetrics, StepOutput, TrainMetrics
+from fnn_lightning.training.metrics import SplitMetrics, StepOutput, TrainMetrics
 from fnn_lightning.training.multi_step import (
     MultiStep,
     check_clock,
@@ -60,6 +61,8 @@ class FNNLitModule(LightningModule):
         class_names: Name of each class. The network has an output for each.
         framing: How `predict` brings pictures to 28 × 28 pixels: `mnist`, ink on paper to MNIST's
             form; `resize`, as they are. As the training images were.
+        freeze: Number of layers, counted from the input, whose weights stay as they are; with
+            `--init_from`, those of another run.
         label_smoothing: Share of the target's probability that is spread evenly over all classes
             in training (Szegedy et al. 2016, arXiv:1512.00567). `train/loss` is measured against
             these targets. `val/loss` and `test/loss` are not, so that they can be compared with
@@ -99,6 +102,7 @@ class FNNLitModule(LightningModule):
         *,
         class_names: Sequence[str] = DIGITS,
         framing: Framing = "mnist",
+        freeze: int = 0,
         label_smoothing: float = 0.0,
         keep_hardest: float = 1.0,
         optimizer: ClassConfig | None = None,
@@ -115,12 +119,10 @@ class FNNLitModule(LightningModule):
         self.network = FNN(in_features=784, out_features=num_classes, **network)
         if compile:
             compile_network(self.network)
-        if not 0 <= label_smoothing < 1:
-            raise InputError(
-                f"Expected `label_smoothing` to be from 0 to below 1, but got {label_smoothing}"
-            )
-        hard_examples = HardExamples(keep_hardest, label_smoothing)
+        self.frozen = FrozenLayers(self.network, freeze)
         self.label_smoothing = label_smoothing
+        self.training_loss = TrainingLoss(label_smoothing)
+        hard_examples = HardExamples(keep_hardest, self.training_loss)
         self.hard_examples = hard_examples if keep_hardest < 1 else None
         self.optim = Optim(optimizer or SGD, lr_scheduler, lr_interval, warmup)
         check_num_threads(num_threads)
@@ -158,7 +160,7 @@ class FNNLitModule(LightningModule):
                 batch, self.network, self._step, sharding
             )
         with self._masks(batch_idx, dealt, rows):
-            output = self._step(batch, self.label_smoothing)
+            output = self._step(batch, self.training_loss)
         self.train_metrics.update(output if first_pass is None else first_pass)
         return output.loss if sharding is None else self._weigh(output, *sharding)
 
@@ -216,15 +218,11 @@ class FNNLitModule(LightningModule):
         check_finite(predicted)
         return Prediction(*(each[0] for each in predicted)) if single else predicted
 
-    def _step(self, batch: Batch, label_smoothing: float = 0.0) -> StepOutput:
+    def _step(self, batch: Batch, loss_fn: TrainingLoss = CROSS_ENTROPY) -> StepOutput:
         images, labels = batch
         logits = self(images)
-        if len(labels):
-            loss = F.cross_entropy(
-                logits, labels, ignore_index=IGNORE_INDEX, label_smoothing=label_smoothing
-            )
-        else:
-            loss = logits.sum()  # a rank's share can be empty, and then adds nothing
+        # a rank's share can be empty, and then adds nothing
+        loss = loss_fn.mean(logits, labels) if len(labels) else logits.sum()
         return StepOutput(loss, logits, labels)
 
     def _evaluate(self, batch: Batch, metrics: SplitMetrics) -> dict[str, Tensor]:
@@ -335,7 +333,8 @@ class FNNLitModule(LightningModule):
 
     def configure_optimizers(self) -> Any:
         self.schedule_lengths = self.optim.schedule_lengths(lambda: run_length(self))
-        return self.optim.build(self.parameters(), self.schedule_lengths)
+        trained = [each for each in self.parameters() if each.requires_grad]
+        return self.optim.build(trained, self.schedule_lengths)
 
     def configure_callbacks(self) -> list[Callback]:
         """Return the callbacks that log, resume and step; a derived module has to return them too.
@@ -370,6 +369,14 @@ class FNNLitModule(LightningModule):
             # schedule as it was.
             self.trainer.strategy.setup_optimizers(self.trainer)
             self.trainer.callback_metrics.clear()
+        weights = getattr(self.trainer.datamodule, "class_weights", None)  # type: ignore[attr-defined]
+        self.training_loss.class_weights = None if weights is None else weights.to(self.device)
+
+    def train(self, mode: bool = True) -> "FNNLitModule":
+        super().train(mode)
+        if mode:
+            self.frozen.eval_batch_norm()
+        return self
 
     def on_train_start(self) -> None:
         if self.hparams["batch_norm"]:

@@ -166,9 +166,11 @@ def describe_run(trainer: Trainer, module: FNNLitModule) -> dict[str, str]:
         What each line says, by its key of at most ten characters.
     """
     parameters = sum(parameter.numel() for parameter in module.parameters())
+    trained = sum(each.numel() for each in module.parameters() if each.requires_grad)
+    of_them = f", {trained:,} of them trained" if trained != parameters else ""
     lines = {
         "data": describe_data(trainer),
-        "network": f"{module.network.summary}, {parameters:,} parameters",
+        "network": f"{module.network.summary}, {parameters:,} parameters{of_them}",
         "optimizer": describe_optimizer(trainer, module),
         "length": describe_length(trainer),
         "device": f"{trainer.world_size} × {module.device.type}{threads(trainer)}",
@@ -184,11 +186,10 @@ def describe_run(trainer: Trainer, module: FNNLitModule) -> dict[str, str]:
         lines["validation"] = "watches the test set, since val_size is 0; nothing is selected by it"
     elif not trainer.enable_validation:
         lines["validation"] = "none"
-    elif module.label_smoothing:
-        lines["losses"] = (
-            f"train loss has label smoothing {module.label_smoothing:g}, val loss none: "
-            "not comparable"
-        )
+    elif not module.training_loss.is_plain:
+        differs = [f"label smoothing {module.label_smoothing:g}"] * (module.label_smoothing > 0)
+        differs += ["class weights"] * (module.training_loss.class_weights is not None)
+        lines["losses"] = f"train loss has {' and '.join(differs)}, val loss none: not comparable"
     return lines
 
 

@@ -5,10 +5,10 @@ from contextlib import contextmanager
 
 import torch
 from torch import Tensor, nn
-from torch.nn import functional as F
 
 from fnn_lightning.data.dataloader import Batch, InMemoryDataLoader, all_gather_batch
 from fnn_lightning.errors import InputError
+from fnn_lightning.training.loss import CROSS_ENTROPY, TrainingLoss
 from fnn_lightning.training.metrics import StepOutput
 
 Sharding = tuple[InMemoryDataLoader, int]
@@ -26,19 +26,19 @@ class HardExamples:
 
     Args:
         fraction: Of a batch that is kept, rounded to whole images, at least one.
-        label_smoothing: As in the loss that training lowers.
+        loss: What training lowers.
 
     Raises:
         InputError: If the fraction is not above 0 and at most 1.
     """
 
-    def __init__(self, fraction: float, label_smoothing: float = 0.0) -> None:
+    def __init__(self, fraction: float, loss: TrainingLoss = CROSS_ENTROPY) -> None:
         if not 0 < fraction <= 1:
             raise InputError(
                 f"Expected `keep_hardest` to be above 0 and at most 1, but got {fraction}"
             )
         self.fraction = fraction
-        self.label_smoothing = label_smoothing
+        self.loss = loss
 
     def count(self, batch_size: int) -> int:
         """Return how many images of a batch are kept.
@@ -52,7 +52,7 @@ class HardExamples:
         self,
         batch: Batch,
         network: nn.Module,
-        step: Callable[[Batch, float], StepOutput],
+        step: Callable[[Batch, TrainingLoss], StepOutput],
         sharding: Sharding | None,
     ) -> tuple[Batch, Tensor, StepOutput]:
         """Select those of this rank's images that are among the hardest of the whole batch.
@@ -60,7 +60,7 @@ class HardExamples:
         Args:
             batch: This rank's share of it.
             network: The network that is trained.
-            step: Computes the loss and the logits of a batch, with a label smoothing.
+            step: Computes a loss and the logits of a batch.
             sharding: How the batch was dealt to the ranks; None if there is one rank.
 
         Returns:
@@ -68,11 +68,9 @@ class HardExamples:
             batch, `int64`; and the first pass over all images of the share.
         """
         with evaluating(network):
-            first_pass = step(batch, self.label_smoothing)
+            first_pass = step(batch, self.loss)
         images, labels = batch
-        losses = F.cross_entropy(
-            first_pass.logits, labels, reduction="none", label_smoothing=self.label_smoothing
-        )
+        losses = self.loss.of_images(first_pass.logits, labels)
         rank, ranks = 0, 1
         if sharding is not None:
             loader, batch_idx = sharding

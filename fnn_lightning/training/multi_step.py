@@ -151,9 +151,10 @@ class MultiStep(callbacks.Callback):
 
     def _is_plain(self, module: Any) -> bool:
         """Tell whether a step is the plain cross-entropy that `ManualBackward` differentiates."""
+        loss: Any = getattr(module, "training_loss", None)  # another module has none
         return bool(
             type(module) is self.base
-            and module.label_smoothing == 0
+            and loss.is_plain
             and module.hard_examples is None
             and not has_hooks(module)
             and supports_manual_backward(module.network)

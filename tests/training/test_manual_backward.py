@@ -12,6 +12,7 @@ from torch.nn.utils import parametrizations
 
 from fnn_lightning import FNN, FNNLitModule, MNISTDataModule
 from fnn_lightning.network import ACTIVATIONS
+from fnn_lightning.training.loss import CROSS_ENTROPY, TrainingLoss
 from fnn_lightning.training.manual_backward import (
     DERIVATIVES,
     ManualBackward,
@@ -178,8 +179,8 @@ def test_a_label_out_of_range_is_an_error(make_model: MakeModel, label: int) -> 
 class HalfLoss(FNNLitModule):
     """Halves the loss."""
 
-    def _step(self, batch: Any, label_smoothing: float = 0.0) -> StepOutput:
-        output = super()._step(batch, label_smoothing)
+    def _step(self, batch: Any, loss_fn: TrainingLoss = CROSS_ENTROPY) -> StepOutput:
+        output = super()._step(batch, loss_fn)
         return output._replace(loss=output.loss / 2)
 
 
