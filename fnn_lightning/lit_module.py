@@ -372,13 +372,8 @@ class FNNLitModule(LightningModule):
         weights = getattr(self.trainer.datamodule, "class_weights", None)  # type: ignore[attr-defined]
         self.training_loss.class_weights = None if weights is None else weights.to(self.device)
 
-    def train(self, mode: bool = True) -> "FNNLitModule":
-        super().train(mode)
-        if mode:
-            self.frozen.eval_batch_norm()
-        return self
-
     def on_train_start(self) -> None:
+        self.frozen.eval_batch_norm()  # not before: the Trainer warns of such layers
         if self.hparams["batch_norm"]:
             check_batch_norm(self.trainer, self.hard_examples)
 

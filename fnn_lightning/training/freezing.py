@@ -29,7 +29,6 @@ class FrozenLayers:
         self._layers = list(network.layers[: linear[count]])
         for layer in self._layers:
             layer.requires_grad_(False)
-        self.eval_batch_norm()
 
     def eval_batch_norm(self) -> None:
         """Let frozen batch normalisation use the mean and variance it has, in training too."""

@@ -58,9 +58,8 @@ def test_a_new_head_is_trained_on_the_layers_of_another_run(
     last = LAST.replace("version_0", "version_1")
     resumed = FNNCLI(["fit", "--ckpt_path", last, "--trainer.max_epochs", "2"])
     assert torch.equal(resumed.model.network.layers[0].weight, theirs.weight)
-    assert not torch.equal(
-        resumed.model.network.layers[2].weight, second.model.network.layers[2].weight
-    )
+    heads = [cli.model.network.layers[2].weight for cli in (second, resumed)]
+    assert not torch.equal(*heads)
 
 
 @pytest.mark.parametrize("freeze", [-1, 2])
