@@ -77,41 +77,38 @@ class Console(callbacks.Callback):
         write(trainer, f"\n{styled(head, DIM)}")
 
     def on_validation_end(self, trainer: Trainer, pl_module: LightningModule) -> None:
-        assert isinstance(pl_module, FNNLitModule)
-        trained = pl_module.train_metrics.trained_since_validation
         if trainer.sanity_checking:
             return
-        if not trained or trainer.barebones:  # which logs nothing
+        assert isinstance(pl_module, FNNLitModule)
+        means = pl_module.train_metrics.means_since_validation()
+        if means is None or trainer.barebones:  # which logs nothing
             self._print_counts(trainer, pl_module, "val")
         else:
             values = trainer.callback_metrics
-            self._print_row(trainer, pl_module, float(values["val/loss"]), float(values["val/acc"]))
+            self._print_row(trainer, means, (float(values["val/loss"]), float(values["val/acc"])))
 
     def on_train_epoch_end(self, trainer: Trainer, pl_module: LightningModule) -> None:
+        if trainer.enable_validation or trainer.barebones:
+            return
         assert isinstance(pl_module, FNNLitModule)
-        # a `training_step` of the user's own may measure nothing
-        measured = not pl_module.train_metrics.empty
-        if measured and not trainer.enable_validation and not trainer.barebones:
-            self._print_row(trainer, pl_module)
+        means = pl_module.train_metrics.means_since_validation()
+        if means is not None:  # a `training_step` of the user's own may measure nothing
+            self._print_row(trainer, means)
 
     def _print_row(
         self,
         trainer: Trainer,
-        module: FNNLitModule,
-        val_loss: float | None = None,
-        val_acc: float | None = None,
+        train: tuple[float, float],
+        val: tuple[float, float] | None = None,
     ) -> None:
-        """Print loss and accuracy since the last row, beside those of a validation."""
+        """Print loss and accuracy of training since the last row, and those of a validation."""
         if not self._has_head:  # of a run that is resumed after its last step
             self._print_head(trainer)
-        means = module.train_metrics.means_since_validation()
         cells = [
             epoch_of(trainer),
             f"{trainer.global_step:,}",
-            f"{means['train/loss'].item():.4f}",
-            f"{100 * means['train/acc'].item():.2f} %",
-            "" if val_loss is None else f"{val_loss:.4f}",
-            "" if val_acc is None else f"{100 * val_acc:.2f} %",
+            *loss_and_acc_cells(train),
+            *(loss_and_acc_cells(val) if val else ("", "")),
             clock(time.monotonic() - self._began),
         ]
         row = "  ".join(
@@ -253,6 +250,16 @@ def describe_length(trainer: Trainer) -> str:
         elif isinstance(callback, callbacks.EarlyStopping):
             text += f", or until {callback.monitor} stops improving"
     return text
+
+
+def loss_and_acc_cells(loss_and_acc: tuple[float, float]) -> tuple[str, str]:
+    """Write a loss and an accuracy as cells of the table.
+
+    >>> loss_and_acc_cells((0.25, 0.5))
+    ('0.2500', '50.00 %')
+    """
+    loss, acc = loss_and_acc
+    return f"{loss:.4f}", f"{100 * acc:.2f} %"
 
 
 def why_stopped(trainer: Trainer) -> str | None:

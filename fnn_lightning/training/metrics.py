@@ -90,8 +90,9 @@ class TrainMetrics:
     def __init__(self, num_classes: int = NUM_CLASSES) -> None:
         self.num_classes = num_classes
         self.split = SplitMetrics("train/", num_classes)
-        self.since_validation = SplitMetrics("train/", num_classes)
-        """Loss and accuracy since the last validation ended."""
+        """Loss and accuracy since they were last logged."""
+        self._offset = torch.zeros(3, dtype=torch.float64)
+        """What to add to `_sums`, those not logged yet, to get those since the last validation."""
         self._pending: list[StepOutput] = []
         self._losses: list[Tensor] = []
         self._batches = 0
@@ -99,7 +100,6 @@ class TrainMetrics:
     def to(self, device: torch.device) -> None:
         """Move the sums to a device."""
         self.split.to(device)
-        self.since_validation.to(device)
 
     @property
     def empty(self) -> bool:
@@ -129,24 +129,44 @@ class TrainMetrics:
         target = torch.cat(labels)
         if len(target):  # with small batches a rank may have no images
             digits = torch.cat(logits).argmax(dim=1)
-            for split in (self.split, self.since_validation):
-                split.update(preds=digits, target=target, value=loss, weight=batch_sizes)
+            self.split.update(preds=digits, target=target, value=loss, weight=batch_sizes)
         self._pending.clear()
 
     def compute_and_reset(self) -> dict[str, Tensor]:
         """Compute `train/loss` and `train/acc` since the last call, over all ranks."""
-        self.flush()
-        return self.split.compute_and_reset()
+        means = self._means()
+        self._offset = self._offset + self._sums(means)
+        self.split.reset()
+        return means
 
-    @property
-    def trained_since_validation(self) -> bool:
-        """Whether this rank has measured a batch since the last validation ended."""
-        return self.since_validation["loss"].update_called
+    def means_since_validation(self) -> tuple[float, float] | None:
+        """Compute loss and accuracy since the last validation, over all ranks.
 
-    def means_since_validation(self) -> dict[str, Tensor]:
-        """Compute `train/loss` and `train/acc` since the last validation, over all ranks."""
+        Returns:
+            None if no batch was measured since then.
+        """
+        loss, correct, images = (self._offset + self._sums(self._means())).tolist()
+        return (loss / images, correct / images) if images else None
+
+    def end_validation(self) -> None:
+        """Let `means_since_validation` measure from here."""
+        self._offset = -self._sums(self._means())
+
+    def _means(self) -> dict[str, Tensor]:
+        """Compute the means since they were last logged, over all ranks; none in an empty run."""
         self.flush()
-        return self.since_validation.means()
+        return {} if self.empty else self.split.means()
+
+    def _sums(self, means: dict[str, Tensor]) -> Tensor:
+        """Compute the sums that belong to the means, over all ranks.
+
+        Returns:
+            Sum of the loss over the images, number of correct ones and of all: `float64` of shape
+            `(3,)`, on the CPU.
+        """
+        correct, images = self.split.counts or (0, 0)
+        loss = means["train/loss"].item() * images if images else 0
+        return torch.tensor([loss, correct, images], dtype=torch.float64)
 
     def losses(self) -> Tensor:
         """Return the loss of every batch trained on since the run began, over all ranks.
@@ -185,22 +205,24 @@ class TrainMetrics:
         self._losses.clear()
         self._batches = 0
         self.split.reset()
-        self.since_validation.reset()
+        self.split.counts = None
+        self._offset = torch.zeros(3, dtype=torch.float64)
 
-    def state_dict(self) -> dict[str, Any]:
+    def state_dict(self, validated: bool) -> dict[str, Any]:
         """Return this rank's sums and pending batches, as plain tensors.
 
         Of the pending logits it keeps the predicted classes, which is all that accuracy needs.
+
+        Args:
+            validated: Whether a validation has just ended, but `end_validation` may be yet to come.
         """
         return {
             "pending": [
                 (loss, logits.argmax(1).to(torch.int16), labels.to(torch.int16))
                 for loss, logits, labels in self._pending
             ],
-            **{
-                key: {name: metric_state(metric) for name, metric in split.items()}
-                for key, split in self._splits.items()
-            },
+            "split": {name: metric_state(metric) for name, metric in self.split.items()},
+            "offset": -self._sums(self._means()) if validated else self._offset.clone(),
         }
 
     def load_state_dict(
@@ -233,15 +255,10 @@ class TrainMetrics:
             self._pending.append(StepOutput(*(each.to(device) for each in output)))
         self._batches = len(losses)
         self._losses.append(losses[: len(losses) - len(self._pending)].to(device))
-        if not holds_sums:
-            return
-        for key, split in self._splits.items():
-            for name, metric in split.items(copy_state=False):
-                load_metric_state(metric, [state[key][name] for state in states])
-
-    @property
-    def _splits(self) -> dict[str, SplitMetrics]:
-        return {"split": self.split, "since_validation": self.since_validation}
+        self._offset = states[0]["offset"].view(3)  # over all ranks, so the same on each
+        if holds_sums:
+            for name, metric in self.split.items(copy_state=False):
+                load_metric_state(metric, [state["split"][name] for state in states])
 
 
 def mean_metric() -> MeanMetric:

@@ -83,12 +83,11 @@ class TrainLog(callbacks.Callback):
 
     def on_validation_end(self, trainer: Trainer, pl_module: LightningModule) -> None:
         self.validated_step = trainer.global_step
-        self._metrics.since_validation.reset()
+        self._metrics.end_validation()
 
     def on_train_epoch_end(self, trainer: Trainer, pl_module: LightningModule) -> None:
         if not trainer.enable_validation:  # the terminal then shows the means of each epoch
-            self._metrics.flush()
-            self._metrics.since_validation.reset()
+            self._metrics.end_validation()
 
     def on_train_end(self, trainer: Trainer, pl_module: LightningModule) -> None:
         if trainer.global_step > self.logged_step:
@@ -116,15 +115,12 @@ class TrainLog(callbacks.Callback):
             return {}  # training has ended: there is nothing to continue
         # A callback may save before `on_train_batch_end` or `on_validation_end` comes to this one.
         self.log_if_due(trainer.global_step, self._lr)
-        metrics, validated_step = self._metrics.state_dict(), self.validated_step
-        if trainer.validating:
-            metrics["since_validation"] = {name: {} for name in metrics["since_validation"]}
-            validated_step = trainer.global_step
+        metrics = self._metrics.state_dict(validated=trainer.validating)
         return {
             "ranks": gather_from_ranks(metrics),
             "losses": losses,
             "logged_step": self.logged_step,
-            "validated_step": validated_step,
+            "validated_step": trainer.global_step if trainer.validating else self.validated_step,
             "lr": self._lr,
         }
 

@@ -107,9 +107,12 @@ TRAINING: dict[str, Callable[[Any], None]] = {
     "sum": put(
         *("callbacks", "TrainLog", "ranks"),
         0,
-        "since_validation",
+        "split",
         "train/loss",
         {"mean_value": torch.ones(3, 3), "weight": 1},
+    ),
+    "sums since the validation": put(
+        *("callbacks", "TrainLog", "ranks"), 0, "offset", torch.ones(3, 3)
     ),
     "position": put("loops", "fit_loop", "state_dict", "combined_loader", [{"position": 10**9}]),
     "callbacks": put("callbacks", {"RunCheckpoint": {"monitor": None, "best_score": "x"}}),

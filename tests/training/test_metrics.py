@@ -40,9 +40,25 @@ def test_training_is_measured_since_the_last_call() -> None:
         {"train/loss": 0.25, "train/acc": 1.0}
     )
     assert metrics.losses().tolist() == [1.0, 4.0, 0.25]
-    assert floats(metrics.since_validation.means()) == pytest.approx(
-        {"train/loss": (2 + 4 + 0.25) / 4, "train/acc": 0.75}
+    assert metrics.means_since_validation() == pytest.approx(((2 + 4 + 0.25) / 4, 0.75))
+
+
+def test_means_since_validation_leave_out_what_was_not_logged_before_it() -> None:
+    metrics = TrainMetrics()
+    metrics.update(output([1, 2], [1, 3], 1.0))
+    metrics.end_validation()
+    assert metrics.means_since_validation() is None
+    metrics.update(output([5], [5], 4.0))
+    assert metrics.means_since_validation() == pytest.approx((4.0, 1.0))
+    resumed = TrainMetrics()
+    resumed.load_state_dict(
+        [metrics.state_dict(validated=False)], metrics.losses(), CPU, holds_sums=True
     )
+    for each in (metrics, resumed):
+        logged = floats(each.compute_and_reset())
+        assert logged == pytest.approx({"train/loss": 2.0, "train/acc": 2 / 3})
+        each.update(output([7], [8], 1.0))
+        assert each.means_since_validation() == pytest.approx((2.5, 0.5))
 
 
 @pytest.mark.parametrize("flushed", [False, True])
@@ -53,7 +69,7 @@ def test_the_sums_of_two_ranks_are_added_on_the_first_of_another_number(flushed:
     if flushed:
         for each in ranks:
             each.flush()
-    states, losses = [each.state_dict() for each in ranks], torch.tensor([1.0])
+    states, losses = [each.state_dict(validated=False) for each in ranks], torch.tensor([1.0])
     first, second = TrainMetrics(), TrainMetrics()
     first.load_state_dict(states, losses, CPU, holds_sums=True)
     second.load_state_dict(states, losses, CPU, holds_sums=False)
