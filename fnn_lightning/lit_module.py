@@ -26,7 +26,7 @@ from fnn_lightning.training.hard_examples import HardExamples, Sharding
 from fnn_lightning.training.hparams import HParams
 from fnn_lightning.training.loss import CROSS_ENTROPY, TrainingLoss
 from fnn_lightning.training.lr_finder import FINDERS
-from fnn_lightning.training.metrics import SplitMetrics, StepOutput, TrainMetrics
+from fnn_lightning.training.metrics import EvaluationMetrics, SplitMetrics, StepOutput, TrainMetrics
 from fnn_lightning.training.multi_step import (
     MultiStep,
     check_clock,
@@ -53,9 +53,10 @@ class FNNLitModule(LightningModule):
     A batch is `(images, labels)`: raw pixels as `FNN` takes them, and `int64` labels of shape
     `(B,)`. A dataloader of your own must not scale the pixels as `ToTensor` and `Normalize` do:
     training and evaluation then warn, and `predict` refuses them. Logged are `train/loss`,
-    `train/acc` and `lr` (see `TrainLog`), and `val/loss`, `val/acc`, `test/loss`, `test/acc` over
-    the whole split. The x-axis is the number of optimiser steps done. All arguments are plain
-    data, so that `torch.load(…, weights_only=True)` opens a checkpoint.
+    `train/acc` and `lr` (see `TrainLog`), and, over the whole split, the `loss`, `acc`,
+    `balanced_acc` and `f1` (see `EvaluationMetrics`) of `val/` and `test/`. The x-axis is the
+    number of optimiser steps done. All arguments are plain data, so that
+    `torch.load(…, weights_only=True)` opens a checkpoint.
 
     Args:
         class_names: Name of each class. The network has an output for each.
@@ -135,9 +136,9 @@ class FNNLitModule(LightningModule):
         self.framing = framing
 
         self.train_metrics = TrainMetrics(num_classes)
-        self.val_metrics = SplitMetrics("val/", num_classes)
-        self.test_metrics = SplitMetrics("test/", num_classes)
-        self.test_train_set_metrics = SplitMetrics("test/train_set_", num_classes)
+        self.val_metrics = EvaluationMetrics("val/", num_classes)
+        self.test_metrics = EvaluationMetrics("test/", num_classes)
+        self.test_train_set_metrics = EvaluationMetrics("test/train_set_", num_classes)
         self.schedule_lengths = (0, 0)
         """Steps of warm-up and length of the schedule where the run's length gives them, else 0."""
         self._loaded_step = 0

@@ -16,8 +16,9 @@ from fnn_lightning.data.datasets import DIGITS
 from fnn_lightning.errors import InputError
 from fnn_lightning.runs.checkpoint_io import ema_decay
 from fnn_lightning.runs.files import quote
+from fnn_lightning.training.checkpointing import default_mode
 from fnn_lightning.training.hparams import flatten
-from fnn_lightning.training.optim import SGD, torch_class
+from fnn_lightning.training.optim import MONITORED, SGD, torch_class
 
 TORCH_CLASSES: dict[str, tuple[ModuleType, type]] = {
     "optimizer": (torch.optim, Optimizer),
@@ -34,7 +35,8 @@ RUN_SETTINGS = (
 WORDS = (
     *("auto", "cpu", "gpu", "cuda", "mps", "tpu", "ddp", "fsdp"),
     *("16-mixed", "bf16-mixed", "16-true", "bf16-true", "32-true", "64-true", "bf16"),
-    *("val/acc", "val/loss", "min", "max", "rel", "abs", "norm", "value", "cos", "linear"),
+    *MONITORED,
+    *("min", "max", "rel", "abs", "norm", "value", "cos", "linear"),
     *("triangular", "triangular2", "exp_range", "cycle", "iterations"),
 )
 # as the parser writes {"seconds": 1}
@@ -54,7 +56,8 @@ def check_what_is_monitored(config: Namespace) -> None:
     for callback in given if isinstance(given, list) else [given]:
         name, arguments = callback.class_path.rpartition(".")[2], callback.get("init_args") or {}
         metric = monitors[name] = arguments.get("monitor")
-        if str(metric).endswith("acc") and arguments.get("mode") == "min":
+        rises = metric in MONITORED and default_mode(metric) == "max"
+        if rises and arguments.get("mode") == "min":
             raise InputError(
                 f"Expected `mode` of {name} to be max, since the highest {metric} is best, but got "
                 "min, Lightning's default: give --trainer.callbacks.mode max"

@@ -16,13 +16,23 @@ from fnn_lightning.runs.files import write_atomic
 from fnn_lightning.runs.run_folder import CONFIG, RUNS, claim_version
 
 BEHIND = "z_"  # before the names of the groups that TensorBoard is to show last
-OWN_TAGS = {"lr": f"{BEHIND}train/lr"}
+OWN_TAGS = {
+    "lr": f"{BEHIND}train/lr",
+    "val/balanced_acc": f"{BEHIND}val/balanced_acc",
+    "val/f1": f"{BEHIND}val/f1",
+}
 MEAN = "mean over the images trained on since the last point, each measured before its step"
+BALANCED = "mean over the classes of the share of their images classified correctly."
+F1 = "mean over the classes of F1, the harmonic mean of precision and recall."
 DESCRIPTIONS = {
     "train/loss": f"Cross-entropy, {MEAN}, with augmentation and dropout.",
     "train/acc": f"Share of images classified correctly, {MEAN}, with augmentation and dropout.",
     "val/loss": "Cross-entropy, mean over the validation images.",
     "val/acc": "Share of the validation images classified correctly.",
+    "val/balanced_acc": f"Validation: {BALANCED}",
+    "val/f1": f"Validation: {F1}",
+    "test/balanced_acc": f"Test: {BALANCED}",
+    "test/f1": f"Test: {F1}",
     "test/loss": "Cross-entropy, mean over the test images. A single number, of `test`.",
     "test/acc": "Share of the test images classified correctly. A single number, of `test`.",
     "lr": "Learning rate of the last step.",
@@ -41,7 +51,9 @@ def tag_of(name: str) -> str:
     >>> tag_of("val/acc"), tag_of("test/acc"), tag_of("lr")
     ('val/acc', 'z_test/acc', 'z_train/lr')
     """
-    return name if name.startswith(("train/", "val/")) else OWN_TAGS.get(name, BEHIND + name)
+    if name in OWN_TAGS:
+        return OWN_TAGS[name]
+    return name if name.startswith(("train/", "val/")) else BEHIND + name
 
 
 def name_of(tag: str) -> str:

@@ -14,7 +14,7 @@ from fnn_lightning.runs.loggers import folder_of_run
 from fnn_lightning.runs.signals import Stopped, StopSignals
 from fnn_lightning.training.multi_step import training_is_done, validation_is_due
 
-Metric = Literal["val/acc", "val/loss"]
+Metric = Literal["val/acc", "val/loss", "val/balanced_acc", "val/f1"]
 Mode = Literal["min", "max"]
 
 

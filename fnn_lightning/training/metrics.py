@@ -75,6 +75,40 @@ class SplitMetrics(MetricCollection):
         return values
 
 
+class EvaluationMetrics(SplitMetrics):
+    """Loss, accuracy, and two scores in which every class counts the same, over all ranks.
+
+    `balanced_acc` is the mean over the classes that have images of the share of them classified
+    correctly; `f1`, macro F1, the mean of each class's F1, the harmonic mean of precision and
+    recall, over the classes that have images or are predicted. Both as scikit-learn has them.
+
+    Args:
+        prefix: Put before the names, such as `val/`.
+        num_classes: Number of classes.
+    """
+
+    def __init__(self, prefix: str, num_classes: int = NUM_CLASSES) -> None:
+        super().__init__(prefix, num_classes)
+        self["stats"] = MulticlassStatScores(num_classes, average=None, validate_args=False)
+
+    def means(self) -> dict[str, Tensor]:
+        """Compute loss and scores over all ranks, and keep the counts.
+
+        Returns:
+            `{prefix}loss`, `{prefix}acc`, `{prefix}balanced_acc` and `{prefix}f1`, each of shape
+            `()`.
+        """
+        mark_updated(self)
+        values: dict[str, Tensor] = self.compute()
+        # of each class, with the predictions of it that are wrong, and its images that are missed
+        correct, wrong, _, missed, images = values.pop(f"{self.prefix}stats").T
+        self.counts = (int(correct.sum()), int(images.sum()))
+        recall = (correct / images)[images > 0]
+        f1 = (2 * correct / (2 * correct + wrong + missed))[images + wrong > 0]
+        scores = {"balanced_acc": recall.mean(), "f1": f1.mean()}
+        return values | {f"{self.prefix}{name}": score for name, score in scores.items()}
+
+
 class TrainMetrics:
     """Loss and accuracy of training since they were last logged, and since validation.
 

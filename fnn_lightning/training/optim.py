@@ -18,7 +18,7 @@ ClassConfig = dict[str, Any]
 """A class of torch.optim with its arguments: `{"class_path": …, "init_args": {…}}`."""
 
 SGD: ClassConfig = {"class_path": "torch.optim.SGD", "init_args": {"lr": 0.1}}
-MONITORED = ("val/acc", "val/loss")  # what can be selected by
+MONITORED = ("val/acc", "val/loss", "val/balanced_acc", "val/f1")  # what can be selected by
 # what schedules of torch.optim call their length
 LENGTH_ARGUMENTS = {
     "OneCycleLR": "total_steps",

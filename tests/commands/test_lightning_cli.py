@@ -72,8 +72,10 @@ def test_fit_prints_and_writes_a_run(data_dir: str, capsys: Capture) -> None:
     assert found == {
         "step": 6,
         "epochs": 2,
-        "val/acc": pytest.approx(float(values["val/acc"])),
-        "val/loss": pytest.approx(float(values["val/loss"])),
+        **{
+            name: pytest.approx(float(values[name]))
+            for name in ("val/acc", "val/loss", "val/balanced_acc", "val/f1")
+        },
         "best": {"monitor": "val/acc", "score": keeper.best_score},
         "checkpoint": "checkpoints/best.ckpt",
     }
@@ -396,7 +398,7 @@ BAD = {
     "--optimizer.lrr 1": r"Unknown option optimizer.lrr; did you mean optimizer.lr\?",
     "--trainer.max_epoch 1": r"trainer.max_epoch; did you mean trainer.max_epochs\?",
     "--dta.batch_size 1": r"Unknown option dta.batch_size; did you mean data.batch_size\?",
-    "--checkpoint.monitor val/f1": "one of 'val/acc', .* got val/f1",
+    "--checkpoint.monitor val/auc": "one of 'val/acc', .* got val/auc",
     "--data.val_size 0 --checkpoint.monitor val/acc": "nothing may be selected: give --data.val",
     "--data.val_size 0 --early_stopping.patience 2": "nothing may be selected: give --data.val",
     "--data.val_size 0 --lr_scheduler ReduceLROnPlateau --lr_scheduler.monitor val/loss": (
@@ -423,7 +425,7 @@ BAD |= {
     "--optimizer.lr fast": "`optimizer.lr` cannot be fast",
     "--optimizer.lr null": "`lr` to be positive, but got None",
     "--lr_scheduler LambdaLR --lr_scheduler.lr_lambda math.sqrt": "`lr_lambda` to be a number",
-    "--lr_scheduler ReduceLROnPlateau --lr_scheduler.monitor val/f1": "one of val/acc, val/loss",
+    "--lr_scheduler ReduceLROnPlateau --lr_scheduler.monitor val/auc": "one of val/acc, val/loss",
     "--lr_scheduler torch.optim.lr_scheduler.ReduceLROnPlateau": "one of val/acc, val/loss",
     "--trainer.accumulate_grad_batches -2": "accumulate_grad_batches` to be 1 or more, but got -2",
     "--trainer.check_val_every_n_epoch 0": "check_val_every_n_epoch` to be 1 or more, but got 0",
@@ -821,7 +823,7 @@ def test_the_python_api_trains_and_tests(data_dir: str) -> None:
     trainer = Trainer(max_epochs=1, logger=False, enable_progress_bar=False, accelerator="cpu")
     trainer.fit(model, datamodule=data)
     (result,) = trainer.test(model, datamodule=data, verbose=False)
-    assert set(result) == {"test/loss", "test/acc", "step"}
+    assert set(result) == {"test/loss", "test/acc", "test/balanced_acc", "test/f1", "step"}
     assert isinstance(model, FNNLitModule)
     assert isinstance(model.network, fnn_lightning.FNN)
     with pytest.raises(AttributeError, match="no attribute 'nothing'"):

@@ -61,6 +61,7 @@ def test_tensorboard_shows_the_run(trained: FNNCLI, tensorboard: str) -> None:
         f"{split}/{metric}" for split in ("train", "val", "z_test") for metric in ("loss", "acc")
     }
     digits = {f"z_{split}_acc_of_digit/{k}" for split in ("val", "test") for k in range(10)}
+    metrics |= {f"z_{split}/{name}" for split in ("val", "test") for name in ("balanced_acc", "f1")}
     assert tags == {"z_train/lr"} | metrics | digits
     for split in ("val", "test"):
         counts = confusion(split)

@@ -1,10 +1,13 @@
+import warnings
+
 import pytest
 import torch
+from sklearn.metrics import accuracy_score, balanced_accuracy_score, f1_score
 from torch import Tensor
 from torch.nn import functional as F
 
 from fnn_lightning.errors import DivergenceError
-from fnn_lightning.training.metrics import SplitMetrics, StepOutput, TrainMetrics
+from fnn_lightning.training.metrics import EvaluationMetrics, SplitMetrics, StepOutput, TrainMetrics
 
 CPU = torch.device("cpu")
 
@@ -99,3 +102,29 @@ def test_nothing_is_empty_until_a_batch_is_added() -> None:
     assert not metrics.empty
     metrics.reset()
     assert metrics.empty
+
+
+@pytest.mark.parametrize("seed", range(3))
+def test_every_class_counts_the_same_in_balanced_accuracy_and_f1(seed: int) -> None:
+    draw = torch.Generator().manual_seed(seed)
+    labels = torch.randint(0, 4, (60,), generator=draw)  # none of class 4 or 5
+    labels[:40] = 0
+    digits = torch.where(
+        torch.rand(60, generator=draw) < 0.6, labels, torch.randint(0, 5, (60,), generator=draw)
+    )
+    metrics = EvaluationMetrics("val/", 6)
+    for part in range(3):
+        metrics.update(
+            preds=digits[part::3], target=labels[part::3], value=torch.ones(()), weight=20
+        )
+    values = metrics.compute_and_reset()
+    with warnings.catch_warnings():
+        warnings.simplefilter("ignore")  # a class that has no images is predicted
+        expected = {
+            "val/acc": accuracy_score(labels, digits),
+            "val/balanced_acc": balanced_accuracy_score(labels, digits),
+            "val/f1": f1_score(labels, digits, average="macro"),
+            "val/loss": 1.0,
+        }
+    assert {name: float(value) for name, value in values.items()} == pytest.approx(expected)
+    assert metrics.counts == (int((digits == labels).sum()), 60)
