@@ -14,6 +14,7 @@ from fnn_lightning.errors import DivergenceError, InputError
 from fnn_lightning.evaluation.measures import check_finite
 from fnn_lightning.evaluation.predictions import Prediction, predict_probabilities
 from fnn_lightning.network import FNN
+from fnn_lightning.training.augmentation_end import AugmentationEnd
 from fnn_lightning.training.batch_norm import check_batch_norm
 from fnn_lightning.training.compilation import (
     add_prefix,
@@ -355,7 +356,7 @@ class FNNLitModule(LightningModule):
             return []
         log, threads = TrainLog(), Threads()
         steps = MultiStep(log, threads, FNNLitModule)
-        return [log, threads, Resume(), HParams(), PixelScale(), steps]
+        return [log, threads, Resume(), HParams(), PixelScale(), AugmentationEnd(), steps]
 
     def on_fit_start(self) -> None:
         attached = [type(each) for each in self.trainer.callbacks]  # type: ignore[attr-defined]

@@ -74,6 +74,7 @@ OPTIONS: dict[str, dict[str, dict[str, tuple[str, str]]]] = {
             "data.augmentation.shift": ("0", "pixels at most"),
             "data.augmentation.elastic": ("0", "pixels, standard deviation"),
             "data.augmentation.min_strength": ("1", "least share of all of these"),
+            "data.augmentation.end": ("1", "share of the run that is augmented"),
         },
         "checkpoints and logs": {
             "checkpoint.monitor": ("", "metric of the best checkpoint, as val/acc"),

@@ -112,7 +112,8 @@ class HelpFormatter(DefaultHelpFormatter):
 
     def add_argument(self, action: Action) -> None:
         # neither links between settings, nor a config file for each section
-        if action.metavar not in ("[applied on parse]", "CONFIG"):
+        links = ("[applied on parse]", "[applied on instantiate]")
+        if action.metavar not in (*links, "CONFIG"):
             super().add_argument(action)
 
     def _get_help_string(self, action: Action) -> str:

@@ -36,6 +36,9 @@ class Augmentation:
         min_strength: Each image's strength is drawn from U(min_strength, 1) and multiplies all the
             values above. Below 1, strongly deformed images are mixed with nearly unchanged ones,
             such as those of the test set.
+        end: Share of the run's batches that are deformed. Below 1, the last ones are served as they
+            are, so that the run finishes on images like those of the test set (He et al. 2019,
+            arXiv:1909.09148).
 
     Raises:
         InputError: If a value is out of its range.
@@ -52,6 +55,7 @@ class Augmentation:
     shift: float = 0.0
     elastic: float = 0.0
     min_strength: float = 1.0
+    end: float = 1.0
 
     def __post_init__(self) -> None:
         for name, most in MAX_VALUES.items():
@@ -62,6 +66,9 @@ class Augmentation:
             raise InputError(
                 f"Expected `min_strength` to be from 0 to 1, but got {self.min_strength}"
             )
+
+        if not 0 < self.end <= 1:
+            raise InputError(f"Expected `end` to be above 0 and at most 1, but got {self.end}")
 
     def __bool__(self) -> bool:
         """Whether anything is deformed at all."""

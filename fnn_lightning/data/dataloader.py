@@ -1,5 +1,6 @@
 """Serves batches from tensors in memory: one tensor index per batch, no Python per image."""
 
+import math
 from collections.abc import Callable, Iterator
 from fractions import Fraction
 from typing import Any
@@ -107,10 +108,20 @@ class InMemoryDataLoader:
             # The attribute in which the Trainer looks for `set_epoch`; without it, the Trainer
             # takes the loader for one that does not shuffle.
             self.sampler = EpochSampler(len(indices), shuffle_seed)
+        self._augmented: tuple[float, int] = math.inf, len(self)
         self.position = 0
         """Number of batches served in this epoch."""
         self._start = 0
         self._order = self.indices
+
+    def end_augmentation(self, batches: int, batches_per_epoch: int) -> None:
+        """Let the augmentation end where its `end` says, given the length of the run.
+
+        Args:
+            batches: Number of batches of the whole run.
+            batches_per_epoch: How many of them are in an epoch.
+        """
+        self._augmented = self.augmentation.end * batches, batches_per_epoch
 
     def __len__(self) -> int:
         """Return the number of batches in an epoch."""
@@ -175,7 +186,7 @@ class InMemoryDataLoader:
         share = batch[self.rank :: self.world_size]
         # `index_select` takes half the time of `self.images[share]`
         images, labels = self.images.index_select(0, share), self.labels.index_select(0, share)
-        if not self.augments:
+        if not self.augments or self._is_past_augmentation(first):
             return images, labels
         # not the sampler's own seed: to NumPy (seed, epoch) is (seed, epoch, 0)
         seed = (self.sampler.seed, self.sampler.epoch, first + 1)
@@ -183,6 +194,11 @@ class InMemoryDataLoader:
         grid = sampling_grid(self.augmentation.draw(len(batch), seed).to(self.device))
         grid = grid[self.rank :: self.world_size]
         return resample(images, grid), labels
+
+    def _is_past_augmentation(self, position: int) -> bool:
+        """Tell whether a batch of the epoch comes after the augmentation has ended."""
+        augmented, per_epoch = self._augmented
+        return self.sampler.epoch * per_epoch + position >= augmented
 
     def state_dict(self) -> dict[str, Any]:
         """Return the position in the epoch, for the Trainer's checkpoints."""

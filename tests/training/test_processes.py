@@ -135,7 +135,12 @@ AUGMENTED = [
     "--data.augmentation.shift=1",
     "--data.augmentation.elastic=1",
 ]
-AUGMENTED += ["--ema.decay=0.9", "--model.label_smoothing=0.1", "--model.hidden_dims=[16]"]
+AUGMENTED += [
+    "--data.augmentation.end=0.7",
+    "--ema.decay=0.9",
+    "--model.label_smoothing=0.1",
+    "--model.hidden_dims=[16]",
+]
 AUGMENTED += ["--model.input_dropout=0.3"]
 
 

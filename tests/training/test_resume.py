@@ -25,6 +25,7 @@ MOMENTUM = {"class_path": "SGD", "init_args": {"lr": 0.05, "momentum": 0.9}}
 EVERY_STEP = {"class_path": "OneCycleLR", "init_args": {"max_lr": 0.3, "total_steps": 60}}
 EVERY_EPOCH = {"class_path": "ExponentialLR", "init_args": {"gamma": 0.7}}
 AUGMENTED = {"augmentation": Augmentation(20.0, 0.2, 10.0, 2.0, 1.0)}
+ENDS = {"augmentation": Augmentation(20.0, end=0.7)}
 COSINE = {"class_path": "CosineAnnealingLR", "init_args": {}}
 PLATEAU = {
     "class_path": "ReduceLROnPlateau",
@@ -97,6 +98,7 @@ def fit(
         ({}, {"log_every_n_steps": 150, "max_epochs": 19}),
         ({}, {"overfit_batches": 3}),
         ({}, {"data": AUGMENTED}),
+        ({}, {"data": ENDS}),
         ({"ema": 0.8, "batch_norm": True}, {}),
         ({"ema": 0.8, "optimizer": ADAM}, {"max_epochs": -1, "max_steps": 15}),
         ({"ema": 0.8}, {"val_check_interval": 4}),
