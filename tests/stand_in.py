@@ -1,8 +1,9 @@
 """Stands in for `python -m fnn_lightning fit` and `test`: results at once, without training.
 
 A run's accuracy is 0.9 + its seed / 100 + its learning rate / 1000, and its fold / 1000 if it has
-one; a negative learning rate diverges. While the file `hold` exists, a run waits, until SIGTERM
-comes. A run that starts while the file `ignore` exists ignores SIGTERM.
+one; a negative learning rate diverges. While the file `hold` exists, or `hold_fold_1` for such
+a fold, a run waits, until SIGTERM comes. A run that starts while the file `ignore` exists ignores
+SIGTERM.
 """
 
 import json
@@ -55,7 +56,7 @@ def main(subcommand: str, *argv: str) -> None:
     run = Path(given["--run_folder"])
     run.mkdir(exist_ok=True)
     (run / "began").touch()
-    while Path("hold").exists():
+    while Path("hold").exists() or Path(f"hold_{run.name}").exists():
         time.sleep(0.02)
     if lr < 0 or (run / "diverge").exists():
         print("error: The loss is no longer finite", file=sys.stderr)
