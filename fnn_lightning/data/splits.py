@@ -127,7 +127,9 @@ def check_folds(folds: int | None, fold: int | None, val_size: int | None) -> No
     """
     if folds is None:
         if fold is not None:
-            raise InputError(f"Expected `folds` beside `fold`, but got fold {fold} alone")
+            raise InputError(
+                f"Expected `folds` beside `fold`, but got fold {fold} alone: give both or neither"
+            )
         return
     if folds < 2:
         raise InputError(f"Expected `folds` to be 2 or more, but got {folds}")

@@ -256,6 +256,8 @@ def test_a_sweep_fails_if_all_trials_do(stand_in: None, capfd: pytest.CaptureFix
         (["--space", "space.yaml", "--workers", "-1"], "Expected `workers` to be 1 or more"),
         (["--space", "space.yaml", "--trails", "3", "--bad"], "error: Expected nothing bad\n"),
         (["--space", "space.yaml", "--data.val_size=0"], "error: Nothing is selected by it\n"),
+        (["--space", "space.yaml", "--data.folds=0"],
+         "error: Expected `folds` to be from 2 to 1,000, but got 0\n"),
         (["--space", "space.yaml", "--run_folder=x"],
          "Expected no --run_folder, which `sweep` sets itself"),
         (["--space", "space.yaml", "--checkpoint.monitor", "val/loss"], "Expected no --checkpoint"),
