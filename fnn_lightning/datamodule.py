@@ -5,7 +5,7 @@ from collections.abc import Mapping, Sequence
 from dataclasses import asdict
 from fractions import Fraction
 from pathlib import Path
-from typing import Any, Literal, NamedTuple
+from typing import Any, Literal
 
 import torch
 from lightning.pytorch import LightningDataModule
@@ -14,6 +14,16 @@ from torch import Tensor
 from fnn_lightning.data.augmentation import Augmentation
 from fnn_lightning.data.dataloader import InMemoryDataLoader, evaluation_batch_size
 from fnn_lightning.data.datasets import Framing, find_dataset, is_path
+from fnn_lightning.data.splits import (
+    Split,
+    balanced_subset,
+    check_folds,
+    check_train_size,
+    default_val_size,
+    fold_size,
+    hold_out,
+    split_fold,
+)
 from fnn_lightning.errors import InputError
 from fnn_lightning.training.loss import balanced_weights
 
@@ -21,18 +31,6 @@ from fnn_lightning.training.loss import balanced_weights
 # after every step, and the page faults then cost as much as the step.
 EVAL_BATCH_SIZE = 2000
 NO_AUGMENTATION = Augmentation()
-SPLIT_SEED = 0  # fixed, so that runs with different seeds validate on the same images
-
-
-class Split(NamedTuple):
-    """Images in memory, and the indices of those in this split."""
-
-    images: Tensor
-    """`uint8` of shape `(N, 28, 28)`."""
-    labels: Tensor
-    """`int64` of shape `(N,)`."""
-    indices: Tensor
-    """`int64` of shape `(M,)`."""
 
 
 class MNISTDataModule(LightningDataModule):
@@ -54,6 +52,12 @@ class MNISTDataModule(LightningDataModule):
         val_size: Number of training images held out for validation, the same ones in every run.
             By default a twelfth of them: 5,000 of MNIST's 60,000. 0 trains on all of them.
             Validation then watches the test set, as tutorials do, so nothing may be selected by it.
+        folds: Number of folds to divide the training images into, for cross-validation. Each has
+            its share of every class, the same one in every run. Takes the place of `val_size`.
+        fold: The fold that validates, counted from 0; the network trains on the others.
+        train_size: Number of images to train on, of those that do not validate: as many of each
+            class, as far as there are, drawn by the seed. The images of a smaller subset are in a
+            larger one of the same seed. All of them by default.
         seed: Seed of the batches' order, a function of (seed, epoch) alone, and of augmentation and
             the network's dropout, functions of (seed, epoch, position in the epoch).
         augmentation: Applied to the training images, drawn anew in every epoch.
@@ -72,6 +76,9 @@ class MNISTDataModule(LightningDataModule):
         mirror: str | None = None,
         batch_size: int = 100,
         val_size: int | None = None,
+        folds: int | None = None,
+        fold: int | None = None,
+        train_size: int | None = None,
         seed: int = 0,
         augmentation: Augmentation = NO_AUGMENTATION,
         class_weights: Literal["balanced"] | list[float] | None = None,
@@ -83,7 +90,11 @@ class MNISTDataModule(LightningDataModule):
         self.data_dir = data_dir
         self.mirror = mirror
         self.batch_size = batch_size
+        check_folds(folds, fold, val_size)
         self.val_size = val_size
+        self.folds = folds
+        self.fold = fold
+        self.train_size = train_size
         self.seed = seed
         if isinstance(augmentation, Mapping):  # as a checkpoint stores it
             augmentation = Augmentation(**augmentation)
@@ -98,7 +109,7 @@ class MNISTDataModule(LightningDataModule):
         """Weight of each class in training, `float32` of shape `(classes,)`; None for 1."""
         self._source = find_dataset(dataset, data_dir, mirror)
         if self._source.train_size is not None:
-            self._check_val_size(self._source.train_size)
+            self._check_sizes(self._source.train_size)
         # A mirror belongs to a machine, not to a run: a checkpoint must not bring it along.
         self.save_hyperparameters(ignore=["mirror"], logger=False)
         # A checkpoint finds its data from whatever folder it is tested in.
@@ -121,7 +132,7 @@ class MNISTDataModule(LightningDataModule):
     def prepare_data(self) -> None:
         """Download what `data_dir` lacks, and check what it holds."""
         self._source.prepare()
-        self._check_val_size(len(self._source.labels(train=True)))
+        self._check_sizes(len(self._source.labels(train=True)))
 
     def setup(self, stage: str | None = None) -> None:
         """Read the images that a stage needs into memory.
@@ -144,11 +155,9 @@ class MNISTDataModule(LightningDataModule):
     def read_train_and_val(self) -> None:
         """Read the training images into memory, and hold out those for validation."""
         images, labels, _ = self._read(train=True)
-        val_size = max(1, len(images) // 12) if self.val_size is None else self.val_size
-        order = torch.randperm(len(images), generator=torch.Generator().manual_seed(SPLIT_SEED))
-        val, train = order[:val_size], order[val_size:]
+        train, val = self._train_and_val(labels)
         self._splits["train"] = Split(images, labels, train)
-        self._splits["val"] = Split(images, labels, val) if val_size else self._splits["test"]
+        self._splits["val"] = Split(images, labels, val) if len(val) else self._splits["test"]
         self.class_weights = self._weigh_classes(labels[train])
 
     def train_dataloader(self) -> InMemoryDataLoader:
@@ -258,12 +267,35 @@ class MNISTDataModule(LightningDataModule):
             )
         return torch.tensor(self._class_weights, dtype=torch.float32)
 
-    def _check_val_size(self, train_size: int) -> None:
-        if self.val_size is not None and not 0 <= self.val_size < train_size:
+    def _train_and_val(self, labels: Tensor) -> tuple[Tensor, Tensor]:
+        """Choose the indices that train and those that validate, from the training labels."""
+        if self.folds is not None and self.fold is not None:
+            train, val = split_fold(labels, self.folds, self.fold)
+        else:
+            train, val = hold_out(len(labels), self.val_size)
+        if self.train_size is not None:
+            train = balanced_subset(labels, train, self.train_size, self.seed)
+        return train, val
+
+    def _check_sizes(self, count: int) -> None:
+        """Check what is wanted of the training images against their number."""
+        if self.val_size is not None and not 0 <= self.val_size < count:
             raise InputError(
-                f"Expected `val_size` to be from 0 to {train_size - 1:,}, so that at least one of "
-                f"the {train_size:,} training images is left to train on, but got {self.val_size}"
+                f"Expected `val_size` to be from 0 to {count - 1:,}, so that at least one of "
+                f"the {count:,} training images is left to train on, but got {self.val_size}"
             )
+        if self.folds is not None and self.folds > count:
+            raise InputError(
+                f"Expected `folds` to be from 2 to {count:,}, the number of training images, "
+                f"but got {self.folds}"
+            )
+        if self.train_size is None:
+            return
+        if self.folds is not None and self.fold is not None:
+            left = count - fold_size(count, self.folds, self.fold)
+        else:
+            left = count - (default_val_size(count) if self.val_size is None else self.val_size)
+        check_train_size(self.train_size, len(self.class_names), left)
 
 
 def check_class_weights(class_weights: Any) -> None:

@@ -1,5 +1,6 @@
 from collections.abc import Callable, Collection
 from pathlib import Path
+from types import SimpleNamespace
 from typing import Any
 
 import pytest
@@ -26,7 +27,7 @@ def stored(part: str) -> list[bytes]:
     return [content[start : start + 784] for start in range(0, len(content), 784)]
 
 
-def prepared(data: MNISTDataModule, stage: str) -> MNISTDataModule:
+def prepared(data: MNISTDataModule, stage: str | None) -> MNISTDataModule:
     data.prepare_data()
     data.setup(stage)
     return data
@@ -57,6 +58,69 @@ def test_val_size_0_trains_on_all_and_watches_the_test_set(make_data: MakeData) 
     data = prepared(make_data(val_size=0), "fit")
     assert sorted(images_of(data.train_dataloader())) == sorted(stored("train"))
     assert images_of(data.val_dataloader()) == stored("t10k")
+
+
+def test_a_subset_to_train_on_leaves_validation_and_test_as_they_are(make_data: MakeData) -> None:
+    whole, part = (
+        prepared(make_data(val_size=60, train_size=size, seed=3), None) for size in (None, 40)
+    )
+    train = part.train_dataloader()
+    first = images_of(train)
+    train.sampler.set_epoch(1)
+    second = images_of(train)
+    assert first != second
+    assert sorted(first) == sorted(second)
+    assert len(first) == len(set(first)) == 40
+    assert set(first) < set(images_of(whole.train_dataloader()))
+    labels = torch.cat([labels for _, labels in train])
+    assert torch.bincount(labels).tolist() == [4] * 10
+    assert images_of(part.val_dataloader()) == images_of(whole.val_dataloader())
+    assert images_of(part.test_dataloader()) == images_of(whole.test_dataloader())
+
+
+def test_a_subset_of_all_images_is_no_subset(make_data: MakeData) -> None:
+    whole, same = (
+        images_of(prepared(make_data(val_size=60, train_size=size), "fit").train_dataloader())
+        for size in (None, TRAIN_SIZE - 60)
+    )
+    assert whole == same
+
+
+def test_the_subset_is_that_of_the_seed(make_data: MakeData) -> None:
+    subsets = [
+        set(images_of(prepared(make_data(train_size=size, seed=seed), "fit").train_dataloader()))
+        for size, seed in ((40, 0), (20, 0), (40, 1))
+    ]
+    assert subsets[1] < subsets[0]
+    assert subsets[0] != subsets[2]
+
+
+def test_ranks_share_one_subset(make_data: MakeData) -> None:
+    alone = images_of(prepared(make_data(train_size=31), "fit").train_dataloader())
+    shares = []
+    for rank in range(3):
+        data = prepared(make_data(train_size=31), "fit")
+        strategy = SimpleNamespace(root_device=torch.device("cpu"))
+        data.trainer = SimpleNamespace(  # type: ignore[assignment]
+            global_rank=rank, world_size=3, overfit_batches=0, strategy=strategy
+        )
+        shares.append(images_of(data.train_dataloader()))
+    assert [len(share) for share in shares] == [11, 10, 10]
+    assert sorted(image for share in shares for image in share) == sorted(alone)
+
+
+def test_a_fold_validates_and_the_others_train(make_data: MakeData) -> None:
+    held_out = []
+    for fold in range(4):
+        data = prepared(make_data(folds=4, fold=fold, seed=fold), "fit")
+        val, train = images_of(data.val_dataloader()), images_of(data.train_dataloader())
+        assert sorted(train + val) == sorted(stored("train"))
+        held_out += val
+    assert sorted(held_out) == sorted(stored("train"))
+    data = prepared(make_data(folds=4, fold=1, train_size=30), "fit")
+    train = images_of(data.train_dataloader())
+    assert len(train) == 30
+    assert not {*train} & {*images_of(data.val_dataloader())}
 
 
 @pytest.mark.parametrize("stage", ["test", "predict"])
@@ -103,6 +167,18 @@ def test_digits_have_the_shapes_of_mnist() -> None:
         ({"val_size": -1}, "`val_size` to be from 0 to 59,999, .* but got -1"),
         ({"val_size": 60_000}, "`val_size` to be from 0 to 59,999, .* but got 60000"),
         ({"val_size": 1_437, "dataset": "digits"}, "`val_size` to be from 0 to 1,436"),
+        ({"train_size": 9}, "`train_size` to be from 10, one .*, to 55,000, .* but got 9"),
+        ({"train_size": 55_001}, "to 55,000, the training images that do not validate, but got 55"),
+        ({"train_size": 60_001, "val_size": 0}, "`train_size` to be .* to 60,000, .* got 60001"),
+        ({"train_size": 48_001, "folds": 5, "fold": 4}, "to 48,000, .* but got 48001"),
+        ({"train_size": -1}, "`train_size` to be from 10, .* but got -1"),
+        ({"folds": 1, "fold": 0}, "`folds` to be 2 or more, but got 1"),
+        ({"folds": 60_001, "fold": 0}, "`folds` to be from 2 to 60,000, .* but got 60001"),
+        ({"folds": 5}, "`fold` beside `folds`, but got 5 folds alone: .* from 0 to 4"),
+        ({"fold": 0}, "`folds` beside `fold`, but got fold 0 alone"),
+        ({"folds": 5, "fold": 5}, "`fold` to be from 0 to 4, .* but got 5"),
+        ({"folds": 5, "fold": -1}, "`fold` to be from 0 to 4, .* but got -1"),
+        ({"folds": 5, "fold": 0, "val_size": 0}, "either `folds` or `val_size`, but got 5 folds"),
     ],
 )
 def test_an_argument_out_of_range_is_refused(arguments: dict[str, object], message: str) -> None:
@@ -113,6 +189,14 @@ def test_an_argument_out_of_range_is_refused(arguments: dict[str, object], messa
 def test_val_size_is_checked_against_the_files(make_data: MakeData) -> None:
     with pytest.raises(InputError, match=f"from 0 to {TRAIN_SIZE - 1}, .* but got {TRAIN_SIZE}"):
         make_data(val_size=TRAIN_SIZE).prepare_data()
+
+
+def test_sizes_of_subset_and_folds_are_checked_against_the_files(make_data: MakeData) -> None:
+    make_data(train_size=TRAIN_SIZE - TRAIN_SIZE // 12).prepare_data()
+    with pytest.raises(InputError, match=r"`train_size` to be from 10, .* to 275, .* got 276"):
+        make_data(train_size=TRAIN_SIZE - TRAIN_SIZE // 12 + 1).prepare_data()
+    with pytest.raises(InputError, match=r"`folds` to be from 2 to 300, .* but got 301"):
+        make_data(folds=TRAIN_SIZE + 1, fold=0).prepare_data()
 
 
 SPLITS = {"train": TRAIN_SIZE - 25, "val": 25, "test": TEST_SIZE, "predict": TEST_SIZE}

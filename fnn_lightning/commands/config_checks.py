@@ -63,7 +63,7 @@ def check_what_is_monitored(config: Namespace) -> None:
                 "min, Lightning's default: give --trainer.callbacks.mode max"
             )
     for option, metric in monitors.items():
-        if metric and config.data.val_size == 0:
+        if metric and config.data.val_size == 0 and config.data.folds is None:
             raise InputError(
                 f"{option} would select by {metric}, but with val_size 0 validation watches the "
                 "test set, by which nothing may be selected: give --data.val_size 5000, or drop "
@@ -154,6 +154,8 @@ def check_resumes(
     now: dict[str, Any] = {"ema.decay": config.ema.decay}
     model = {name: value for name, value in model.items() if name not in OF_DATA}
     data.pop("data_dir", None)  # of a machine, not of a run
+    if data:  # of an earlier version too, which had no such settings
+        data = {**dict.fromkeys(("folds", "fold", "train_size")), **data}
     if "seed" in data:
         before["seed_everything"], now["seed_everything"] = data.pop("seed"), config.seed_everything
     for name in ("optimizer", "lr_scheduler"):

@@ -6,7 +6,8 @@ from typing import Any
 import torch
 
 from fnn_lightning.data.dataloader import InMemoryDataLoader
-from fnn_lightning.datamodule import MNISTDataModule, Split
+from fnn_lightning.data.splits import Split
+from fnn_lightning.datamodule import MNISTDataModule
 from fnn_lightning.errors import InputError
 from fnn_lightning.runs.progress import progress_bar
 

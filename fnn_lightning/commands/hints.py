@@ -33,6 +33,8 @@ ANSWERS = {
     "--data.batch_size": "bs batch train_batch_size",
     "--data.data_dir": "data_path root dataroot",
     "--data.val_size": "val_split validation_split",
+    "--data.folds": "k_folds n_splits num_folds kfold",
+    "--data.train_size": "train_subset subset n_train num_train",
     "--seed_everything": "seed random_state manual_seed",
     "--early_stopping.patience": "patience early_stop early_stop_callback",
     "--ckpt_path": "ckpt checkpoint resume resume_from_checkpoint weights model_path",

@@ -37,8 +37,15 @@ def seed_results(metrics: dict[str, Any], test: bool) -> dict[str, float]:
     }
 
 
-def results_table(columns: dict[str, Column], seeds: Sequence[int]) -> str:
+def results_table(
+    columns: dict[str, Column], seeds: Sequence[int], spreads: dict[str, Column] | None = None
+) -> str:
     """Lay out the results: a row for each seed, then their mean and its 95 % interval.
+
+    Args:
+        columns: Each metric, by the name of its column.
+        seeds: The seeds.
+        spreads: The standard deviation over the folds of each seed, if it has several.
 
     Example:
         >>> print(results_table({"val/loss": {0: 0.25}}, range(2)))
@@ -48,10 +55,13 @@ def results_table(columns: dict[str, Column], seeds: Sequence[int]) -> str:
     """
     rows = [["seed", *columns]]
     for seed in seeds:
-        cells = [
-            f"{column[seed]:{number_format(name)}}" if seed in column else "failed"
-            for name, column in columns.items()
-        ]
+        cells = []
+        for name, column in columns.items():
+            f = number_format(name)
+            cell = f"{column[seed]:{f}}" if seed in column else "failed"
+            if spreads and seed in column:
+                cell += f" ± {spreads[name][seed]:{f}}"
+            cells.append(cell)
         rows.append([str(seed), *cells])
     completed = min((len(column) for column in columns.values()), default=0)
     if completed > 1:

@@ -1,6 +1,7 @@
 """The subcommand `sweep`: searches with Optuna for the settings that validate best."""
 
 import os
+import statistics
 import sys
 from collections.abc import Iterator
 from contextlib import contextmanager
@@ -25,6 +26,7 @@ from fnn_lightning.runs.files import quote
 from fnn_lightning.runs.multirun_folder import (
     LOCK,
     choose_folder,
+    fold_runs,
     lock_file,
     remove_if_unused,
     write_or_compare,
@@ -50,14 +52,23 @@ class Trial(NamedTuple):
     number: int
     params: dict[str, Any]
     """The value drawn for each option."""
-    run: Path
-    """The folder of its run."""
+    folder: Path
+    """The folder of its run, or of its runs if folds validate in turn."""
+    runs: dict[Path, list[str]]
+    """The folder of each run, and the options of `fit` that it has beside the others."""
     output: IO[bytes]
     """The file for its output, locked while any process works on the trial."""
+
+    def next_run(self) -> Path | None:
+        """Return the folder of the first run that has not completed; None if all have."""
+        return next((run for run in self.runs if not fit_completed(read_metrics(run))), None)
 
 
 def main(argv: list[str]) -> None:
     """Run trials until there are as many as wanted, and print the best.
+
+    With `--data.folds` a trial trains once for each fold that validates, one after the other, and
+    is judged by the mean.
 
     Args:
         argv: The command line after `sweep`.
@@ -68,7 +79,8 @@ def main(argv: list[str]) -> None:
     """
     parser = make_parser(
         "sweep",
-        "Searches a space of options for the best val/acc. Takes all options of fit as well. "
+        "Searches a space of options for the best val/acc. Takes all options of fit as well; with "
+        "--data.folds alone, each fold validates in turn, and the mean counts. "
         "Repeat the command with --folder to resume a sweep, or to join it from another machine.",
     )
     parser.add_argument("--space", type=str, required=True, help="YAML file of the search space.")
@@ -101,21 +113,23 @@ def main(argv: list[str]) -> None:
 
     with Subprocesses() as children:
         example = fit_options({name: first_value(values) for name, values in space.items()})
-        children.check_output(["fit", *fit_argv, *example, MONITOR, "--trainer.fast_dev_run=1"])
         settings = children.check_output(["fit", *fit_argv, "--print_config"])
+        first, *_ = fold_runs(Path(), settings).values()
+        check = ["fit", *fit_argv, *example, *first, MONITOR, "--trainer.fast_dev_run=1"]
+        children.check_output(check)
         folder = choose_folder(args.folder, "sweeps", SWEEP_CONFIG)
         with storage_errors():
             url = args.storage and args.storage.replace("sqlite:///~", f"sqlite:///{Path.home()}")
             storage, study = open_study(folder, settings, space, url)
             with StatusLine() as status:
                 progress = SweepProgress(study, args.trials, status)
-                sweep = Sweep(children, storage, study, folder, space, fit_argv, progress)
+                sweep = Sweep(children, storage, study, folder, settings, space, fit_argv, progress)
                 sweep.run(args.trials, args.workers)
             if children.stop_signal:
                 new_folder = [] if args.folder else ["--folder", str(folder)]
                 resume = f"{COMMAND} sweep {quote(*argv, *new_folder)}"
                 exit_stopped(children.stop_signal, f"resume with: {resume}")
-            print_best_trials(study, folder)
+            print_best_trials(study, folder, fit_argv, settings)
 
 
 class Sweep:
@@ -130,6 +144,7 @@ class Sweep:
         storage: Optuna's storage.
         study: Optuna's study in it.
         folder: Folder of the trials' runs.
+        settings: The config that the trials share, as YAML.
         space: The search space.
         fit_argv: The options of `fit` that all trials share.
         progress: Shows how far the sweep is.
@@ -141,6 +156,7 @@ class Sweep:
         storage: "RDBStorage",
         study: "Study",
         folder: Path,
+        settings: str,
         space: Space,
         fit_argv: list[str],
         progress: SweepProgress,
@@ -149,6 +165,7 @@ class Sweep:
         self.storage = storage
         self.study = study
         self.folder = folder
+        self.settings = settings
         self.space = space
         self.fit_argv = fit_argv
         self.progress = progress
@@ -163,17 +180,18 @@ class Sweep:
         env = dict(os.environ)
         if workers > 1:  # otherwise each trial would use all cores
             env.setdefault("OMP_NUM_THREADS", str(max(1, available_cores() // workers)))
-        running: dict[Popen[bytes], Trial] = {}
+        running: dict[Popen[bytes], tuple[Trial, Path]] = {}
         waiting = False
         while not self.children.stop_signal or running:
             while len(running) < workers and not self.children.stop_signal:
                 trial = self.next_trial(trials)
                 if trial is None:
                     break
-                if fit_completed(read_metrics(trial.run)):  # killed before the study learned of it
+                run = trial.next_run()
+                if run is None:  # killed before the study learned of it
                     self.finish(trial, 0)
                     continue
-                running[self._start(trial, env)] = trial
+                running[self._start(trial, run, env)] = trial, run
                 self.progress.update()
             if not running and not self.children.stop_signal:
                 if not self.trials_in_state("RUNNING"):
@@ -184,15 +202,18 @@ class Sweep:
                 self.progress.update()
             self.progress.show(stopping=bool(self.children.stop_signal))
             for child in self.children.wait(RETRY_SECONDS):
-                trial = running.pop(child)
-                if child.returncode and self.children.stop_signal:
+                trial, run = running.pop(child)
+                pending = None if child.returncode else trial.next_run()
+                if self.children.stop_signal and (child.returncode or pending):
                     trial.output.close()  # stays RUNNING in the study, to be resumed
+                elif pending and pending != run:  # which otherwise has left no result
+                    running[self._start(trial, pending, env)] = trial, pending
                 else:
                     self.finish(trial, child.returncode)
 
-    def _start(self, trial: Trial, env: dict[str, str]) -> Popen[bytes]:
-        command = ["fit", *self.fit_argv, *fit_options(trial.params), MONITOR]
-        command += ["--run_folder", str(trial.run)]
+    def _start(self, trial: Trial, run: Path, env: dict[str, str]) -> Popen[bytes]:
+        command = ["fit", *self.fit_argv, *fit_options(trial.params), *trial.runs[run], MONITOR]
+        command += ["--run_folder", str(run)]
         return self.children.start(command, stdout=trial.output, stderr=STDOUT, env=env)
 
     def next_trial(self, trials: int) -> Trial | None:
@@ -227,10 +248,12 @@ class Sweep:
             return self._lock_trial(new.number, new.params)
 
     def _lock_trial(self, number: int, params: dict[str, Any]) -> Trial | None:
-        run = trial_folder(self.folder, number)
-        run.mkdir(exist_ok=True)
-        output = lock_file(run / OUTPUT)
-        return None if output is None else Trial(number, params, run, output)
+        folder = trial_folder(self.folder, number)
+        folder.mkdir(exist_ok=True)
+        output = lock_file(folder / OUTPUT)
+        if output is None:
+            return None
+        return Trial(number, params, folder, fold_runs(folder, self.settings), output)
 
     def finish(self, trial: Trial, status: int) -> None:
         """Record in the study how a trial has ended, and print it.
@@ -239,17 +262,17 @@ class Sweep:
             trial: The trial.
             status: Exit status of its process.
         """
-        metrics = read_metrics(trial.run)
-        best = metrics["fit"]["best"] if fit_completed(metrics) else None
-        score = best["score"] if best else None
+        metrics = [read_metrics(run) for run in trial.runs]
+        fits = [each["fit"] for each in metrics if fit_completed(each) and each["fit"]["best"]]
+        scores = [fit["best"]["score"] for fit in fits]
         if status:
-            output = (trial.run / OUTPUT).read_bytes()
+            output = (trial.folder / OUTPUT).read_bytes()
             self._record_failure(trial, failure_reason(output, status))
-        elif score is None:
+        elif len(scores) < len(trial.runs) or None in scores:
             self._record_failure(trial, "it left no result")
         else:
+            score, seconds = statistics.fmean(scores), sum(fit["seconds"] for fit in fits)
             self.study.tell(trial.number, score)
-            seconds = metrics["fit"]["seconds"]
             self._close(trial, f"val/acc {100 * score:.2f} %   {seconds:.1f} s")
 
     def _record_failure(self, trial: Trial, reason: str) -> None:
@@ -375,12 +398,20 @@ def storage_errors() -> Iterator[None]:
 
 
 def trial_folder(folder: Path, number: int) -> Path:
-    """Return the folder of a trial's run."""
+    """Return the folder of a trial."""
     return folder / f"trial_{number:04}"
 
 
-def print_best_trials(study: "Study", folder: Path) -> None:
+def print_best_trials(study: "Study", folder: Path, fit_argv: list[str], settings: str) -> None:
     """Print the best trials, and the commands to test the first and to look at all.
+
+    With folds no network has trained on all images: then the command trains one.
+
+    Args:
+        study: Optuna's study.
+        folder: Folder of the trials.
+        fit_argv: The options of `fit` that all trials share.
+        settings: The same as YAML.
 
     Raises:
         SystemExit: With status 1 if all trials have failed.
@@ -401,7 +432,11 @@ def print_best_trials(study: "Study", folder: Path) -> None:
     for trial in completed[:BEST_TRIALS]:
         accuracy = 100 * (trial.value or 0)
         print(f"{trial.number:>5}   {accuracy:>10.2f}   {format_params(trial.params)}")
-    run = trial_folder(folder, completed[0].number)
-    best = quote(run / read_metrics(run)["fit"]["checkpoint"])
-    print(f"test the best  {COMMAND} test --ckpt_path {best}")
+    best = trial_folder(folder, completed[0].number)
+    if best in fold_runs(best, settings):
+        path = quote(best / read_metrics(best)["fit"]["checkpoint"])
+        print(f"test the best  {COMMAND} test --ckpt_path {path}")
+    else:
+        words = quote(*fit_argv, *fit_options(completed[0].params), "--data.folds=null")
+        print(f"train the best {COMMAND} fit {words}")
     print(f"look at all    tensorboard --logdir {quote(folder)}")

@@ -42,7 +42,7 @@ def read_space(path: Path) -> Space:
         raise InputError(f"Expected {path} to map options to values, but got {content!r:.100}")
     space = {str(name): make_distribution(str(name), entry) for name, entry in content.items()}
     for name in space:
-        if f"--{name}" in RESERVED or name in ("config", "help"):
+        if f"--{name}" in RESERVED or name in ("config", "help", "data.folds", "data.fold"):
             raise InputError(f"Expected no `{name}` in {path}: it cannot be searched")
     check_hidden_dims(space, path)
     return space

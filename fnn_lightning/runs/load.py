@@ -45,7 +45,10 @@ class TrainedNetwork(NamedTuple):
             InputError: If the stored arguments do not fit `MNISTDataModule`.
         """
         stored = dict(self.checkpoint.get("datamodule_hyper_parameters", {}))
-        stored |= {name: value for name, value in changed.items() if value is not None}
+        changed = {name: value for name, value in changed.items() if value is not None}
+        if "val_size" in changed:  # which takes the place of folds
+            stored = {name: stored[name] for name in stored.keys() - {"folds", "fold"}}
+        stored |= changed
         try:
             return MNISTDataModule(**stored)
         except TypeError as error:

@@ -7,6 +7,8 @@ from importlib import import_module
 from pathlib import Path
 from typing import IO, Any
 
+import yaml
+
 from fnn_lightning.errors import InputError
 from fnn_lightning.runs.files import write_atomic
 from fnn_lightning.runs.run_folder import claim_version
@@ -19,10 +21,41 @@ except ImportError:  # Windows, where no child inherits a lock: there such a run
     fcntl = None  # type: ignore[assignment]
 
 LOCK = ".lock"
+MAX_FOLDS = 1000
 # Windows locks bytes, also against the children that write to the file: one that no output reaches,
 # below the 2 GB up to which its `locking` can count
 LOCKED_BYTE = 2**30
 RETRY_SECONDS = 0.1
+
+
+def fold_runs(folder: Path, settings: str) -> dict[Path, list[str]]:
+    """Return the runs that a seed or a trial consists of: one, or one for each fold.
+
+    Args:
+        folder: Folder of the seed or the trial.
+        settings: The config that all runs share, as YAML. With `folds`, and without the `fold`
+            that validates, each of them does in turn.
+
+    Returns:
+        The folder of each run, and the options of `fit` that it has beside the others.
+
+    Raises:
+        InputError: If the number of folds is out of its range.
+
+    Example:
+        >>> runs = fold_runs(Path("seed_0"), "data: {folds: 2, fold: null}")
+        >>> {run.as_posix(): options for run, options in runs.items()}
+        {'seed_0/fold_0': ['--data.fold=0'], 'seed_0/fold_1': ['--data.fold=1']}
+        >>> [*fold_runs(Path("seed_0"), "data: {folds: 2, fold: 1}").values()]
+        [[]]
+    """
+    data = yaml.safe_load(settings)["data"]
+    folds = data.get("folds")  # not in the settings of earlier versions
+    if folds is None or data.get("fold") is not None:
+        return {folder: []}
+    if not 2 <= folds <= MAX_FOLDS:
+        raise InputError(f"Expected `folds` to be from 2 to {MAX_FOLDS:,}, but got {folds}")
+    return {folder / f"fold_{fold}": [f"--data.fold={fold}"] for fold in range(folds)}
 
 
 def choose_folder(given: str | None, parent: str, settings_file: str) -> Path:

@@ -19,6 +19,8 @@ def test_resuming_keeps_what_defines_the_run(data_dir: str, capsys: Capture) -> 
     changes = {
         "--data.dataset digits": "`data.dataset` to be mnist, with which the run began, but got",
         "--data.val_size 0": "`data.val_size` to be null",
+        "--data.folds 5 --data.fold 1": "`data.folds` to be null, .* but got 5",
+        "--data.train_size 99": "`data.train_size` to be null, .* but got 99",
         "--data.batch_size 50": "`data.batch_size` to be 100",
         "--data.augmentation.shift 1": "`data.augmentation.shift` to be 0.0, .* but got 1.0",
         "--seed_everything 1": "`seed_everything` to be 0",
@@ -48,6 +50,22 @@ def test_resuming_keeps_what_defines_the_run(data_dir: str, capsys: Capture) -> 
     shutil.copytree(data_dir, "elsewhere")
     resume = ["fit", "--ckpt_path", LAST, "--trainer.max_epochs", "3"]
     main([*resume, "--data.data_dir", "elsewhere", "--model.multi_step", "false"])
+    assert torch.load(LAST, weights_only=True)["global_step"] == 9
+
+
+def test_a_run_of_an_earlier_version_keeps_all_its_images(
+    data_dir: str, capsys: pytest.CaptureFixture[str]
+) -> None:
+    fit(data_dir)
+    checkpoint = torch.load(LAST, weights_only=True)
+    for name in ("folds", "fold", "train_size"):  # which it did not have
+        del checkpoint["datamodule_hyper_parameters"][name]
+    torch.save(checkpoint, LAST)
+    capsys.readouterr()
+    resume = ["fit", "--ckpt_path", LAST, "--trainer.max_epochs", "3"]
+    error = refused([*resume, "--data.train_size", "50"], capsys)
+    assert "Expected `data.train_size` to be null, with which the run began" in error
+    main(resume)
     assert torch.load(LAST, weights_only=True)["global_step"] == 9
 
 
@@ -84,6 +102,11 @@ def test_a_checkpoint_from_python_resumes_with_the_defaults_of_its_optimizer(
         (
             "ModelCheckpoint --trainer.callbacks.monitor val/loss --data.val_size 0",
             "would select by",
+        ),
+        (
+            "EarlyStopping --trainer.callbacks.monitor val/loss --data.val_size 0 --data.folds 5 "
+            "--data.fold 0",
+            "either `folds` or `val_size`",
         ),
         ("EarlyStopping --trainer.callbacks.monitor val/acc", "`mode` of EarlyStopping to be max"),
         ("ModelCheckpoint --trainer.callbacks.monitor val/acc", "`mode` of ModelCheckpoint to be"),

@@ -16,6 +16,7 @@ Capture = pytest.CaptureFixture[str]
 OWN = ("model.", "data.", "checkpoint.", "early_stopping.", "tensorboard.", "ema.")
 LEFT_OUT = {
     *("model.multi_step", "checkpoint.mode", "early_stopping.mode"),  # rarely of use
+    *("checkpoint.every_n_minutes", "early_stopping.min_delta"),
     "tensorboard.projector",  # in the help of `test`, which it is for
 }
 NOT_SETTINGS = {"config", "print_config", "run_folder", "init_from", "find_lr"}

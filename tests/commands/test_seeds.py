@@ -6,6 +6,7 @@ from pathlib import Path
 
 import pytest
 
+from fnn_lightning.commands import seeds
 from fnn_lightning.commands.main import main
 from fnn_lightning.commands.seeds_table import results_table
 from fnn_lightning.runs.progress import StatusLine
@@ -81,6 +82,86 @@ def test_a_line_is_printed_for_each_seed_and_its_output_kept(
     assert not (run / "errors.txt").exists()  # nothing was said
 
 
+@pytest.fixture
+def no_nets(monkeypatch: pytest.MonkeyPatch) -> None:
+    """Stand-ins leave no nets to predict with: say what would predict."""
+    monkeypatch.setattr(
+        seeds, "write_out_of_fold", lambda folder, runs: print("predicts", folder, len(runs))
+    )
+
+
+def test_each_fold_validates_in_turn(
+    stand_in: None, no_nets: None, capfd: pytest.CaptureFixture[str]
+) -> None:
+    main(["seeds", "2", "--data.folds", "3", "--test", "true"])
+    out, err = capfd.readouterr()
+    assert err == ""
+    lines = out.splitlines()
+    assert lines[0] == "the output of each run goes to seeds/version_0/seed_*/fold_*/output.txt"
+    assert re.fullmatch(
+        r"seed 0 fold 1   best val/acc 90\.10 %   test/acc 40\.10 %   \d+ s   "
+        r"\(2 of 6, about \d+ s left\)",
+        lines[2],
+    )
+    # seed 0 of 90.0, 90.1 and 90.2; seed 1 of 91.0, 91.1 and 91.2
+    assert rows(out)[7:] == [
+        "seed best val/acc, % test/acc, %",
+        "0 90.10 ± 0.10 40.10 ± 0.10",
+        "1 91.10 ± 0.10 41.10 ± 0.10",
+        "mean ± standard deviation of 2 90.60 ± 0.71 40.60 ± 0.71",
+        "95 % interval of the mean 84.25 to 96.95 34.25 to 46.95",
+        "of each seed: mean ± standard deviation of 3 folds, which validate in turn",
+        "look at them: tensorboard --logdir seeds/version_0",
+        "predicts seeds/version_0 6",
+    ]
+    run = Path("seeds/version_0/seed_1/fold_2")
+    assert (run / "output.txt").read_text() == (
+        "fit --config seeds/version_0/seeds.yaml --data.fold=2 --seed_everything 1 "
+        f"--run_folder {run}\n"
+    )
+
+    main(["seeds", "3", "--folder", "seeds/version_0"])
+    out = capfd.readouterr().out
+    assert [line[:13] for line in out.splitlines() if line.startswith("seed 2 ")] == [
+        "seed 2 fold 0",
+        "seed 2 fold 1",
+        "seed 2 fold 2",
+    ]
+    assert "seed 0 fold" not in out
+    assert "2 92.10 ± 0.10" in rows(out)
+
+
+def test_one_fold_is_trained_with_each_seed(
+    stand_in: None, no_nets: None, capfd: pytest.CaptureFixture[str]
+) -> None:
+    main(["seeds", "2", "--data.folds", "3", "--data.fold", "1"])
+    out = capfd.readouterr().out
+    assert "predicts" not in out
+    assert sorted(path.name for path in Path("seeds/version_0/seed_1").iterdir()) == [
+        "began",
+        "metrics.json",
+        "output.txt",
+    ]
+
+
+def test_a_seed_without_one_of_its_folds_has_no_result(
+    stand_in: None, no_nets: None, capfd: pytest.CaptureFixture[str]
+) -> None:
+    main(["seeds", "1", "--data.folds", "2"])
+    run = Path("seeds/version_0/seed_1/fold_0")
+    run.mkdir(parents=True)
+    (run / "diverge").touch()
+    capfd.readouterr()
+    with pytest.raises(SystemExit, match="1"):
+        main(["seeds", "2", "--folder", "seeds/version_0"])
+    out, err = capfd.readouterr()
+    assert err.splitlines()[-1] == (
+        "error: seed 1 fold 0 failed; see output.txt and errors.txt in "
+        "seeds/version_0/seed_*/fold_*"
+    )
+    assert {"0 90.05 ± 0.07", "1 failed"} <= set(rows(out))
+
+
 def test_a_terminal_shows_which_seed_is_trained(
     stand_in: None, monkeypatch: pytest.MonkeyPatch
 ) -> None:
@@ -147,6 +228,9 @@ def test_a_failed_seed_does_not_stop_the_others(
             ["2", "--optimizer.lr", "20"],
             "error: Expected something else\n",
         ),  # only the run refuses it
+        (["2", "--optimizer.lr", "20", "--data.folds", "3"], "error: Expected something else\n"),
+        (["2", "--data.folds", "1"], "Expected `folds` to be from 2 to 1,000, but got 1\n"),
+        (["2", "--data.folds=1000000000"], "from 2 to 1,000, but got 1000000000\n"),
         (["2", "--test", "maybe"], "Expected `test` to be bool"),
     ],
 )
@@ -191,6 +275,35 @@ def test_a_stopped_command_can_be_resumed(start: Start) -> None:
     assert "90.50 ± 0.71" in out
 
 
+def test_a_stopped_command_resumes_in_the_fold_where_it_stopped(start: Start) -> None:
+    parent = PARENT.replace(
+        "main.main(",
+        "from fnn_lightning.commands import seeds; "
+        "seeds.write_out_of_fold = lambda folder, runs: print('predicts', len(runs)); main.main(",
+    )
+    argv = ["-c", parent, STAND_IN, "seeds", "1", "--folder", "new", "--test", "true"]
+    Path("hold_fold_1").touch()
+    run = start(*argv, "--data.folds", "3")
+    until(Path("new/seed_0/fold_1/began"))
+    run.send_signal(signal.SIGTERM)
+    status, out, err = ended(run)
+    assert status == 128 + signal.SIGTERM
+    assert err.endswith("resume with: python -m fnn_lightning seeds 1 --folder new --test true\n")
+    assert "predicts" not in out
+    Path("hold_fold_1").unlink()
+    status, out, err = ended(start(*argv))
+    assert (status, err) == (0, "")
+    assert rows(out)[-5:] == [
+        "seed best val/acc, % test/acc, %",
+        "0 90.10 ± 0.10 40.10 ± 0.10",
+        "of each seed: mean ± standard deviation of 3 folds, which validate in turn",
+        "look at them: tensorboard --logdir new",
+        "predicts 3",
+    ]
+    outputs = [Path(f"new/seed_0/fold_{fold}/output.txt").read_text() for fold in range(3)]
+    assert [text.count("\n") for text in outputs] == [1, 2, 1]  # as often as it was started
+
+
 def test_a_second_interrupt_ends_at_once(start: Start) -> None:
     Path("hold").touch()
     Path("ignore").touch()
@@ -219,3 +332,15 @@ def test_a_real_seed_beside_a_tracker_equals_a_single_fit(
     score, accuracy = alone["fit"]["best"]["score"], alone["test"]["accuracy"]
     assert last[0] == "seed best val/acc, % test/acc, %"
     assert last[2] == f"1 {100 * score:.2f} {100 * accuracy:.2f}"
+
+
+@pytest.mark.soak
+def test_real_folds_predict_every_training_image(
+    data_dir: str, forked_runs: None, capfd: pytest.CaptureFixture[str]
+) -> None:
+    argv = ["--data.data_dir", data_dir, "--trainer.max_epochs", "2", "--model.hidden_dims=[8]"]
+    main(["seeds", "2", "--data.folds", "2", "--test", "true", *argv])
+    out, err = capfd.readouterr()
+    assert err == ""
+    assert re.search(r"out of fold: \d+ of 300 training images correct \(.*averaged over 2", out)
+    assert Path("seeds/version_0/out_of_fold.csv").read_text().count("\n") == 301

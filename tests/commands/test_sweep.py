@@ -105,6 +105,7 @@ def test_choices_may_be_lists_or_null() -> None:
         ("a: {low: 1, high: 8, step: 0}", "Expected `step` of `a` to be positive"),
         ("a: {low: 1, high: 8, step: 0.5}", "Expected another range of `a`"),
         ("a: {low: 1, high: 8, step: 2}", "Expected another range of `a`.*not divisible"),
+        ("data.fold: {choices: [0, 1]}", "Expected no `data.fold` in .*: it cannot be searched"),
         ("run_folder: {choices: [x]}", "Expected no `run_folder`"),
         ("checkpoint.monitor: {choices: [val/loss]}", "Expected no `checkpoint.monitor`"),
         ("depth: {low: 1, high: 2}", "Expected `depth` and `width` together"),
@@ -162,6 +163,39 @@ def test_a_resumed_sweep_draws_the_same_trials(
     # the same trials as without an interruption
     main([*argv, "--trials", "5"])
     assert [t.params for t in trials("sweeps/version_1")] == [t.params for t in found]
+
+
+def test_a_trial_is_judged_by_the_mean_over_its_folds(
+    stand_in: None, capfd: pytest.CaptureFixture[str]
+) -> None:
+    main(["sweep", "--space", "space.yaml", "--trials", "2", "--data.folds", "3"])
+    out, err = capfd.readouterr()
+    assert err == ""
+    found = trials("sweeps/version_0")
+    for trial in found:
+        lr, activation = trial.params["optimizer.lr"], trial.params["model.activation"]
+        assert trial.value == pytest.approx(0.9 + lr / 1000 + 0.001)  # of folds 0, 1 and 2
+        folder = f"sweeps/version_0/trial_000{trial.number}"
+        assert Path(folder, "output.txt").read_text() == "".join(
+            f"fit --data.folds 3 --optimizer.lr={lr} --model.activation={activation} "
+            f"--data.fold={fold} --checkpoint.monitor=val/acc --run_folder {folder}/fold_{fold}\n"
+            for fold in range(3)
+        )
+        assert f"   val/acc {100 * lr / 1000 + 90.1:.2f} %   4.5 s" in out
+    best = max(found, key=lambda trial: float(trial.params["optimizer.lr"])).params
+    assert (
+        "train the best python -m fnn_lightning fit --data.folds 3 "
+        f"--optimizer.lr={best['optimizer.lr']} --model.activation={best['model.activation']} "
+        "--data.folds=null\n"
+    ) in out
+
+
+def test_a_trial_fails_with_its_first_fold_that_does(stand_in: None) -> None:
+    Path("space.yaml").write_text("optimizer.lr: {choices: [-1]}")
+    with pytest.raises(SystemExit, match="1"):
+        main(["sweep", "--space", "space.yaml", "--trials", "1", "--data.folds", "3"])
+    assert [path.name for path in Path("sweeps/version_0/trial_0000").glob("fold_*")] == ["fold_0"]
+    assert trials("sweeps/version_0")[0].user_attrs["reason"] == "The loss is no longer finite"
 
 
 def test_a_terminal_shows_how_far_a_sweep_is(
@@ -222,6 +256,8 @@ def test_a_sweep_fails_if_all_trials_do(stand_in: None, capfd: pytest.CaptureFix
         (["--space", "space.yaml", "--workers", "-1"], "Expected `workers` to be 1 or more"),
         (["--space", "space.yaml", "--trails", "3", "--bad"], "error: Expected nothing bad\n"),
         (["--space", "space.yaml", "--data.val_size=0"], "error: Nothing is selected by it\n"),
+        (["--space", "space.yaml", "--data.folds=0"],
+         "error: Expected `folds` to be from 2 to 1,000, but got 0\n"),
         (["--space", "space.yaml", "--run_folder=x"],
          "Expected no --run_folder, which `sweep` sets itself"),
         (["--space", "space.yaml", "--checkpoint.monitor", "val/loss"], "Expected no --checkpoint"),
@@ -285,6 +321,27 @@ def test_a_storage_may_lie_in_the_home_directory(
     main(["sweep", "--space", "space.yaml", "--trials", "1", "--folder", "~/new",
           "--storage", "sqlite:///~/sweeps.db"])  # fmt: skip
     assert {path.name for path in (tmp_path / "home").iterdir()} == {"new", "sweeps.db"}
+
+
+def test_a_sweep_resumes_in_the_fold_where_it_stopped(start: Start) -> None:
+    argv = ["-c", PARENT, STAND_IN, "sweep", "--space", "space.yaml", "--trials", "1"]
+    argv += ["--folder", "new", "--data.folds", "3"]
+    Path("hold_fold_1").touch()
+    run = start(*argv)
+    first, second, third = (Path(f"new/trial_0000/fold_{fold}") for fold in range(3))
+    until(second / "began")
+    run.send_signal(signal.SIGTERM)
+    status, _, err = ended(run)
+    assert (status, err.count("resume with")) == (143, 1)
+    assert [trial.state.name for trial in trials("new")] == ["RUNNING"]
+    assert not third.exists()
+    Path("hold_fold_1").unlink()
+    status, _, err = ended(start(*argv))
+    assert (status, err) == (0, "")
+    (trial,) = trials("new")
+    assert trial.value == pytest.approx(0.9 + trial.params["optimizer.lr"] / 1000 + 0.001)
+    words = Path("new/trial_0000/output.txt").read_text().split()
+    assert [words.count(str(each)) for each in (first, second, third)] == [1, 2, 1]
 
 
 def test_a_sweep_stopped_or_killed_can_be_resumed(start: Start) -> None:

@@ -11,7 +11,7 @@ from fnn_lightning.commands.main import main
 from fnn_lightning.errors import InputError
 from fnn_lightning.runs.load import load, load_trained
 from fnn_lightning.runs.run_folder import read_metrics
-from tests.support import LAST
+from tests.support import LAST, fit
 
 RUN = Path("lightning_logs/version_0")
 
@@ -43,6 +43,13 @@ def test_probabilities_equal_those_of_predict(
     assert torch.equal(trained.probabilities(source.images.float()), probabilities)
     with pytest.raises(InputError, match=r"pixels from 0 to 255, .* but got 0 to 1:"):
         trained.probabilities(source.images / 255)
+
+
+def test_held_out_images_take_the_place_of_folds(data_dir: str) -> None:
+    fit(data_dir, "--data.folds", "3", "--data.fold", "1", "--data.train_size", "50")
+    trained = load_trained("lightning_logs/version_0")
+    assert (trained.data().folds, trained.data().fold, trained.data().train_size) == (3, 1, 50)
+    assert (trained.data(val_size=0).folds, trained.data(val_size=0).val_size) == (None, 0)
 
 
 def test_a_run_loads_its_best_checkpoint_or_else_its_last(run: Path) -> None:

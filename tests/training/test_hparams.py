@@ -25,7 +25,7 @@ def test_every_run_has_the_same_names_and_its_own_values(
 ) -> None:
     plain = settings(make_data(), make_model(), tmp_path)
     other = settings(
-        make_data(val_size=20, augmentation=Augmentation(rotation=5.0)),
+        make_data(val_size=20, train_size=30, augmentation=Augmentation(rotation=5.0)),
         make_model(
             hidden_dims=[9, 7],
             dropout=0.1,
@@ -50,6 +50,9 @@ def test_every_run_has_the_same_names_and_its_own_values(
         "lr_scheduler_args": ("{}", '{"step_size": 3}'),
         "augmentation.rotation": (0.0, 5.0),
         "val_size": ("none", 20),
+        "train_size": ("none", 30),
+        "folds": ("none", "none"),
+        "fold": ("none", "none"),
     }
     assert {name: (plain[name], other[name]) for name in expected} == expected
     assert "data_dir" not in plain
