@@ -24,7 +24,8 @@ from fnn_lightning.commands.lightning_cli import FNNCLI
 from fnn_lightning.commands.main import SUBCOMMANDS, main
 from fnn_lightning.training.checkpointing import RunCheckpoint
 from fnn_lightning.training.train_log import TrainLog
-from tests.support import LAST, NEEDS_POSIX, RUN, TEST_SIZE, fit, refused, scalars, write_tiny_files
+from tests.forks import StartFork
+from tests.support import LAST, RUN, TEST_SIZE, ended, fit, refused, scalars, write_tiny_files
 
 Capture = pytest.CaptureFixture[str]
 
@@ -794,25 +795,15 @@ def test_what_a_barebones_trainer_lacks_is_refused_by_name(
     assert named in refused(["fit", *options], capsys)
 
 
-@NEEDS_POSIX
-def test_ctrl_c_saves_and_says_how_to_resume(data_dir: str) -> None:
-    command = [sys.executable, "-u", "-m", "fnn_lightning", "fit", "--data.data_dir", data_dir]
-    command += ["--trainer.max_epochs", "100000"]
-    with (
-        Path("err").open("w") as err,
-        subprocess.Popen(command, stdout=subprocess.PIPE, stderr=err) as process,
-    ):
-        try:
-            assert process.stdout
-            for line in process.stdout:
-                if b"         6  " in line:  # the first epoch was saved by now
-                    break
-            process.send_signal(signal.SIGINT)
-            process.stdout.read()
-            assert process.wait(timeout=60) == 130
-        finally:
-            process.kill()
-    assert Path("err").read_text() == (
+def test_ctrl_c_saves_and_says_how_to_resume(data_dir: str, fork: StartFork) -> None:
+    run = fork("fit", "--data.data_dir", data_dir, "--trainer.max_epochs", "100000")
+    for line in run.stdout:
+        if "         6  " in line:  # the first epoch was saved by now
+            break
+    run.send_signal(signal.SIGINT)
+    status, _, err = ended(run)
+    assert status == 130
+    assert err == (
         f"stopped by SIGINT, saved; resume with: python -m fnn_lightning fit --ckpt_path {LAST}\n"
     )
     assert torch.load(LAST, weights_only=True)["global_step"] > 0
