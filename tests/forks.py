@@ -42,8 +42,9 @@ def run(
     os.environ.update(env)
     for number, descriptor in enumerate(outputs, start=1):
         os.dup2(descriptor, number)
-    # made for the file of the server's, it would seek in a pipe
+    # made for the files of the server's, they would seek in a pipe or a terminal
     sys.stdout = os.fdopen(1, "w", buffering=1, closefd=False)
+    sys.stderr = os.fdopen(2, "w", buffering=1, errors="backslashreplace", closefd=False)
     # as Lightning reads it when imported
     rank_zero_only.rank = int(env.get("RANK") or env.get("SLURM_PROCID") or 0)  # type: ignore[attr-defined]
     exec(before, {})
