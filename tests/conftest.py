@@ -33,6 +33,16 @@ from tests.support import STAND_IN, Start, alive, tiny_files, write_tiny_files
 REAL_MIRROR = os.environ.get("FNN_LIGHTNING_MIRROR")
 
 
+def pytest_collection_modifyitems(config: pytest.Config, items: list[pytest.Item]) -> None:
+    """Start the longest tests first, so that no worker is left alone with one at the end.
+
+    The first worker begins with them; the others steal from the end of its list.
+    """
+    if hasattr(config, "workerinput"):
+        long = {"soak", "slow"}
+        items.sort(key=lambda item: long.isdisjoint(mark.name for mark in item.iter_markers()))
+
+
 @pytest.fixture(autouse=True)
 def _isolated(monkeypatch: pytest.MonkeyPatch, tmp_path: Path) -> None:
     """Write under tmp_path, and never reach for the network or the real data by accident."""

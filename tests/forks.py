@@ -1,6 +1,7 @@
 """The command line in forks of a process that has imported it: each starts 5 s sooner."""
 
 import functools
+import json
 import multiprocessing
 import os
 import sys
@@ -12,6 +13,7 @@ from subprocess import TimeoutExpired
 from typing import IO, TYPE_CHECKING, Any
 from unittest.mock import patch
 
+from lightning.pytorch.strategies.launchers import subprocess_script
 from lightning.pytorch.utilities import rank_zero_only
 
 from fnn_lightning.commands.main import main
@@ -40,12 +42,61 @@ def run(
     os.environ.update(env)
     for number, descriptor in enumerate(outputs, start=1):
         os.dup2(descriptor, number)
-    # made for the file of the server's, it would seek in a pipe
+    # made for the files of the server's, they would seek in a pipe or a terminal
     sys.stdout = os.fdopen(1, "w", buffering=1, closefd=False)
+    sys.stderr = os.fdopen(2, "w", buffering=1, errors="backslashreplace", closefd=False)
     # as Lightning reads it when imported
-    rank_zero_only.rank = int(env.get("RANK", 0))  # type: ignore[attr-defined]
+    rank_zero_only.rank = int(env.get("RANK") or env.get("SLURM_PROCID") or 0)  # type: ignore[attr-defined]
     exec(before, {})
     main(list(words))
+
+
+SECOND_RANK = "from tests.forks import fork_second_rank; fork_second_rank()"
+
+
+def fork_second_rank() -> None:
+    """Let Lightning get the second rank that it launches from a fork of this process.
+
+    It is forked now, as later this process has threads, and goes on when Lightning starts Python.
+    """
+    reader, writer = os.pipe()
+    pid = os.fork()
+    if pid:
+        os.close(reader)
+        launcher = patch.object(subprocess_script, "subprocess")
+        launcher.start().Popen = functools.partial(SecondRank, pid, writer)
+        return
+    os.close(writer)
+    with os.fdopen(reader) as launch:
+        env = launch.read()
+    if not env:  # the first rank has ended
+        os._exit(0)
+    os.environ.clear()
+    os.environ.update(json.loads(env))
+    rank_zero_only.rank = int(os.environ["LOCAL_RANK"])  # type: ignore[attr-defined]
+
+
+class SecondRank:
+    """What Lightning uses of `subprocess.Popen`, for a child that waits for its environment."""
+
+    def __init__(
+        self, pid: int, writer: int, command: list[str], env: dict[str, str], cwd: str | None
+    ) -> None:
+        assert env["LOCAL_RANK"] == "1"
+        self.pid = pid
+        self.returncode: int | None = None
+        with os.fdopen(writer, "w") as launch:
+            json.dump(env, launch)
+
+    def poll(self) -> int | None:
+        if self.returncode is None:
+            pid, status = os.waitpid(self.pid, os.WNOHANG)
+            self.returncode = os.waitstatus_to_exitcode(status) if pid else None
+        return self.returncode
+
+    def send_signal(self, signum: int) -> None:
+        if self.poll() is None:
+            os.kill(self.pid, signum)
 
 
 @functools.cache

@@ -61,6 +61,7 @@ def kernel_folder(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> Path:
     return tmp_path
 
 
+@pytest.mark.slow
 @NEEDS_POSIX  # `%%bash`
 def test_cells_run(kernel_folder: Path) -> None:
     stored, notebook = read_tutorial(), read_tutorial()

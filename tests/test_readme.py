@@ -36,6 +36,7 @@ def in_a_new_folder() -> None:
         (raw / name).write_bytes(content)
 
 
+@pytest.mark.slow
 @pytest.mark.usefixtures("in_a_new_folder")
 def test_the_commands_work_in_order_as_they_stand(fork: StartFork) -> None:
     printed = {}

@@ -24,13 +24,30 @@ from fnn_lightning.commands.lightning_cli import FNNCLI
 from fnn_lightning.commands.main import SUBCOMMANDS, main
 from fnn_lightning.training.checkpointing import RunCheckpoint
 from fnn_lightning.training.train_log import TrainLog
-from tests.support import LAST, NEEDS_POSIX, RUN, TEST_SIZE, fit, refused, scalars
+from tests.forks import StartFork
+from tests.support import LAST, RUN, TEST_SIZE, ended, fit, refused, scalars, write_tiny_files
 
 Capture = pytest.CaptureFixture[str]
 
 
 def files() -> set[Path]:
     return {path for path in Path().glob("**/*") if path.is_file()}
+
+
+@pytest.fixture(scope="module")
+def trained_once(tmp_path_factory: pytest.TempPathFactory) -> Path:
+    """Train once with the defaults, in a folder of which each test gets a copy."""
+    folder = tmp_path_factory.mktemp("trained")
+    with pytest.MonkeyPatch.context() as patch:
+        patch.chdir(folder)
+        fit(write_tiny_files(folder / "tiny"))
+    return folder
+
+
+@pytest.fixture
+def trained(trained_once: Path) -> None:
+    """Put a run of its own into the working folder, as `fit` leaves it."""
+    shutil.copytree(trained_once / "lightning_logs", "lightning_logs")
 
 
 def test_fit_prints_and_writes_a_run(data_dir: str, capsys: Capture) -> None:
@@ -175,16 +192,13 @@ def test_without_a_checkpoint_the_newest_run_is_taken(data_dir: str, capsys: Cap
         )
 
 
-def test_a_picture_without_an_option_is_answered_with_the_option(
-    data_dir: str, capsys: Capture
-) -> None:
-    fit(data_dir)
-    capsys.readouterr()
+@pytest.mark.usefixtures("trained")
+def test_a_picture_without_an_option_is_answered_with_the_option(capsys: Capture) -> None:
     assert "use --data.images seven.png" in refused(["predict", "seven.png"], capsys)
 
 
-def test_a_checkpoint_outside_a_run_writes_nothing(data_dir: str) -> None:
-    fit(data_dir)
+@pytest.mark.usefixtures("trained")
+def test_a_checkpoint_outside_a_run_writes_nothing() -> None:
     shutil.copy(LAST, "alone.ckpt")
     before = files()
     FNNCLI(["test", "--ckpt_path", "alone.ckpt"])
@@ -201,9 +215,8 @@ def test_flags_win_over_the_checkpoint(data_dir: str, tmp_path: Path) -> None:
     assert (cli.datamodule.val_size, cli.datamodule.batch_size) == (7, 50)
 
 
-def test_test_measures_the_training_set_on_request(data_dir: str, capsys: Capture) -> None:
-    fit(data_dir)
-    capsys.readouterr()
+@pytest.mark.usefixtures("trained")
+def test_test_measures_the_training_set_on_request(capsys: Capture) -> None:
     main(["test", "--ckpt_path", LAST, "--data.test_train_set", "true"])
     output = capsys.readouterr().out
     assert re.search(rf"^test set: Got \d+ / {TEST_SIZE} correct", output, re.MULTILINE)
@@ -281,10 +294,8 @@ def test_overfit_batches_repeats_the_same_batches(data_dir: str) -> None:
 
 
 @pytest.mark.parametrize("command", ["fit", "validate", "test", "predict"])
-def test_checkpoints_are_read_as_data(
-    data_dir: str, command: str, monkeypatch: pytest.MonkeyPatch
-) -> None:
-    fit(data_dir)
+@pytest.mark.usefixtures("trained")
+def test_checkpoints_are_read_as_data(command: str, monkeypatch: pytest.MonkeyPatch) -> None:
     load, calls = torch.load, []
 
     def spy(*args: Any, **kwargs: Any) -> Any:
@@ -521,25 +532,22 @@ def test_help_lists_every_subcommand(capsys: Capture) -> None:
         assert name in capsys.readouterr().out.splitlines()[0]
 
 
-def test_a_checkpoint_of_another_network_is_refused(data_dir: str, capsys: Capture) -> None:
-    fit(data_dir)
-    capsys.readouterr()
+@pytest.mark.usefixtures("trained")
+def test_a_checkpoint_of_another_network_is_refused(capsys: Capture) -> None:
     words = ["test", "--ckpt_path", LAST, "--model.hidden_dims", "[9]"]
     assert "do not fit the network" in refused(words, capsys)
 
 
-def test_a_truncated_checkpoint_is_refused(data_dir: str, capsys: Capture) -> None:
-    fit(data_dir)
-    capsys.readouterr()
+@pytest.mark.usefixtures("trained")
+def test_a_truncated_checkpoint_is_refused(capsys: Capture) -> None:
     whole = Path(LAST).read_bytes()
     for tenth in range(10):
         Path("cut.ckpt").write_bytes(whole[: len(whole) * tenth // 10])
         assert "cut.ckpt: it is" in refused(["test", "--ckpt_path", "cut.ckpt"], capsys)
 
 
-def test_settings_of_another_version_are_refused(data_dir: str, capsys: Capture) -> None:
-    fit(data_dir)
-    capsys.readouterr()
+@pytest.mark.usefixtures("trained")
+def test_settings_of_another_version_are_refused(capsys: Capture) -> None:
     checkpoint = torch.load(LAST, weights_only=True)
     checkpoint["hyper_parameters"]["whatever"] = 3
     torch.save(checkpoint, "other.ckpt")
@@ -572,23 +580,22 @@ def test_settings_of_another_version_are_refused(data_dir: str, capsys: Capture)
         {"lr_scheduler": "evil.Schedule"},
     ],
 )
+@pytest.mark.usefixtures("trained")
 def test_code_that_a_checkpoint_names_is_not_imported(
-    data_dir: str, capsys: Capture, monkeypatch: pytest.MonkeyPatch, command: str, config: Any
+    capsys: Capture, monkeypatch: pytest.MonkeyPatch, command: str, config: Any
 ) -> None:
-    fit(data_dir)
     checkpoint = torch.load(LAST, weights_only=True)
     checkpoint["hyper_parameters"] |= config
     torch.save(checkpoint, "evil.ckpt")
     Path("evil.py").write_text("open('it-ran', 'w')\nfunction = Optimizer = Schedule = A = print")
     monkeypatch.syspath_prepend(".")
-    capsys.readouterr()
     assert "names code" in refused([command, "--ckpt_path", "evil.ckpt"], capsys)
     assert "evil" not in sys.modules
 
 
 @pytest.mark.parametrize("config_first", [True, False])
-def test_a_saved_config_may_accompany_a_checkpoint(data_dir: str, config_first: bool) -> None:
-    fit(data_dir)
+@pytest.mark.usefixtures("trained")
+def test_a_saved_config_may_accompany_a_checkpoint(config_first: bool) -> None:
     words = [["--ckpt_path", LAST], ["--config", str(RUN / "config.yaml")]]
     words = words[::-1] if config_first else words
     cli = FNNCLI(["fit", *words[0], *words[1], "--trainer.max_epochs", "3"])
@@ -628,10 +635,9 @@ def test_best_can_be_resumed_with_early_stopping(data_dir: str) -> None:
     assert cli.trainer.global_step == 15
 
 
-def test_a_finished_run_says_how_to_train_longer(data_dir: str, capsys: Capture) -> None:
-    fit(data_dir)
+@pytest.mark.usefixtures("trained")
+def test_a_finished_run_says_how_to_train_longer(capsys: Capture) -> None:
     before = scalars(str(RUN))
-    capsys.readouterr()
     main(["fit", "--ckpt_path", LAST])  # the run's own limits
     assert "done       all 6 steps already; to train longer, raise" in capsys.readouterr().out
     assert scalars(str(RUN)) == before
@@ -791,25 +797,15 @@ def test_what_a_barebones_trainer_lacks_is_refused_by_name(
     assert named in refused(["fit", *options], capsys)
 
 
-@NEEDS_POSIX
-def test_ctrl_c_saves_and_says_how_to_resume(data_dir: str) -> None:
-    command = [sys.executable, "-u", "-m", "fnn_lightning", "fit", "--data.data_dir", data_dir]
-    command += ["--trainer.max_epochs", "100000"]
-    with (
-        Path("err").open("w") as err,
-        subprocess.Popen(command, stdout=subprocess.PIPE, stderr=err) as process,
-    ):
-        try:
-            assert process.stdout
-            for line in process.stdout:
-                if b"         6  " in line:  # the first epoch was saved by now
-                    break
-            process.send_signal(signal.SIGINT)
-            process.stdout.read()
-            assert process.wait(timeout=60) == 130
-        finally:
-            process.kill()
-    assert Path("err").read_text() == (
+def test_ctrl_c_saves_and_says_how_to_resume(data_dir: str, fork: StartFork) -> None:
+    run = fork("fit", "--data.data_dir", data_dir, "--trainer.max_epochs", "100000")
+    for line in run.stdout:
+        if "         6  " in line:  # the first epoch was saved by now
+            break
+    run.send_signal(signal.SIGINT)
+    status, _, err = ended(run)
+    assert status == 130
+    assert err == (
         f"stopped by SIGINT, saved; resume with: python -m fnn_lightning fit --ckpt_path {LAST}\n"
     )
     assert torch.load(LAST, weights_only=True)["global_step"] > 0
@@ -852,8 +848,8 @@ def test_a_refused_resume_leaves_the_run_as_it_was(
     assert ((RUN / "config.yaml").read_text(), Path(LAST).read_bytes()) == before
 
 
-def test_the_options_to_resume_name_a_config_that_names_code(data_dir: str) -> None:
-    fit(data_dir)
+@pytest.mark.usefixtures("trained")
+def test_the_options_to_resume_name_a_config_that_names_code() -> None:
     assert resume_options(LAST) == f"--ckpt_path {LAST}"
     config = RUN / "config.yaml"
     text = config.read_text().replace("callbacks: null", "callbacks: LearningRateMonitor")

@@ -350,6 +350,7 @@ def on_white_paper(pixels: np.ndarray) -> Image.Image:
     return paper
 
 
+@pytest.mark.slow
 def test_accuracy_is_the_same_when_test_images_come_as_pictures(real_data_dir: str) -> None:
     main(["fit", "--data.data_dir", real_data_dir, "--trainer.max_epochs", "2"])
     trained = load_trained("lightning_logs/version_0")

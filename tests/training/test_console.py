@@ -5,8 +5,6 @@ import os
 import re
 import select
 import struct
-import subprocess
-import sys
 import time
 from collections.abc import Callable, Iterator
 from pathlib import Path
@@ -19,24 +17,24 @@ from fnn_lightning import FNNLitModule, MNISTDataModule
 from fnn_lightning.commands.main import main
 from fnn_lightning.training import progress_bar
 from fnn_lightning.training.console import GREEN, Console, describe_seed, styled
+from tests.forks import StartFork
 from tests.support import LAST, RUN, fit, scalars, trainer
 
 Capture = pytest.CaptureFixture[str]
 needs_terminal = pytest.mark.skipif(os.name != "posix", reason="needs a Unix terminal")
 COLUMNS, SECONDS = 80, 100
 # evaluation is slow, so that Ctrl-C comes while its bar is there
-PROGRAM = """
-import fcntl, sys, termios, time
+IN_A_TERMINAL = """
+import fcntl, os, termios, time
 from fnn_lightning import FNNLitModule
-from fnn_lightning.commands.main import main
 
 def slow(step):
     return lambda *args: [time.sleep(0.5), step(*args)][1]
 
+os.dup2(1, 0)
 fcntl.ioctl(0, termios.TIOCSCTTY, 0)
 FNNLitModule.validation_step = slow(FNNLitModule.validation_step)
 FNNLitModule.test_step = slow(FNNLitModule.test_step)
-main(sys.argv[1:])
 """
 
 
@@ -63,7 +61,9 @@ def screen(output: str) -> list[str]:
     return [line for line in lines if line]
 
 
-def type_ctrl_c(words: list[str], when: str, times: int) -> tuple[int, list[str]]:
+def type_ctrl_c(
+    fork: StartFork, words: list[str], when: str, times: int
+) -> tuple[int | None, list[str]]:
     """Run the command line in a terminal, and press Ctrl-C once it shows a text."""
     import fcntl
     import pty
@@ -71,12 +71,8 @@ def type_ctrl_c(words: list[str], when: str, times: int) -> tuple[int, list[str]
 
     ours, its = pty.openpty()
     fcntl.ioctl(its, termios.TIOCSWINSZ, struct.pack("HHHH", 24, COLUMNS, 0, 0))
-    process = subprocess.Popen(
-        [sys.executable, "-c", PROGRAM, *words],
-        stdin=its, stdout=its, stderr=its, start_new_session=True,
-        env={**os.environ, "NO_COLOR": "1"},
-    )  # fmt: skip
-    os.close(its)
+    with os.fdopen(its, "wb", buffering=0) as terminal:
+        process = fork(*words, files=(terminal, terminal), before=IN_A_TERMINAL, NO_COLOR="1")
     output, typed, end = b"", False, time.monotonic() + SECONDS
     try:
         while select.select([ours], [], [], max(end - time.monotonic(), 0))[0]:
@@ -91,8 +87,6 @@ def type_ctrl_c(words: list[str], when: str, times: int) -> tuple[int, list[str]
                     time.sleep(0.05)
         return process.wait(max(end - time.monotonic(), 1)), screen(output.decode())
     finally:
-        process.kill()
-        process.wait()
         os.close(ours)
 
 
@@ -100,11 +94,13 @@ def type_ctrl_c(words: list[str], when: str, times: int) -> tuple[int, list[str]
 @pytest.mark.parametrize(
     ("times", "message"), [(1, "stopped by SIGINT, saved"), (2, "interrupted")]
 )
-def test_ctrl_c_leaves_one_closed_bar_and_a_line(data_dir: str, times: int, message: str) -> None:
+def test_ctrl_c_leaves_one_closed_bar_and_a_line(
+    data_dir: str, fork: StartFork, times: int, message: str
+) -> None:
     words = ["fit", "--data.data_dir", data_dir, "--model.hidden_dims", "[8]",
              "--data.batch_size", "10", "--trainer.val_check_interval", "7"]  # fmt: skip
-    status, lines = type_ctrl_c(words, "validating", times)
-    assert status == 130
+    status, lines = type_ctrl_c(fork, words, "validating", times)
+    assert status == 130, lines
     bars = [line for line in lines if "|" in line]
     assert len(bars) == 1
     assert "%|" in bars[0].replace(" ", "")
@@ -116,10 +112,10 @@ def test_ctrl_c_leaves_one_closed_bar_and_a_line(data_dir: str, times: int, mess
 
 
 @needs_terminal
-def test_ctrl_c_in_test_says_so(data_dir: str) -> None:
+def test_ctrl_c_in_test_says_so(data_dir: str, fork: StartFork) -> None:
     fit(data_dir)
-    status, lines = type_ctrl_c(["test", "--ckpt_path", LAST], "Testing DataLoader", 1)
-    assert status == 130
+    status, lines = type_ctrl_c(fork, ["test", "--ckpt_path", LAST], "Testing DataLoader", 1)
+    assert status == 130, lines
     assert len(lines) == 2
     assert lines[0].startswith("Testing")
     assert lines[1] == "interrupted"

@@ -17,7 +17,7 @@ import torch
 from torchvision.datasets import MNIST
 
 from fnn_lightning.runs.signals import LOST
-from tests.forks import Fork, StartFork
+from tests.forks import SECOND_RANK, Fork, StartFork
 from tests.support import ROOT, SECONDS, Program, Start, assert_same, ended, scalars
 
 FIT = ["-m", "fnn_lightning", "fit", "--trainer.accelerator", "cpu"]
@@ -223,18 +223,14 @@ STEPS = 9  # in an epoch
 
 @pytest.mark.soak
 @pytest.mark.parametrize("processes", [1, 2])
-def test_a_killed_run_resumes_bit_for_bit(
-    data_dir: str, start: Start, fork: StartFork, processes: int
-) -> None:
+def test_a_killed_run_resumes_bit_for_bit(data_dir: str, fork: StartFork, processes: int) -> None:
     # long enough to be stopped in time: steps of two processes are slower
     epochs = 16 if processes > 1 else 60
     options = ["--data.data_dir", data_dir, *LONG, f"--trainer.max_epochs={epochs}"]
     fit(fork, *options, "--run_folder", "straight", processes=processes)
-    run: Program
-    if processes == 1:
-        run = fork("fit", "--trainer.accelerator=cpu", *options)
-    else:
-        run = start(*FIT, *options, *ddp(processes))
+    launch = ddp(processes) if processes == 2 else []
+    before = SECOND_RANK if processes == 2 else ""
+    run = fork("fit", "--trainer.accelerator=cpu", *options, *launch, before=before)
     again = "lightning_logs/version_0/checkpoints/last.ckpt"
     signals = [signal.SIGTERM, signal.SIGKILL, signal.SIGINT]
     for step, signum in enumerate(signals[: 3 if processes == 1 else 1], start=1):
@@ -254,7 +250,7 @@ def test_a_killed_run_resumes_bit_for_bit(
         if processes == 1:
             run = fork("fit", "--ckpt_path", again)
     if processes > 1:
-        run = start("-m", "fnn_lightning", "fit", "--ckpt_path", again)
+        run = fork("fit", "--ckpt_path", again, before=before)
         wait_for(run, epochs * STEPS // 2)
         child = Path(f"/proc/{run.pid}/task/{run.pid}/children").read_text().split()[0]
         os.kill(int(child), signal.SIGKILL)
@@ -292,18 +288,6 @@ def test_signals_end_stages_that_save_nothing(data_dir: str, fork: StartFork) ->
         assert run.wait(SECONDS) == -signal.SIGTERM
 
 
-SRUN = """#!/bin/bash
-[ "$1" = --kill-on-bad-exit=1 ] || exit 64
-shift
-rm -f pids
-for task in 0 1; do
-  SLURM_PROCID=$task SLURM_LOCALID=$task "$@" &
-  echo $! >> pids
-done
-wait -n && wait -n
-"""
-
-
 @pytest.mark.soak
 def test_a_requeued_slurm_job_resumes(
     data_dir: str, tmp_path: Path, start: Start, fork: StartFork
@@ -311,11 +295,11 @@ def test_a_requeued_slurm_job_resumes(
     bin_folder = tmp_path / "bin"
     bin_folder.mkdir()
     (bin_folder / "scontrol").write_text('#!/bin/bash\necho "$@" >> scontrol.log\n')
-    (bin_folder / "srun").write_text(SRUN)
+    (bin_folder / "srun").write_text('#!/bin/bash\nprintf "%s\\n" "$@" > command\n')
     for name in ("scontrol", "srun"):
         (bin_folder / name).chmod(0o755)
     job = {
-        "PATH": f"{Path(sys.executable).parent}:{bin_folder}:{os.environ['PATH']}",
+        "PATH": f"{bin_folder}:{os.environ['PATH']}",
         "SLURM_JOB_ID": "4217", "SLURM_JOB_NAME": "fnn_lightning", "SLURM_NTASKS": "2",
         "SLURM_NTASKS_PER_NODE": "2", "SLURM_NNODES": "1", "SLURM_NODEID": "0",
         "SLURM_JOB_NODELIST": "127.0.0.1", "SLURM_NODELIST": "127.0.0.1",
@@ -323,17 +307,26 @@ def test_a_requeued_slurm_job_resumes(
     }  # fmt: skip
     options = ["--data.data_dir", data_dir, *LONG, "--trainer.max_epochs=16"]
     options += ["--trainer.accelerator", "cpu"]
-    script = str(ROOT / "docs" / "slurm.sh")
     fit(fork, *options, "--run_folder", "straight", processes=2)
-    run = start("bash", script, *options, MASTER_PORT=free_port(), **job)
-    wait_for(run, 4 * STEPS)
-    for pid in Path("pids").read_text().split():
-        os.kill(int(pid), signal.SIGUSR1)
-    _, _, err = ended(run)
-    assert "stopped by SIGUSR1, saved" in err
+
+    def run_job() -> list[Fork]:
+        """Run the script, and start the tasks of its `srun`."""
+        done(start("bash", str(ROOT / "docs" / "slurm.sh"), *options, **job))
+        command = Path("command").read_text().splitlines()
+        assert command[:4] == ["--kill-on-bad-exit=1", "python", "-m", "fnn_lightning"]
+        env = {**job, "MASTER_PORT": free_port()}
+        return [fork(*command[4:], SLURM_PROCID=task, SLURM_LOCALID=task, **env) for task in "01"]
+
+    tasks = run_job()
+    wait_for(tasks[0], 4 * STEPS)
+    for task in tasks:
+        task.send_signal(signal.SIGUSR1)
+    stopped = [ended(task) for task in tasks]
+    assert "stopped by SIGUSR1, saved" in stopped[0][2], stopped
     assert Path("scontrol.log").read_text() == "requeue 4217\n"
     assert end_of("runs/4217")["global_step"] < 16 * STEPS
-    done(start("bash", script, *options, MASTER_PORT=free_port(), **job))
+    for task in run_job():
+        done(task)
     assert_same_run("runs/4217", "straight")
 
 

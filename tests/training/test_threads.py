@@ -1,7 +1,4 @@
 import os
-import shutil
-import subprocess
-import sys
 from collections.abc import Generator
 from pathlib import Path
 from typing import Any
@@ -17,7 +14,8 @@ from fnn_lightning.training import multi_step, threads
 from fnn_lightning.training.manual_backward import ManualBackward
 from fnn_lightning.training.metrics import StepOutput
 from fnn_lightning.training.threads import Threads
-from tests.support import assert_same, fit, refused, trainer
+from tests.forks import StartFork
+from tests.support import assert_same, ended, fit, refused, trainer
 
 
 @pytest.fixture(autouse=True)
@@ -250,27 +248,21 @@ def test_a_resumed_run_varies_the_number_as_far_as_it_may(
 
 
 needs_two_cores = pytest.mark.skipif(
-    not hasattr(os, "sched_getaffinity")
-    or len(os.sched_getaffinity(0)) < 2
-    or not shutil.which("taskset"),
-    reason="needs two cores, and taskset to give a process one of them",
+    not hasattr(os, "sched_getaffinity") or len(os.sched_getaffinity(0)) < 2,
+    reason="needs two cores, and Linux to give a process one of them",
 )
 
 
-def run_on(cores: int, folder: Path, data_dir: str, *options: str) -> tuple[dict[str, Any], str]:
+def run_on(
+    cores: int, fork: StartFork, folder: str, data_dir: str, *options: str
+) -> tuple[dict[str, Any], str]:
     """Train in a process bound to so many cores; return its last checkpoint and what it printed."""
-    env = {name: value for name, value in os.environ.items() if name != "OMP_NUM_THREADS"}
-    words = ["fit", "--data.data_dir", data_dir, "--run_folder", str(folder), *options]
-    bound = ",".join(map(str, sorted(os.sched_getaffinity(0))[:cores]))
-    printed = subprocess.run(
-        ["taskset", "-c", bound, sys.executable, "-m", "fnn_lightning", *words],
-        env=env,
-        check=True,
-        timeout=120,
-        stdout=subprocess.PIPE,
-        text=True,
-    )
-    return torch.load(folder / "checkpoints" / "last.ckpt", weights_only=True), printed.stdout
+    words = ["fit", "--data.data_dir", data_dir, "--run_folder", folder, *options]
+    bound = sorted(os.sched_getaffinity(0))[:cores]
+    bind = f"import os; os.sched_setaffinity(0, {bound}); del os.environ['OMP_NUM_THREADS']"
+    status, printed, err = ended(fork(*words, before=bind))
+    assert status == 0, err
+    return torch.load(f"{folder}/checkpoints/last.ckpt", weights_only=True), printed
 
 
 @needs_two_cores
@@ -314,10 +306,10 @@ def test_a_run_resumed_on_other_cores_ends_with_the_same_bits(
 
 
 @needs_two_cores
-def test_a_plain_net_has_the_same_bits_on_any_cores(data_dir: str, tmp_path: Path) -> None:
+def test_a_plain_net_has_the_same_bits_on_any_cores(data_dir: str, fork: StartFork) -> None:
     net = ["--model.hidden_dims=[400,300]", "--data.batch_size=137", "--trainer.max_epochs=4"]
-    one, printed = run_on(1, tmp_path / "one", data_dir, *net)
+    one, printed = run_on(1, fork, "one", data_dir, *net)
     assert "cpu, 1 thread," in printed
-    two, printed = run_on(2, tmp_path / "two", data_dir, *net)
+    two, printed = run_on(2, fork, "two", data_dir, *net)
     assert "cpu, up to 2 threads," in printed
     assert_same(one["state_dict"], two["state_dict"])
