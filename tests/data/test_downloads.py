@@ -1,9 +1,6 @@
 import io
 import sys
-import threading
-from collections.abc import Callable, Iterator
-from functools import partial
-from http.server import SimpleHTTPRequestHandler, ThreadingHTTPServer
+from collections.abc import Callable
 from pathlib import Path
 
 import numpy as np
@@ -22,21 +19,10 @@ IMAGES = np.arange(3 * 28 * 28, dtype=np.uint32).astype(np.uint8).reshape(3, 28,
 INTACT = idx_bytes(IMAGES)
 
 
-class QuietHandler(SimpleHTTPRequestHandler):
-    def log_message(self, *args: object) -> None:
-        pass
-
-
 @pytest.fixture
-def mirror_url(mirror: Path) -> Iterator[str]:
-    """Serve the mirror's folder over HTTP, on a free port of the loopback interface."""
-    handler = partial(QuietHandler, directory=str(mirror))
-    with ThreadingHTTPServer(("127.0.0.1", 0), handler) as server:
-        thread = threading.Thread(target=server.serve_forever)
-        thread.start()
-        yield f"http://127.0.0.1:{server.server_port}"
-        server.shutdown()
-        thread.join(timeout=10)
+def mirror_url(mirror: Path, serve: Callable[[Path], str]) -> str:
+    """Serve the mirror's folder over HTTP."""
+    return serve(mirror)
 
 
 def contents(data_dir: str) -> dict[str, bytes]:
