@@ -94,13 +94,17 @@ class Downloaded:
         """Download what `data_dir` lacks, and check what it holds."""
         mirror = self.mirror or os.environ.get("FNN_LIGHTNING_MIRROR")
         fetch(self.published, self.data_dir, mirror)
+        folder = raw_dir(self.data_dir, self.published)
         for train in (True, False):
-            self.labels(train)
-            check_owner(self._file(self.published.labels(train)), self.published)
+            self._labels(folder, train)
+            check_owner(find_file(folder, self.published.labels(train)), self.published)
 
     def labels(self, train: bool) -> Tensor:
         """Read the labels, and check that there are as many images."""
-        folder, part = raw_dir(self.data_dir, self.published), self.published.part(train)
+        return self._labels(raw_dir(self.data_dir, self.published), train)
+
+    def _labels(self, folder: Path, train: bool) -> Tensor:
+        part = self.published.part(train)
         path = find_file(folder, self.published.labels(train))
         read = read_label_rows if self.published.title == "QMNIST" else read_labels
         labels, first = read(path), self._first_label
@@ -121,7 +125,8 @@ class Downloaded:
 
     def images(self, train: bool) -> Tensor:
         """Read the images; EMNIST's, which lie on their side, are turned upright."""
-        images = read_images(self._file(self.published.images(train)))
+        folder = raw_dir(self.data_dir, self.published)
+        images = read_images(find_file(folder, self.published.images(train)))
         if self.published.title == "EMNIST":
             for chunk in torch.split(
                 images, 10_000
@@ -131,11 +136,9 @@ class Downloaded:
 
     def is_present(self) -> bool:
         """Tell whether the files of the test part are here, intact or not."""
+        folder = raw_dir(self.data_dir, self.published)
         names = self.published.images(train=False), self.published.labels(train=False)
-        return all(self._file(name).is_file() for name in names)
-
-    def _file(self, name: str) -> Path:
-        return find_file(raw_dir(self.data_dir, self.published), name)
+        return all(find_file(folder, name).is_file() for name in names)
 
 
 class Digits:

@@ -2,7 +2,7 @@
 
 import hashlib
 import re
-from collections.abc import Sequence
+from collections.abc import Iterator, Sequence
 from dataclasses import dataclass
 from pathlib import Path
 from typing import Any, NamedTuple
@@ -108,14 +108,15 @@ class Published:
         places = (f"{self.title}/raw", self.title, "raw", ".", f"data/{self.title}/raw")
         return [base / place for place in places]
 
-    def own_places(self, base: Path) -> list[Path]:
-        """Return the places where uncompressed files are this data set's, as no digest tells.
+    def own_places(self, base: Path) -> Iterator[Path]:
+        """Yield the places where uncompressed files are this data set's, as no digest tells.
 
         MNIST, FashionMNIST and KMNIST call their files the same. They are MNIST's unless their
         folder is named after another data set.
         """
-        places = self.places(base)
-        return [each for each in places if self.title not in ALIKE or named(each) == self.title]
+        for place in self.places(base):
+            if self.title not in ALIKE or named(place) == self.title:
+                yield place
 
     def problems(self, folder: Path) -> dict[str, str]:
         """Return the missing or damaged files of a folder, each with what is wrong with it."""
