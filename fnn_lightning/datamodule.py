@@ -42,12 +42,15 @@ class MNISTDataModule(LightningDataModule):
 
     Args:
         dataset: `mnist`, or `digits`: the 1,797 handwritten digits that scikit-learn bundles, for
-            a first try without a download.
+            a first try without a download. Or `fashion_mnist`, `kmnist`, `qmnist`,
+            `emnist_letters`, `emnist_balanced`, `emnist_byclass`, `emnist_bymerge` or
+            `emnist_digits`, which follow MNIST's rules below with folders named as torchvision's:
+            `FashionMNIST/raw` and so on.
         data_dir: Where MNIST lives: the folder of its files, or the one that holds torchvision's
             `MNIST/raw`. What is missing is downloaded into `MNIST/raw`.
         mirror: Folder that holds MNIST's four files, packed (`.gz`) or unpacked, or base URL of the
             `.gz` archives, tried before torchvision's mirrors. The environment variable
-            FNN_LIGHTNING_MIRROR by default.
+            FNN_LIGHTNING_MIRROR by default. EMNIST's archive is `gzip.zip`.
         batch_size: Number of training images in a step, over all devices; each takes its share.
         val_size: Number of training images held out for validation, the same ones in every run.
             By default a twelfth of them: 5,000 of MNIST's 60,000. 0 trains on all of them.
@@ -128,6 +131,10 @@ class MNISTDataModule(LightningDataModule):
     def framing(self) -> Framing:
         """How the network's pictures were brought to 28 × 28: see `FNNLitModule`."""
         return self._source.framing
+
+    def is_present(self) -> bool:
+        """Tell whether the test set is here, so that nothing has to be downloaded to read it."""
+        return self._source.is_present()
 
     def prepare_data(self) -> None:
         """Download what `data_dir` lacks, and check what it holds."""

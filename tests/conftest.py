@@ -21,9 +21,10 @@ from matplotlib.figure import Figure
 from selenium.webdriver import Chrome, ChromeOptions
 from selenium.webdriver.chrome.service import Service
 from selenium.webdriver.remote.webdriver import WebDriver
-from torchvision.datasets import MNIST
+from torchvision.datasets import EMNIST, KMNIST, MNIST, QMNIST, FashionMNIST
 
-from fnn_lightning.data.mnist_files import fetch_mnist
+from fnn_lightning.data.downloads import fetch
+from fnn_lightning.data.published import PUBLISHED
 from fnn_lightning.datamodule import MNISTDataModule
 from fnn_lightning.lit_module import FNNLitModule
 from fnn_lightning.runs import subprocesses
@@ -48,7 +49,15 @@ def _isolated(monkeypatch: pytest.MonkeyPatch, tmp_path: Path) -> None:
     """Write under tmp_path, and never reach for the network or the real data by accident."""
     monkeypatch.chdir(tmp_path)
     monkeypatch.delenv("FNN_LIGHTNING_MIRROR", raising=False)
-    monkeypatch.setattr(MNIST, "mirrors", [])
+    for each in (MNIST, FashionMNIST, KMNIST):
+        monkeypatch.setattr(each, "mirrors", [])
+    nowhere = "http://127.0.0.1:1/"
+    resources = {
+        part: [(nowhere + url.rpartition("/")[2], md5) for url, md5 in each]
+        for part, each in QMNIST.resources.items()
+    }
+    monkeypatch.setattr(QMNIST, "resources", resources)
+    monkeypatch.setattr(EMNIST, "url", f"{nowhere}gzip.zip")
 
 
 @pytest.fixture(autouse=True)
@@ -132,7 +141,7 @@ def real_data_dir(tmp_path_factory: pytest.TempPathFactory) -> str:
     if not REAL_MIRROR:
         pytest.skip("needs the real MNIST: set FNN_LIGHTNING_MIRROR to a folder or URL with it")
     folder = str(tmp_path_factory.mktemp("data"))
-    fetch_mnist(folder, REAL_MIRROR)
+    fetch(PUBLISHED["mnist"], folder, REAL_MIRROR)
     return folder
 
 

@@ -17,6 +17,7 @@ from fnn_lightning.commands.help_formatter import HELP, accepted_by, plain_text
 from fnn_lightning.commands.hints import CLASSES, classes_of, classes_to_name
 from fnn_lightning.commands.main import SUBCOMMANDS, WITH_TRAINER
 from fnn_lightning.commands.options import make_parser, parse
+from fnn_lightning.data.datasets import NAMES
 from fnn_lightning.errors import InputError
 
 Shell = Literal["bash", "zsh"]
@@ -27,15 +28,17 @@ FOLDERS = (
     *("run_folder", "report_folder", "folder", "save_inputs"),
     *("data_dir", "mirror", "default_root_dir"),
 )
-# What follows --config. shtab adds `/` to a folder in bash if the name has `_file` in it.
-CONFIG_FILES = {
-    "bash": """_fnn_config_files() {{
+# By the last part of its name, what takes a name or a path. shtab adds `/` to a folder in bash if
+# the name of the function has `_file` in it.
+NAMES_OR_FILES = {"config": "*.y*ml", "dataset": "*.npz"}
+FUNCTIONS = {
+    "bash": """_fnn_{option}_files() {{
   compgen -W "{names}" -- "$1"
-  compgen -f -X "!*.y*ml" -- "$1"
+  compgen -f -X "!{files}" -- "$1"
   compgen -d -- "$1"
 }}""",
-    "zsh": """_fnn_config_files() {{
-  _alternative "configs:config:({names})" "files:file:_files -g '*.(yaml|yml)'"
+    "zsh": """_fnn_{option}_files() {{
+  _alternative "{option}s:{option}:({names})" "files:file:_files -g '{files}'"
 }}""",
 }
 
@@ -62,8 +65,12 @@ def main(argv: list[str]) -> None:
         raise InputError(
             f"Expected shtab, but it is not installed ({error}): pip install -e '.[completion]'"
         ) from error
-    preamble = CONFIG_FILES[shell].format(names=" ".join(packaged()))
-    print(shtab.complete(describe_all(), shell, preamble=preamble))
+    names = {"config": packaged(), "dataset": NAMES}
+    functions = [
+        FUNCTIONS[shell].format(option=option, names=" ".join(names[option]), files=files)
+        for option, files in NAMES_OR_FILES.items()
+    ]
+    print(shtab.complete(describe_all(), shell, preamble="\n".join(functions)))
 
 
 def describe_all() -> ArgumentParser:
@@ -152,8 +159,8 @@ def completion_of_path(name: str) -> Any:
     """Return how shtab completes an option that takes a path; None if it takes none."""
     import shtab
 
-    if name == "config":
-        return dict.fromkeys(get_args(Shell), "_fnn_config_files")
+    if name in NAMES_OR_FILES:
+        return dict.fromkeys(get_args(Shell), f"_fnn_{name}_files")
     known: Any = shtab.FILE if name in FILES else shtab.DIRECTORY
     return known if name in (*FILES, *FOLDERS) else None
 

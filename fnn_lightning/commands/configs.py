@@ -11,6 +11,7 @@ from fnn_lightning.errors import InputError
 
 # "Expect: 98.6 % on the test set, in about a minute on 2 cores", at the top of every config
 EXPECTED = re.compile(r"^# Expect: (.+?) % on .*\bin (.+) on 2 cores", re.MULTILINE)
+NOT_RUN = re.compile(r"^# Not run: ", re.MULTILINE)  # instead, where the data were out of reach
 
 
 def main(argv: list[str]) -> None:
@@ -84,5 +85,5 @@ def describe(path: Path) -> tuple[str, str, str]:
     expected = EXPECTED.search(text)
     return (
         f"{'–'.join(map(str, widths))} {activation}".strip(),
-        *(expected.groups() if expected else ("", "")),
+        *(expected.groups() if expected else ("not run" if NOT_RUN.search(text) else "", "")),
     )  # type: ignore[return-value]

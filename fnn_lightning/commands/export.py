@@ -12,7 +12,6 @@ from torch import Tensor, nn
 from fnn_lightning import __version__
 from fnn_lightning.commands.options import add_ckpt_path, load_given, make_parser, parse
 from fnn_lightning.data.dataloader import InMemoryDataLoader
-from fnn_lightning.data.mnist_files import find_file, raw_dir
 from fnn_lightning.datamodule import EVAL_BATCH_SIZE
 from fnn_lightning.errors import InputError
 from fnn_lightning.network import FNN
@@ -122,9 +121,7 @@ def images_to_compare(
         InputError: If the test set is damaged.
     """
     data = trained.data(data_dir=data_dir)
-    folder = raw_dir(data.data_dir)
-    names = ("t10k-images-idx3-ubyte", "t10k-labels-idx1-ubyte")
-    if data.dataset == "digits" or all(find_file(folder, name).is_file() for name in names):
+    if data.is_present():
         data.setup("test")
         source = data.test_dataloader()
         assert isinstance(source, InMemoryDataLoader)

@@ -20,7 +20,7 @@ EXAMPLES = {
 
 CKPT_PATH = {"ckpt_path": ("", "checkpoint or run folder (default: newest run)")}
 DATA = {
-    "data.dataset": ("", "mnist or digits (default: as the run)"),
+    "data.dataset": ("", "mnist, digits, … (default: as the run)"),
     "data.data_dir": ("", "folder of the data (default: as the run)"),
 }
 TRAINER = {
@@ -63,7 +63,7 @@ OPTIONS: dict[str, dict[str, dict[str, tuple[str, str]]]] = {
             "model.num_threads": ("", "CPU threads (default: by the work of a step)"),
         },
         "data": {
-            "data.dataset": ("mnist", "mnist, or digits: those of scikit-learn"),
+            "data.dataset": ("mnist", "or digits, fashion_mnist, …: see docs/data.md"),
             "data.data_dir": ("data", "folder of the data, downloaded into it"),
             "data.mirror": ("", "folder or address to download from"),
             "data.batch_size": ("100", "images in a step, over all ranks"),

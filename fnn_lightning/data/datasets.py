@@ -6,15 +6,17 @@ from difflib import get_close_matches
 from pathlib import Path
 from typing import Literal, Protocol
 
+import torch
 from torch import Tensor
 
-from fnn_lightning.data.idx_file import image_count, read_images, read_labels
-from fnn_lightning.data.mnist_files import fetch_mnist, find_file, raw_dir
+from fnn_lightning.data.downloads import fetch
+from fnn_lightning.data.idx_file import image_count, read_images, read_label_rows, read_labels
+from fnn_lightning.data.published import PUBLISHED, Published, check_owner, find_file, raw_dir
 from fnn_lightning.data.sklearn_digits import TRAIN_SIZE, read_digits
 from fnn_lightning.errors import InputError
 
 DIGITS = tuple("0123456789")
-NAMES = ("mnist", "digits")
+NAMES = ("mnist", "digits", *(name for name in PUBLISHED if name != "mnist"))
 Framing = Literal["resize", "mnist"]
 
 
@@ -45,34 +47,73 @@ class Dataset(Protocol):
     def images(self, train: bool) -> Tensor:
         """Read the pictures of a part, `uint8` of shape `(N, 28, 28)`."""
 
+    def is_present(self) -> bool:
+        """Tell whether the test part is here, so that nothing has to be downloaded to read it."""
 
-class MNIST:
-    """MNIST, downloaded where it is missing.
+
+class Downloaded:
+    """A published data set, downloaded where it is missing.
 
     Args:
+        published: Which one.
         data_dir: As `raw_dir` takes it.
-        mirror: As `fetch_mnist` takes it.
+        mirror: As `fetch` takes it.
     """
 
-    train_size = 60_000
-    class_names = DIGITS
-    framing: Framing = "mnist"
-
-    def __init__(self, data_dir: str, mirror: str | None) -> None:
+    def __init__(self, published: Published, data_dir: str, mirror: str | None) -> None:
+        self.published = published
         self.data_dir = data_dir
         self.mirror = mirror
 
+    @property
+    def train_size(self) -> int | None:
+        """60,000; not known before for EMNIST, whose splits are of many sizes."""
+        return None if self.published.title == "EMNIST" else 60_000
+
+    @property
+    def class_names(self) -> Sequence[str]:
+        """The digits, or what torchvision calls the classes."""
+        title, split = self.published.title, self.published.split
+        if title in ("MNIST", "QMNIST") or split == "digits":
+            return DIGITS
+        if title != "EMNIST":
+            return tuple(self.published.in_torchvision.classes)
+        names = self.published.in_torchvision.classes_split_dict[split]
+        return tuple(names[self._first_label :])
+
+    @property
+    def framing(self) -> Framing:
+        """Characters are brought to MNIST's form."""
+        return "resize" if self.published.title == "FashionMNIST" else "mnist"
+
+    @property
+    def _first_label(self) -> int:
+        return 1 if self.published.split == "letters" else 0
+
     def prepare(self) -> None:
         """Download what `data_dir` lacks, and check what it holds."""
-        fetch_mnist(self.data_dir, self.mirror or os.environ.get("FNN_LIGHTNING_MIRROR"))
+        mirror = self.mirror or os.environ.get("FNN_LIGHTNING_MIRROR")
+        fetch(self.published, self.data_dir, mirror)
+        folder = raw_dir(self.data_dir, self.published)
         for train in (True, False):
-            self.labels(train)
+            self._labels(folder, train)
+            check_owner(find_file(folder, self.published.labels(train)), self.published)
 
     def labels(self, train: bool) -> Tensor:
         """Read the labels, and check that there are as many images."""
-        folder, part = raw_dir(self.data_dir), part_name(train)
-        labels = read_labels(find_file(folder, f"{part}-labels-idx1-ubyte"))
-        count = image_count(find_file(folder, f"{part}-images-idx3-ubyte"))
+        return self._labels(raw_dir(self.data_dir, self.published), train)
+
+    def _labels(self, folder: Path, train: bool) -> Tensor:
+        part = self.published.part(train)
+        path = find_file(folder, self.published.labels(train))
+        read = read_label_rows if self.published.title == "QMNIST" else read_labels
+        labels, first = read(path), self._first_label
+        last = first + len(self.class_names) - 1
+        if len(labels) and (labels.max() > last or labels.min() < first):
+            wrong = labels.max() if labels.max() > last else labels.min()
+            raise InputError(f"Expected labels {first}–{last} in {path}, but got {wrong}")
+        labels -= first  # in EMNIST's letters, a is 1
+        count = image_count(find_file(folder, self.published.images(train)))
         if count != len(labels):
             raise InputError(
                 f"Expected as many labels as images in {folder}, "
@@ -83,9 +124,21 @@ class MNIST:
         return labels
 
     def images(self, train: bool) -> Tensor:
-        """Read the images."""
-        folder = raw_dir(self.data_dir)
-        return read_images(find_file(folder, f"{part_name(train)}-images-idx3-ubyte"))
+        """Read the images; EMNIST's, which lie on their side, are turned upright."""
+        folder = raw_dir(self.data_dir, self.published)
+        images = read_images(find_file(folder, self.published.images(train)))
+        if self.published.title == "EMNIST":
+            for chunk in torch.split(
+                images, 10_000
+            ):  # in place: there can be half a gigabyte of them
+                chunk.copy_(chunk.transpose(1, 2).clone())
+        return images
+
+    def is_present(self) -> bool:
+        """Tell whether the files of the test part are here, intact or not."""
+        folder = raw_dir(self.data_dir, self.published)
+        names = self.published.images(train=False), self.published.labels(train=False)
+        return all(find_file(folder, name).is_file() for name in names)
 
 
 class Digits:
@@ -107,10 +160,9 @@ class Digits:
         """Read the images."""
         return read_digits(train)[0]
 
-
-def part_name(train: bool) -> str:
-    """Return what MNIST's files call a part."""
-    return "train" if train else "t10k"
+    def is_present(self) -> bool:
+        """Tell that they are here: they come with scikit-learn."""
+        return True
 
 
 def is_path(dataset: str) -> bool:
@@ -140,11 +192,12 @@ def find_dataset(dataset: str, data_dir: str, mirror: str | None) -> Dataset:
     Raises:
         InputError: If there is none of that name.
     """
-    if dataset == "mnist":
-        return MNIST(data_dir, mirror)
+    if dataset in PUBLISHED:
+        return Downloaded(PUBLISHED[dataset], data_dir, mirror)
     if dataset == "digits":
         return Digits()
-    near = get_close_matches(dataset.lower(), NAMES, n=1)
+    beginning = [name for name in NAMES if name.startswith(f"{dataset.lower()}_")]
+    near = beginning or get_close_matches(dataset.lower(), NAMES, n=1)
     raise InputError(
         f"Expected `dataset` to be one of {', '.join(NAMES)}, but got {dataset}"
         + (f"; did you mean {near[0]}?" if near else "")

@@ -10,28 +10,33 @@ from torch import Tensor
 
 from fnn_lightning.errors import InputError
 
+# by the end of a file's name: the third byte of the magic number, bytes of each
+ITEMS = {"ubyte": (0x08, 1), "int": (0x0C, 4)}
 
-def idx_shape(path: Path, ndim: int) -> tuple[int, ...]:
-    """Read the shape in the header of an IDX file of unsigned bytes, and check the file's size.
+
+def idx_shape(path: Path, ndim: int, item: str = "ubyte") -> tuple[int, ...]:
+    """Read the shape in the header of an IDX file, and check the file's size.
 
     Args:
         path: An uncompressed IDX file.
         ndim: Expected number of dimensions: 3 for images, 1 for labels.
+        item: Expected type, one of `ITEMS`.
 
     Raises:
-        InputError: If the file is missing, is not an IDX file of `ndim` dimensions of unsigned
-            bytes, or has another size than its header says.
+        InputError: If the file is missing, is not an IDX file of `ndim` dimensions of that type,
+            or has another size than its header says.
     """
+    code, size_of_item = ITEMS[item]
     if not path.is_file():
         raise InputError(f"{path} is missing" if not path.exists() else f"{path} is not a file")
-    # magic number: two zero bytes, 0x08 for unsigned bytes, the number of dimensions
+    # magic number: two zero bytes, the type, the number of dimensions
     header_size = 4 + 4 * ndim
     with path.open("rb") as file:
         header = file.read(header_size)
-    if len(header) < header_size or header[:4] != bytes([0, 0, 8, ndim]):
+    if len(header) < header_size or header[:4] != bytes([0, 0, code, ndim]):
         raise InputError(f"{path} is damaged: it does not start with the header of an IDX file")
     shape = struct.unpack(f">{ndim}I", header[4:])
-    expected, size = header_size + math.prod(shape), path.stat().st_size
+    expected, size = header_size + size_of_item * math.prod(shape), path.stat().st_size
     if size != expected:
         raise InputError(
             f"{path} is damaged: its header promises {expected:,} bytes, but it has {size:,}"
@@ -68,13 +73,28 @@ def read_labels(path: Path) -> Tensor:
     """Read an IDX file of labels.
 
     Returns:
-        `int64` of shape `(N,)`, values 0–9.
+        `int64` of shape `(N,)`, values 0–255.
 
     Raises:
-        InputError: If the file is not an intact IDX file of digits 0–9.
+        InputError: If the file is not an intact IDX file of labels.
     """
     idx_shape(path, ndim=1)
-    labels = torch.from_numpy(np.fromfile(path, dtype=np.uint8, offset=8)).long()
-    if len(labels) and labels.max() > 9:
-        raise InputError(f"Expected labels 0–9 in {path}, but got {labels.max()}")
-    return labels
+    return torch.from_numpy(np.fromfile(path, dtype=np.uint8, offset=8)).long()
+
+
+def read_label_rows(path: Path) -> Tensor:
+    """Read QMNIST's labels: an IDX file of rows of 4-byte integers, the digit first.
+
+    The others say who wrote it, and where it stands in NIST's own data.
+
+    Returns:
+        `int64` of shape `(N,)`.
+
+    Raises:
+        InputError: If the file is not an intact IDX file of such rows.
+    """
+    rows, columns = idx_shape(path, ndim=2, item="int")
+    if columns < 1:
+        raise InputError(f"Expected rows of labels in {path}, but got {columns} columns")
+    table = np.fromfile(path, dtype=">i4", offset=12).reshape(rows, columns)
+    return torch.from_numpy(table[:, 0].astype(np.int64))

@@ -9,6 +9,7 @@ import pytest
 
 from fnn_lightning.commands.completion import actions_of
 from fnn_lightning.commands.main import SUBCOMMANDS, main
+from fnn_lightning.data.datasets import NAMES
 from fnn_lightning.network import ACTIVATIONS
 from tests.support import CONFIGS, refused
 
@@ -40,6 +41,7 @@ def test_bash_completes_without_starting_a_program(capsys: pytest.CaptureFixture
     Path("runs/one").mkdir(parents=True)
     Path("my.yaml").touch()
     Path("notes.txt").touch()
+    Path("flowers.npz").touch()
     names = {config.stem for config in CONFIGS.glob("*.yaml")}
     cases = {
         "fnn ": {*SUBCOMMANDS},
@@ -52,10 +54,16 @@ def test_bash_completes_without_starting_a_program(capsys: pytest.CaptureFixture
         "fnn fit --checkpoint.monitor ": {"val/acc", "val/loss"},
         "fnn fit --optimizer Ada": {"Adadelta", "Adafactor", "Adagrad", "Adam", "AdamW", "Adamax"},
         "fnn fit --optimizer.mom": {"--optimizer.momentum", "--optimizer.momentum_decay"},
+        "fnn fit --data.dataset ": {*NAMES, "flowers.npz", "runs"},
+        "fnn seeds 3 --data.dataset emnist_b": {
+            "emnist_balanced",
+            "emnist_byclass",
+            "emnist_bymerge",
+        },
         "fnn fit --print_config --find": {"--find_lr"},
         "fnn fit --trainer.callbacks Early": {"EarlyStopping"},
         "fnn fit --run_folder ": {"runs"},
-        "fnn test --ckpt_path ": {"runs", "my.yaml", "notes.txt", "script"},
+        "fnn test --ckpt_path ": {"runs", "my.yaml", "notes.txt", "flowers.npz", "script"},
         "fnn test --report": {"--report_folder"},
         "fnn validate --help": {"--help", "--help_all"},
         "fnn predict --data.images notes.txt my": {"my.yaml"},
@@ -91,6 +99,7 @@ def test_zsh_gets_a_script_of_its_own(capsys: pytest.CaptureFixture[str]) -> Non
     assert text.startswith("#compdef fnn\n")
     assert '"--config"' in text or "{-c,--config}" in text
     assert ":_fnn_config_files" in text
+    assert ":_fnn_dataset_files" in text
     zsh = shutil.which("zsh")
     if zsh is not None:
         subprocess.run([zsh, "-n"], input=text, text=True, check=True)

@@ -8,7 +8,7 @@ import pytest
 import torch
 
 from fnn_lightning.commands.main import main
-from fnn_lightning.data.mnist_files import raw_dir
+from fnn_lightning.data.published import raw_dir
 from tests.support import CONFIGS
 
 CONFIG = CONFIGS / "relu_100.yaml"

@@ -15,7 +15,7 @@ from hypothesis import HealthCheck, given, settings
 from hypothesis import strategies as st
 
 from fnn_lightning.commands.main import main
-from fnn_lightning.data.idx_file import read_images, read_labels
+from fnn_lightning.data.idx_file import read_images, read_label_rows, read_labels
 from fnn_lightning.errors import InputError
 from fnn_lightning.runs.checkpoint_io import read_checkpoint
 from tests.support import LAST, NEEDS_POSIX, RUN, fit, tiny_files, write_tiny_files
@@ -325,13 +325,13 @@ def test_fuzzed_idx_files_are_read_or_refused_in_one_line(
         *(edited(file, edits, length) for file in tiny_files().values()),
         struct.pack(">4I", *header) + bytes(length % 1000),
         struct.pack(">4I", 0x803, *header[1:]) + bytes(28 * 28),
+        struct.pack(">3I", 0xC02, *header[1:3]) + bytes(4 * 28),
     ):
         path.write_bytes(content)
-        for read in (read_images, read_labels):
+        for read in (read_images, read_labels, read_label_rows):
             try:
                 tensor = read(path)
             except InputError as error:
                 assert "\n" not in str(error)  # noqa: PT017
             else:
                 assert tensor.numel() <= len(content)
-                assert read is read_images or all(label <= 9 for label in tensor)

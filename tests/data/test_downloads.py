@@ -1,17 +1,15 @@
 import io
 import sys
-import threading
-from collections.abc import Callable, Iterator
-from functools import partial
-from http.server import SimpleHTTPRequestHandler, ThreadingHTTPServer
+from collections.abc import Callable
 from pathlib import Path
 
 import numpy as np
 import pytest
 import torch
 
+from fnn_lightning.data.downloads import fetch
 from fnn_lightning.data.idx_file import read_images, read_labels
-from fnn_lightning.data.mnist_files import FILES, fetch_mnist, raw_dir
+from fnn_lightning.data.published import MNIST, raw_dir
 from fnn_lightning.datamodule import MNISTDataModule
 from fnn_lightning.errors import InputError
 from tests.support import NEEDS_POSIX, idx_bytes, tiny_files
@@ -21,21 +19,10 @@ IMAGES = np.arange(3 * 28 * 28, dtype=np.uint32).astype(np.uint8).reshape(3, 28,
 INTACT = idx_bytes(IMAGES)
 
 
-class QuietHandler(SimpleHTTPRequestHandler):
-    def log_message(self, *args: object) -> None:
-        pass
-
-
 @pytest.fixture
-def mirror_url(mirror: Path) -> Iterator[str]:
-    """Serve the mirror's folder over HTTP, on a free port of the loopback interface."""
-    handler = partial(QuietHandler, directory=str(mirror))
-    with ThreadingHTTPServer(("127.0.0.1", 0), handler) as server:
-        thread = threading.Thread(target=server.serve_forever)
-        thread.start()
-        yield f"http://127.0.0.1:{server.server_port}"
-        server.shutdown()
-        thread.join(timeout=10)
+def mirror_url(mirror: Path, serve: Callable[[Path], str]) -> str:
+    """Serve the mirror's folder over HTTP."""
+    return serve(mirror)
 
 
 def contents(data_dir: str) -> dict[str, bytes]:
@@ -45,13 +32,13 @@ def contents(data_dir: str) -> dict[str, bytes]:
 
 @pytest.mark.parametrize("form", ["{}", "{}/", "file://{}"])
 def test_files_are_fetched_from_a_folder(mirror: Path, form: str) -> None:
-    fetch_mnist("data", form.format(mirror))
+    fetch(MNIST, "data", form.format(mirror))
     assert contents("data") == tiny_files()
 
 
 @pytest.mark.parametrize("form", ["{}", "{}/"])
 def test_files_are_fetched_from_a_server(mirror_url: str, form: str) -> None:
-    fetch_mnist("data", form.format(mirror_url))
+    fetch(MNIST, "data", form.format(mirror_url))
     assert contents("data") == tiny_files()
 
 
@@ -63,7 +50,7 @@ def test_names_sizes_source_and_destination_are_said_once(
     mirror: Path, mirror_url: str, capsys: pytest.CaptureFixture[str]
 ) -> None:
     for data_dir, source in (("new", mirror_url), ("other", str(mirror))):
-        fetch_mnist(data_dir, source)
+        fetch(MNIST, data_dir, source)
         output = capsys.readouterr()
         assert output.out == ""  # which may be a table of predictions
         assert "\r" not in output.err
@@ -71,9 +58,9 @@ def test_names_sizes_source_and_destination_are_said_once(
         assert lines[0] == f"fetching MNIST into {data_dir}/MNIST/raw"
         where = source.removeprefix("http://")
         assert [" ".join(line.split()) for line in lines[1:]] == [
-            f"{name} {kilobytes(mirror, name)} from {where}" for name in FILES
+            f"{name} {kilobytes(mirror, name)} from {where}" for name in MNIST.files
         ]
-        fetch_mnist(data_dir, source)
+        fetch(MNIST, data_dir, source)
         assert capsys.readouterr() == ("", "")
 
 
@@ -83,7 +70,7 @@ def test_a_terminal_shows_a_bar_while_a_file_is_downloaded(
     terminal = io.StringIO()
     terminal.isatty = lambda: True  # type: ignore[method-assign]
     monkeypatch.setattr(sys, "stderr", terminal)
-    fetch_mnist("data", mirror_url)
+    fetch(MNIST, "data", mirror_url)
     for name in ("train-images", "train-labels", "t10k-images", "t10k-labels"):
         assert f"| {name}, " in terminal.getvalue()
     last = terminal.getvalue().splitlines()[-1]
@@ -93,7 +80,7 @@ def test_a_terminal_shows_a_bar_while_a_file_is_downloaded(
 def test_what_https_refuses_is_downloaded_by_http(
     mirror_url: str, capsys: pytest.CaptureFixture[str]
 ) -> None:
-    fetch_mnist("data", mirror_url.replace("http:", "https:"))  # it speaks no TLS
+    fetch(MNIST, "data", mirror_url.replace("http:", "https:"))  # it speaks no TLS
     assert contents("data") == tiny_files()
 
 
@@ -101,14 +88,14 @@ def test_archives_in_the_data_folder_are_extracted(mirror: Path) -> None:
     raw_dir("data").mkdir(parents=True)
     for archive in mirror.iterdir():
         archive.rename(raw_dir("data") / archive.name)
-    fetch_mnist("data", None)
+    fetch(MNIST, "data", None)
     assert tiny_files().items() <= contents("data").items()
 
 
 @NEEDS_POSIX
 def test_intact_files_are_not_fetched_again(data_dir: str) -> None:
     raw_dir(data_dir).chmod(0o500)
-    fetch_mnist(data_dir, "/there/is/no/mirror")
+    fetch(MNIST, data_dir, "/there/is/no/mirror")
 
 
 @pytest.mark.parametrize("damage", [lambda intact: intact[:-100], lambda intact: b"x" + intact[1:]])
@@ -119,7 +106,7 @@ def test_a_damaged_file_is_fetched_again(data_dir: str, mirror: Path, damage: Da
     with pytest.warns(
         UserWarning, match=r"is damaged: .* kept as train-images-idx3-ubyte\.damaged"
     ):
-        fetch_mnist(data_dir, str(mirror))
+        fetch(MNIST, data_dir, str(mirror))
     assert contents(data_dir) == {**tiny_files(), f"{path.name}.damaged": damaged}
 
 
@@ -139,7 +126,7 @@ def test_a_damaged_archive_leaves_nothing_behind(
     archive = mirror / "t10k-images-idx3-ubyte.gz"
     archive.write_bytes(damage(archive.read_bytes()))
     with pytest.raises(InputError, match=r"tried to get t10k-images-idx3-ubyte\.gz from "):
-        fetch_mnist("data", mirror_url if by_http else str(mirror))
+        fetch(MNIST, "data", mirror_url if by_http else str(mirror))
     intact = tiny_files()
     del intact["t10k-images-idx3-ubyte"], intact["t10k-labels-idx1-ubyte"]
     assert contents("data") == intact  # fetched before the damaged one
@@ -147,9 +134,9 @@ def test_a_damaged_archive_leaves_nothing_behind(
 
 def test_the_error_names_missing_files_and_remedies() -> None:
     with pytest.raises(InputError) as caught:
-        fetch_mnist("data", "http://127.0.0.1:1")  # nothing listens there
+        fetch(MNIST, "data", "http://127.0.0.1:1")  # nothing listens there
     message = str(caught.value)
-    for part in (*FILES, "data/MNIST/raw", "http://127.0.0.1:1/", "refused", "--data.mirror"):
+    for part in (*MNIST.files, "data/MNIST/raw", "http://127.0.0.1:1/", "refused", "--data.mirror"):
         assert part in message
     assert "--data.dataset digits" in message
     assert "\n" not in message
@@ -231,13 +218,13 @@ def test_a_mirror_may_hold_unpacked_files(
 ) -> None:
     put(place, form, tiny_files())
     before = tree("here")
-    fetch_mnist("data", given)
+    fetch(MNIST, "data", given)
     assert contents("data") == tiny_files()
     assert tree("here") == before
 
 
 def test_one_of_the_files_names_the_mirror(mirror: Path) -> None:
-    fetch_mnist("data", str(mirror / "t10k-labels-idx1-ubyte.gz"))
+    fetch(MNIST, "data", str(mirror / "t10k-labels-idx1-ubyte.gz"))
     assert contents("data") == tiny_files()
 
 
@@ -251,7 +238,7 @@ def test_archives_are_found_where_they_are(
     put(place, form, archives)
     before = tree("here")
     data_dir = "data" if is_mirror else given
-    fetch_mnist(data_dir, given if is_mirror else None)
+    fetch(MNIST, data_dir, given if is_mirror else None)
     assert tree("here").items() >= before.items()
     assert tiny_files().items() <= contents(data_dir).items()
     assert raw_dir(data_dir).name == "raw"
@@ -259,10 +246,10 @@ def test_archives_are_found_where_they_are(
 
 def test_another_archive_or_data_set_is_not_taken_for_mnist() -> None:
     put("here/FashionMNIST/raw", str, tiny_files())
-    put("here/data", NAMES["unpacked by the browser"], {name: b"packed" for name in FILES})
+    put("here/data", NAMES["unpacked by the browser"], {name: b"packed" for name in MNIST.files})
     for data_dir, mirror in (("here", None), ("data", "here")):
         with pytest.raises(InputError, match=r"MNIST is incomplete: .*train-images-idx3-ubyte is"):
-            fetch_mnist(data_dir, mirror)
+            fetch(MNIST, data_dir, mirror)
     assert not Path("here/MNIST").exists()
 
 
@@ -273,9 +260,9 @@ def test_a_half_filled_folder_is_completed(mirror: Path) -> None:
     put("data/MNIST/raw", kaggle, {name: content[:20] for name, content in labels.items()})
     before = tree("data")
     with pytest.raises(InputError, match="labels-idx1-ubyte is missing"):
-        fetch_mnist("data", None)
+        fetch(MNIST, "data", None)
     assert tree("data") == before
-    fetch_mnist("data/MNIST/raw", str(mirror))
+    fetch(MNIST, "data/MNIST/raw", str(mirror))
     assert tree("data") == {**before, **{f"MNIST/raw/{name}": labels[name] for name in labels}}
 
 
@@ -284,14 +271,14 @@ def test_a_file_in_place_of_a_folder_is_reported_and_kept(mirror: Path, place: s
     Path(place).parent.mkdir(parents=True, exist_ok=True)
     Path(place).write_text("in the way")
     with pytest.raises(InputError, match=r"`data_dir` to be a folder that can be written"):
-        fetch_mnist("data", str(mirror))
+        fetch(MNIST, "data", str(mirror))
     assert Path(place).read_text() == "in the way"
 
 
 def test_a_folder_in_place_of_a_file_is_reported(mirror: Path) -> None:
     (raw_dir("data") / "train-labels-idx1-ubyte").mkdir(parents=True)
     with pytest.raises(InputError, match="train-labels-idx1-ubyte"):
-        fetch_mnist("data", str(mirror))
+        fetch(MNIST, "data", str(mirror))
 
 
 def test_idx_files_are_read_as_bytes_and_int64_labels(tmp_path: Path) -> None:
@@ -323,10 +310,11 @@ def test_damaged_image_files_are_rejected(tmp_path: Path, content: bytes, messag
         read_images(tmp_path / "images")
 
 
-def test_labels_above_9_are_rejected(tmp_path: Path) -> None:
-    (tmp_path / "labels").write_bytes(idx_bytes(np.array([3, 10], dtype=np.uint8)))
-    with pytest.raises(InputError, match=r"labels 0–9 in .*, but got 10"):
-        read_labels(tmp_path / "labels")
+def test_labels_above_9_are_rejected(data_dir: str) -> None:
+    path = raw_dir(data_dir) / "t10k-labels-idx1-ubyte"
+    path.write_bytes(path.read_bytes()[:-1] + bytes([10]))
+    with pytest.raises(InputError, match=r"labels 0–9 in .*t10k-labels.*, but got 10"):
+        MNISTDataModule(data_dir=data_dir).prepare_data()
 
 
 def test_missing_files_and_folders_are_rejected(tmp_path: Path) -> None:
