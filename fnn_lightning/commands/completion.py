@@ -13,7 +13,7 @@ from typing import Any, Literal, get_args
 from jsonargparse import capture_parser
 
 from fnn_lightning.commands.configs import packaged
-from fnn_lightning.commands.help_formatter import HELP, accepted_by, plain_text
+from fnn_lightning.commands.help_formatter import HELP, LINKED, accepted_by, plain_text
 from fnn_lightning.commands.hints import CLASSES, classes_of, classes_to_name
 from fnn_lightning.commands.main import SUBCOMMANDS, WITH_TRAINER
 from fnn_lightning.commands.options import make_parser, parse
@@ -107,7 +107,7 @@ def actions_of(subcommand: str) -> Iterator[Action]:
     own = {action.dest for action in parser._actions}
     for action in parser._actions:
         # neither links between settings nor a config file for each section
-        ours = action.metavar not in ("[applied on parse]", "CONFIG")
+        ours = action.metavar not in (*LINKED, "CONFIG")
         if ours and action.dest != "help" and action.help != SUPPRESS:
             yield action
     if subcommand in TAKE_OPTIONS_OF_FIT:

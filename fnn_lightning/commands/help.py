@@ -47,8 +47,8 @@ OPTIONS: dict[str, dict[str, dict[str, tuple[str, str]]]] = {
             "model.dropout": ("0", "share of a hidden layer's outputs set to 0"),
             "model.input_dropout": ("0", "share of the pixels set to 0"),
             "model.initialization": ("pytorch", "pytorch, he or xavier"),
-            "model.pixel_mean": ("0", "subtracted from the pixels, 0 to 1"),
-            "model.pixel_std": ("1", "what they are then divided by"),
+            "model.pixel_mean": ("0", "subtracted from pixels of 0 to 1; then pixel_std"),
+            "model.freeze": ("0", "first layers whose weights stay as they are"),
         },
         "training": {
             "optimizer": ("SGD", "of torch.optim; arguments as --optimizer.NAME"),
@@ -59,7 +59,6 @@ OPTIONS: dict[str, dict[str, dict[str, tuple[str, str]]]] = {
             "model.label_smoothing": ("0", "share of a label that all classes get"),
             "model.keep_hardest": ("1", "share of a batch to step on, the hardest"),
             "ema.decay": ("0", "of a moving average of the weights; 0: none"),
-            "model.compile": ("false", "compile the network by torch.compile"),
             "model.num_threads": ("", "CPU threads (default: by the work of a step)"),
         },
         "data": {
@@ -68,9 +67,9 @@ OPTIONS: dict[str, dict[str, dict[str, tuple[str, str]]]] = {
             "data.mirror": ("", "folder or address to download from"),
             "data.batch_size": ("100", "images in a step, over all ranks"),
             "data.val_size": ("", "images held out (default: 5,000 of MNIST)"),
-            "data.folds": ("", "or folds for cross-validation, instead"),
-            "data.fold": ("", "the one that validates, counted from 0"),
+            "data.folds": ("", "or cross-validation: folds; fold 0, 1, … validates"),
             "data.train_size": ("", "images to train on, of each class alike"),
+            "data.class_weights": ("", "balanced, or a number for each class"),
             "data.augmentation.rotation": ("0", "degrees at most, either way"),
             "data.augmentation.scale": ("0", "width and height by 1 ± so much"),
             "data.augmentation.shear": ("0", "degrees of slant at most"),
@@ -85,7 +84,6 @@ OPTIONS: dict[str, dict[str, dict[str, tuple[str, str]]]] = {
             "early_stopping.patience": ("", "validations without improvement"),
             "early_stopping.monitor": ("val/acc", "metric that has to improve"),
             "tensorboard.enabled": ("true", "pictures and graph beside the curves"),
-            "tensorboard.histograms": ("false", "histograms of weights and gradients"),
         },
         "the Trainer's, of which --help_all shows the rest": {
             "trainer.max_epochs": (str(MAX_EPOCHS), "epochs to train"),

@@ -104,6 +104,9 @@ DEFAULTS = {
 }
 
 
+LINKED = ("[applied on parse]", "[applied on instantiate]")  # how jsonargparse shows a link
+
+
 class HelpFormatter(DefaultHelpFormatter):
     """Formats options with their types and true defaults, in plain text that fits 80 columns.
 
@@ -112,8 +115,7 @@ class HelpFormatter(DefaultHelpFormatter):
 
     def add_argument(self, action: Action) -> None:
         # neither links between settings, nor a config file for each section
-        links = ("[applied on parse]", "[applied on instantiate]")
-        if action.metavar not in (*links, "CONFIG"):
+        if action.metavar not in (*LINKED, "CONFIG"):
             super().add_argument(action)
 
     def _get_help_string(self, action: Action) -> str:

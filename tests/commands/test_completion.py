@@ -51,7 +51,9 @@ def test_bash_completes_without_starting_a_program(capsys: pytest.CaptureFixture
         "fnn fit --config mnist --model.act": {"--model.activation"},
         "fnn fit --model.activation ": {*ACTIVATIONS},
         "fnn fit --model.batch_norm ": {"true", "false"},
-        "fnn fit --checkpoint.monitor ": {"val/acc", "val/loss"},
+        "fnn fit --checkpoint.monitor ": {
+            f"val/{name}" for name in ("acc", "loss", "balanced_acc", "f1")
+        },
         "fnn fit --optimizer Ada": {"Adadelta", "Adafactor", "Adagrad", "Adam", "AdamW", "Adamax"},
         "fnn fit --optimizer.mom": {"--optimizer.momentum", "--optimizer.momentum_decay"},
         "fnn fit --data.dataset ": {*NAMES, "flowers.npz", "runs"},

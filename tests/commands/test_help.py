@@ -17,6 +17,8 @@ OWN = ("model.", "data.", "checkpoint.", "early_stopping.", "tensorboard.", "ema
 LEFT_OUT = {
     *("model.multi_step", "checkpoint.mode", "early_stopping.mode"),  # rarely of use
     *("checkpoint.every_n_minutes", "early_stopping.min_delta"),
+    *("model.compile", "tensorboard.histograms"),  # likewise
+    *("model.pixel_std", "data.fold"),  # beside the one that they belong to
     "tensorboard.projector",  # in the help of `test`, which it is for
 }
 NOT_SETTINGS = {"config", "print_config", "run_folder", "init_from", "find_lr"}
