@@ -47,7 +47,7 @@ OPTIONS: dict[str, dict[str, dict[str, tuple[str, str]]]] = {
             "model.dropout": ("0", "share of a hidden layer's outputs set to 0"),
             "model.input_dropout": ("0", "share of the pixels set to 0"),
             "model.initialization": ("pytorch", "pytorch, he or xavier"),
-            "model.pixel_mean": ("0", "subtracted from pixels of 0 to 1; then pixel_std"),
+            "model.pixel_mean": ("0", "subtracted from the pixels, 0 to 1"),
             "model.freeze": ("0", "first layers whose weights stay as they are"),
         },
         "training": {
@@ -67,7 +67,7 @@ OPTIONS: dict[str, dict[str, dict[str, tuple[str, str]]]] = {
             "data.mirror": ("", "folder or address to download from"),
             "data.batch_size": ("100", "images in a step, over all ranks"),
             "data.val_size": ("", "images held out (default: 5,000 of MNIST)"),
-            "data.folds": ("", "or cross-validation: folds; fold 0, 1, … validates"),
+            "data.folds": ("", "or cross-validation: folds, of which data.fold"),
             "data.train_size": ("", "images to train on, of each class alike"),
             "data.class_weights": ("", "balanced, or a number for each class"),
             "data.augmentation.rotation": ("0", "degrees at most, either way"),

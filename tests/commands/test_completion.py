@@ -11,6 +11,7 @@ from fnn_lightning.commands.completion import actions_of
 from fnn_lightning.commands.main import SUBCOMMANDS, main
 from fnn_lightning.data.datasets import NAMES
 from fnn_lightning.network import ACTIVATIONS
+from fnn_lightning.training.optim import MONITORED
 from tests.support import CONFIGS, refused
 
 # what bash does at TAB; where the function is, it has from `complete` itself
@@ -51,9 +52,7 @@ def test_bash_completes_without_starting_a_program(capsys: pytest.CaptureFixture
         "fnn fit --config mnist --model.act": {"--model.activation"},
         "fnn fit --model.activation ": {*ACTIVATIONS},
         "fnn fit --model.batch_norm ": {"true", "false"},
-        "fnn fit --checkpoint.monitor ": {
-            f"val/{name}" for name in ("acc", "loss", "balanced_acc", "f1")
-        },
+        "fnn fit --checkpoint.monitor ": {*MONITORED},
         "fnn fit --optimizer Ada": {"Adadelta", "Adafactor", "Adagrad", "Adam", "AdamW", "Adamax"},
         "fnn fit --optimizer.mom": {"--optimizer.momentum", "--optimizer.momentum_decay"},
         "fnn fit --data.dataset ": {*NAMES, "flowers.npz", "runs"},

@@ -18,6 +18,8 @@ MakeData = Callable[..., MNISTDataModule]
 class Recorded(FNNLitModule):
     """Keeps whether each batch was augmented, which makes its pixels floats."""
 
+    augmented: list[bool]
+
     def training_step(self, batch: Any, batch_idx: int) -> torch.Tensor:
         self.augmented.append(batch[0].is_floating_point())
         return super().training_step(batch, batch_idx)
