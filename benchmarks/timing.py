@@ -37,7 +37,13 @@ def run(
     folder: Path = REPOSITORY,
     environment: Mapping[str, str] | None = None,
 ) -> Run:
-    """Run a command to its end in a folder, and read the report that it writes."""
+    """Run a command to its end in a folder, and read the report that it writes.
+
+    Its modules are compiled once, as for a user: without bytecode, an installed package would start
+    faster than this checkout.
+    """
+    environment = dict(os.environ if environment is None else environment)
+    environment.pop("PYTHONDONTWRITEBYTECODE", None)
     start = time.perf_counter()
     process = subprocess.Popen(
         command, cwd=folder, env=environment, stdout=subprocess.DEVNULL, stderr=subprocess.PIPE
