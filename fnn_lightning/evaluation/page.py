@@ -92,7 +92,7 @@ def make_page(
         bins=CALIBRATION_BINS,
         large=mistakes[:MAX_LARGE],
         mistakes=mistakes,
-        shown={(each["label"], each["digit"]) for each in mistakes},
+        mistakes_of_pair=by_pair(mistakes),
         made_with=made_with,
         made_fit_with=fit.get("made_with") if stage == "test" else None,
     )
@@ -132,6 +132,14 @@ def describe_mistakes(predictions: Predictions) -> list[dict[str, Any]]:
         }
         for position in predictions.most_confident_mistakes(MAX_MISTAKES)
     ]
+
+
+def by_pair(mistakes: list[dict[str, Any]]) -> dict[tuple[int, int], list[dict[str, Any]]]:
+    """Group mistakes by the true and the predicted digit."""
+    groups: dict[tuple[int, int], list[dict[str, Any]]] = {}
+    for each in mistakes:
+        groups.setdefault((each["label"], each["digit"]), []).append(each)
+    return groups
 
 
 def as_png(image: torch.Tensor) -> str:
