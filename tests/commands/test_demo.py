@@ -21,6 +21,7 @@ from selenium.webdriver.support.ui import WebDriverWait
 from fnn_lightning.commands.demo import free_port
 from fnn_lightning.commands.demo_page import HINT, answer_html
 from fnn_lightning.commands.main import main
+from fnn_lightning.data.datasets import DIGITS
 from fnn_lightning.data.preprocessing import read_picture
 from fnn_lightning.runs.load import load_trained
 from tests.support import tiny_files
@@ -264,10 +265,11 @@ def test_on_a_phone_the_answer_stands_above_the_upload(page: WebDriver) -> None:
 
 
 def test_names_and_messages_are_shown_as_text() -> None:
-    html = answer_html(note="<b>", name="<img src=x>.png")
+    html = answer_html(DIGITS, note="<b>", name="<img src=x>.png")
     assert "<b>" not in html
     assert "&lt;b&gt;" in html
     assert "<img" not in html
+    assert "&lt;img src=x&gt;.png" in html
 
 
 BAD = {
