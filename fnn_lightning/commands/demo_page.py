@@ -50,26 +50,12 @@ def make_page(trained: TrainedNetwork) -> tuple[Any, dict[str, Any]]:
     class_names, framing = trained.module.class_names, trained.module.framing
     of_digits = class_names == DIGITS
 
-    def answer(read: Callable[[], Tensor], name: str = "") -> str:
-        try:
-            pixels = read()
-        except InputError as error:
-            return answer_html(class_names, note=one_line(str(error)), name=name)
-        probabilities = trained.probabilities(pixels[None])[0]
-        like_mnist = of_digits and framing == "mnist"
-        note = out_of_distribution(pixels, float(probabilities.max()), like_mnist)
-        note = note and f"may be wrong: {note}"
-        return answer_html(class_names, pixels, probabilities, note, name)
-
     def on_drawing(url: str) -> str:
-        ink = read_drawing(url)
-        if not ink.any():
-            return answer_html(class_names)
-        return answer(lambda: frame_drawing(ink, framing))
+        return answer_drawing(trained, url)
 
     def on_upload(path: str) -> tuple[str, str, None]:
         # the sketchpad and the box of the upload become empty: the answer is about one picture
-        return answer(lambda: read_framed(Path(path), framing), Path(path).name), "", None
+        return answer_upload(trained, Path(path)), "", None
 
     title = "Draw a digit" if of_digits else "Draw or upload a picture"
     sketchpad = read_asset("sketchpad.html")
@@ -112,6 +98,39 @@ def make_page(trained: TrainedNetwork) -> tuple[Any, dict[str, Any]]:
     theme = gr.themes.Base(font=["system-ui", "sans-serif"], font_mono=["monospace"])
     options = {"theme": theme, "css": read_asset("demo.css"), "footer_links": []}
     return page, options
+
+
+def answer_drawing(trained: TrainedNetwork, url: str) -> str:
+    """Answer what the sketchpad sends, a URL as `read_drawing` takes it."""
+    ink = read_drawing(url)
+    if not ink.any():
+        return answer_html(trained.module.class_names)
+    return answer(trained, lambda: frame_drawing(ink, trained.module.framing))
+
+
+def answer_upload(trained: TrainedNetwork, path: Path) -> str:
+    """Answer a picture that was uploaded."""
+    return answer(trained, lambda: read_framed(path, trained.module.framing), path.name)
+
+
+def answer(trained: TrainedNetwork, read: Callable[[], Tensor], name: str = "") -> str:
+    """Predict what `read` returns, or show why it fails.
+
+    Args:
+        trained: The net.
+        read: Returns the net's input, `uint8` of shape `(28, 28)`.
+        name: The picture's file; "" for a drawing.
+    """
+    class_names = trained.module.class_names
+    try:
+        pixels = read()
+    except InputError as error:
+        return answer_html(class_names, note=one_line(str(error)), name=name)
+    probabilities = trained.probabilities(pixels[None])[0]
+    like_mnist = class_names == DIGITS and trained.module.framing == "mnist"
+    note = out_of_distribution(pixels, float(probabilities.max()), like_mnist)
+    note = note and f"may be wrong: {note}"
+    return answer_html(class_names, pixels, probabilities, note, name)
 
 
 def read_asset(name: str) -> str:

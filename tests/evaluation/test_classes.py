@@ -13,13 +13,14 @@ import torch
 from PIL import Image
 from torch import Tensor
 
-from fnn_lightning import evaluate, load
+from fnn_lightning import FNNLitModule, evaluate, load
 from fnn_lightning.commands.demo_page import answer_html, expected_html
 from fnn_lightning.commands.main import main
 from fnn_lightning.data.datasets import Framing
 from fnn_lightning.data.framing import frame_picture
 from fnn_lightning.datamodule import MNISTDataModule
 from fnn_lightning.errors import InputError
+from fnn_lightning.evaluation import page as report_page
 from fnn_lightning.evaluation import plots
 from fnn_lightning.evaluation.class_names import short_name, tag_names
 from fnn_lightning.evaluation.measures import measure
@@ -274,6 +275,31 @@ def thousand() -> Predictions:
     names = [f"class {k} <i>" for k in range(1000)]
     images = torch.zeros(5000, 28, 28, dtype=torch.uint8)
     return Predictions(images, torch.arange(5000), labels, probabilities, names)
+
+
+def test_the_page_of_a_thousand_classes_lists_the_most_frequent_confusions(
+    thousand: Predictions,
+) -> None:
+    module = FNNLitModule(hidden_dims=[8], class_names=thousand.class_names)
+    checkpoint = {"hyper_parameters": dict(module.hparams), "global_step": 3}
+    tested = report_page.Tested(None, Path("a.ckpt"), checkpoint, module)
+    results = {**measure(thousand), "dataset": "own", "checkpoint": "a.ckpt", "step": 3}
+    page = report_page.make_page(tested, thousand, results, "test", {})
+    assert 'class="matrix' not in page
+    assert "<i>" not in page
+    counts = thousand.confusion.clone().fill_diagonal_(0)
+    assert f"The 100 most frequent of {int((counts > 0).sum()):,} confusions" in page
+    row = r'<tr><td>class (\d+) .*?">.*?class (\d+) .*?</td><td>(\d+)</td><td>(\d+)</td></tr>'
+    rows = [tuple(map(int, found)) for found in re.findall(row, page)]
+    assert [times for _, _, times, _ in rows] == counts.flatten().sort().values[-100:].flip(
+        0
+    ).tolist()
+    for label, predicted, times, images in rows:
+        assert times == counts[label, predicted]
+        assert images == (thousand.labels == label).sum()
+    assert page.count("<tr><td>class ") == 100 + 1000
+    assert "class_names" not in page  # among the settings
+    assert len(page) < 2_000_000
 
 
 @pytest.mark.usefixtures("drawn")
