@@ -120,6 +120,7 @@ def test_the_report_and_tensorboard_name_the_classes(names: list[str]) -> None:
     assert "&lt;b&gt;" in page
     assert 50 * "long " not in page
     assert "two\nlines" not in page
+    assert "class_names" not in page  # among the settings
     wanted = (100 * results["macro"]["f1"], 100 * results["balanced_accuracy"])
     assert "Macro F1 {:.2f} %, balanced accuracy {:.2f} %.".format(*wanted) in page
     anchors = re.findall(r'<section id="([^"]*)"', page)
