@@ -174,32 +174,33 @@ class FNNLitModule(LightningModule):
         return self._evaluate(batch, metrics)
 
     def predict_step(self, batch: Tensor | Batch, batch_idx: int) -> dict[str, Tensor]:
-        """Predict the digits of a batch.
+        """Predict the classes of a batch.
 
         Args:
             batch: Raw pixels as `FNN` takes them, alone or followed by labels.
             batch_idx: Number of the batch.
 
         Returns:
-            `probabilities` of shape `(B, classes)`, whose rows add up to 1, and `digit`, the most
-            probable one, `int64` of shape `(B,)`.
+            `probabilities` of shape `(B, classes)`, whose rows add up to 1, and `class`, the most
+            probable one, an index into `class_names`: `int64` of shape `(B,)`.
         """
         images = batch if isinstance(batch, Tensor) else batch[0]
         probabilities = self(images).softmax(dim=1)
-        return {"probabilities": probabilities, "digit": probabilities.argmax(dim=1)}
+        return {"probabilities": probabilities, "class": probabilities.argmax(dim=1)}
 
     def predict(self, x: Any) -> Prediction:
-        """Predict the digits of pictures or arrays, one or many; no Trainer is needed.
+        """Predict the classes of pictures or arrays, one or many; no Trainer is needed.
 
         It computes in evaluation mode, on the module's device, and leaves the module as it was.
 
         Args:
-            x: A picture: its path or a PIL image, of any size, brought to MNIST's form. Or a NumPy
-                array or a tensor of raw pixels 0–255, ink 255 on 0, of shape `(28, 28)`,
-                `(N, 28, 28)`, `(N, 784)` or `(N, 1, 28, 28)`. Or a list of these, one image each.
+            x: A picture: its path or a PIL image, of any size, brought to 28 × 28 pixels as
+                `framing` says. Or a NumPy array or a tensor of raw pixels 0–255, ink 255 on 0, of
+                shape `(28, 28)`, `(N, 28, 28)`, `(N, 784)` or `(N, 1, 28, 28)`. Or a list of
+                these, one image each.
 
         Returns:
-            `digits` and `probabilities`, of one image without the first dimension.
+            `classes` and `probabilities`, of one image without the first dimension.
 
         Raises:
             DivergenceError: If a probability is not finite.
@@ -208,13 +209,13 @@ class FNNLitModule(LightningModule):
 
         Example:
             >>> import torch
-            >>> digits, probabilities = FNNLitModule().predict(torch.zeros(3, 28, 28))
-            >>> digits.shape, probabilities.shape
+            >>> classes, probabilities = FNNLitModule().predict(torch.zeros(3, 28, 28))
+            >>> classes.shape, probabilities.shape
             (torch.Size([3]), torch.Size([3, 10]))
         """
         from fnn_lightning.data.raw_pixels import raw_pixels  # Pillow is slow to import
 
-        pixels, single = raw_pixels(x)
+        pixels, single = raw_pixels(x, self.framing)
         probabilities = predict_probabilities(self, pixels)
         predicted = Prediction(probabilities.argmax(dim=1), probabilities)
         check_finite(predicted)

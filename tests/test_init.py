@@ -38,7 +38,7 @@ def test_the_examples_of_the_docs_run(mirror: Path, monkeypatch: pytest.MonkeyPa
     names: dict[str, Any] = {}
     for block in blocks:
         exec(block, names)
-    assert names["digits"].shape == ()
+    assert names["classes"].shape == ()
     assert 0 < names["result"].accuracy < 1
     assert Path("mistakes.png").is_file()
     assert names["search"].best_score_ > 0.9

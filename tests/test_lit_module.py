@@ -137,7 +137,7 @@ def test_a_fraction_evaluates_that_fraction_of_the_images(
     assert model.counts["test/"][1] == 7
     assert model.counts["test/train_set_"][1] == 16  # 0.07 of 240 is 16.8
     batches: Any = run.predict(model, datamodule=data)
-    assert sum(len(batch["digit"]) for batch in batches) == 33
+    assert sum(len(batch["class"]) for batch in batches) == 33
 
 
 def test_a_fraction_of_less_than_an_image_is_refused(
@@ -194,7 +194,7 @@ def test_label_smoothing_is_in_the_loss_of_training_alone(
         make_model(label_smoothing=1.0)
 
 
-def test_predictions_are_probabilities_and_the_most_probable_digit(make_model: MakeModel) -> None:
+def test_predictions_are_probabilities_and_the_most_probable_class(make_model: MakeModel) -> None:
     model = make_model()
     images = torch.randint(256, (5, 28, 28), dtype=torch.uint8)
     output = model.predict_step(images, 0)
@@ -202,9 +202,9 @@ def test_predictions_are_probabilities_and_the_most_probable_digit(make_model: M
     torch.testing.assert_close(
         output["probabilities"].double(), exp / exp.sum(1, keepdim=True), rtol=1e-5, atol=1e-7
     )
-    assert torch.equal(output["digit"], model(images).argmax(1))
+    assert torch.equal(output["class"], model(images).argmax(1))
     labels = torch.zeros(5, dtype=torch.int64)
-    assert torch.equal(model.predict_step((images, labels), 0)["digit"], output["digit"])
+    assert torch.equal(model.predict_step((images, labels), 0)["class"], output["class"])
 
 
 def test_a_checkpoint_holds_plain_data_and_opens_alone(
@@ -331,11 +331,11 @@ def test_predict_leaves_the_module_as_it_was(make_model: MakeModel, single: bool
     model.train()
     model.network.layers[1].eval()
     random = torch.get_rng_state()
-    digits, probabilities = model.predict(images[0] if single else images)
+    classes, probabilities = model.predict(images[0] if single else images)
     expected = logits.softmax(1)[0] if single else logits.softmax(1)
     assert torch.equal(probabilities, expected)
-    assert torch.equal(digits, expected.argmax(-1))
-    assert (digits.dtype, probabilities.dtype) == (torch.int64, torch.float32)
+    assert torch.equal(classes, expected.argmax(-1))
+    assert (classes.dtype, probabilities.dtype) == (torch.int64, torch.float32)
     assert not probabilities.requires_grad
     probabilities += 1  # an ordinary tensor
     assert [each.training for each in model.network.layers[:3]] == [True, False, True]
@@ -350,18 +350,18 @@ def test_predict_works_beside_a_trainer(
 ) -> None:
     class Predicts(Callback):
         def __init__(self) -> None:
-            self.digits: list[torch.Tensor] = []
+            self.classes: list[torch.Tensor] = []
 
         def on_train_epoch_end(self, trainer: Trainer, pl_module: LightningModule) -> None:
             assert isinstance(pl_module, FNNLitModule)
-            self.digits.append(pl_module.predict(torch.zeros(2, 28, 28)).digits)
+            self.classes.append(pl_module.predict(torch.zeros(2, 28, 28)).classes)
             assert pl_module.network.training
 
     alone, watched, data = make_model(), make_model(), make_data(val_size=50)
     trainer(tmp_path / "a").fit(alone, datamodule=data)
     predicts = Predicts()
     trainer(tmp_path / "b", callbacks=[predicts]).fit(watched, datamodule=data)
-    assert len(predicts.digits) == 2
+    assert len(predicts.classes) == 2
     for ours, theirs in zip(watched.parameters(), alone.parameters(), strict=True):
         assert torch.equal(ours, theirs)
     half = watched.predict(torch.full((3, 28, 28), 9.0)).probabilities

@@ -12,6 +12,7 @@ from torch import Tensor
 
 from fnn_lightning.commands.main import COMMAND
 from fnn_lightning.commands.options import make_parser, parse
+from fnn_lightning.data.datasets import check_classes
 from fnn_lightning.errors import InputError
 from fnn_lightning.evaluation.stats import holm, mcnemar, wilson_interval
 from fnn_lightning.runs.checkpoint_io import ema_decay
@@ -26,6 +27,7 @@ MAX_CELL = 400  # characters; a checkpoint from elsewhere can hold settings of a
 UNKNOWN = "?"
 # settings that the weights do not depend on, or that are different in every run
 UNCOMPARED = (
+    *("model.class_names", "model.framing"),  # the data's
     *("data.data_dir", "trainer.barebones", "trainer.default_root_dir"),
     *("trainer.enable_autolog_hparams", "trainer.enable_checkpointing"),
     *("trainer.enable_model_summary", "trainer.enable_progress_bar", "trainer.limit_test_batches"),
@@ -76,6 +78,8 @@ def main(argv: list[str]) -> None:
     data = runs["A"].data(data_dir=options.data_dir, mirror=options.mirror, val_size=0)
     settings = {label: collect_settings(run) for label, run in runs.items()}
     data.prepare_data()
+    for run in runs.values():
+        check_classes(run.module.class_names, data.class_names)
     data.setup("test")
     source = data.predict_dataloader()
     with says(f"measuring {len(runs)} runs"):

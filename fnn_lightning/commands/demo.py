@@ -1,4 +1,4 @@
-"""The subcommand `demo`: a page in the browser to draw digits on, served on this machine only."""
+"""The subcommand `demo`: a page in the browser to draw on, served on this machine only."""
 
 import errno
 import os
@@ -27,7 +27,7 @@ def main(argv: list[str]) -> None:
     """
     parser = make_parser(
         "demo",
-        "Serves a page to draw a digit on, with the net's prediction. No data leaves this machine, "
+        "Serves a page to draw on, with the net's prediction. No data leaves this machine, "
         "and only this machine can open the page unless --host says otherwise.",
     )
     add_ckpt_path(parser)

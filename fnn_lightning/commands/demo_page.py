@@ -3,7 +3,7 @@
 import base64
 import html
 import io
-from collections.abc import Callable
+from collections.abc import Callable, Sequence
 from importlib import resources
 from pathlib import Path
 from typing import Any
@@ -12,18 +12,23 @@ import numpy as np
 from PIL import Image
 from torch import Tensor
 
+from fnn_lightning.data.datasets import DIGITS, Framing
+from fnn_lightning.data.framing import read_framed, resize_picture
 from fnn_lightning.data.preprocessing import (
     SUFFIXES,
     FloatImage,
     drawing_to_mnist,
     out_of_distribution,
-    read_picture,
 )
 from fnn_lightning.errors import InputError, one_line
-from fnn_lightning.network import NUM_CLASSES
+from fnn_lightning.evaluation.class_names import short_name
 from fnn_lightning.runs.load import TrainedNetwork
 
 HINT = "Draw a digit, try an example, or upload a picture."
+OTHER_HINT = "Draw, or upload a picture."  # the examples are digits
+MAX_BARS = 10  # of more classes, the most probable
+MAX_NAMES = 50  # that the page lists of what it expects
+EXAMPLES = '<div class="examples">'  # the last part of the sketchpad
 
 
 def make_page(trained: TrainedNetwork) -> tuple[Any, dict[str, Any]]:
@@ -42,30 +47,30 @@ def make_page(trained: TrainedNetwork) -> tuple[Any, dict[str, Any]]:
             f"Expected Gradio, but {error.name} is not installed: pip install -e '.[demo]'"
         ) from error
 
-    def answer(read: Callable[[], Tensor], name: str = "") -> str:
-        try:
-            pixels = read()
-        except InputError as error:
-            return answer_html(note=one_line(str(error)), name=name)
-        probabilities = trained.probabilities(pixels[None])[0]
-        note = out_of_distribution(pixels, float(probabilities.max()))
-        return answer_html(pixels, probabilities, note and f"may be wrong: {note}", name)
+    class_names, framing = trained.module.class_names, trained.module.framing
+    of_digits = class_names == DIGITS
 
     def on_drawing(url: str) -> str:
-        ink = read_drawing(url)
-        return answer(lambda: drawing_to_mnist(ink)) if ink.any() else answer_html()
+        return answer_drawing(trained, url)
 
     def on_upload(path: str) -> tuple[str, str, None]:
         # the sketchpad and the box of the upload become empty: the answer is about one picture
-        return answer(lambda: read_picture(Path(path)), Path(path).name), "", None
+        return answer_upload(trained, Path(path)), "", None
+
+    title = "Draw a digit" if of_digits else "Draw or upload a picture"
+    sketchpad = read_asset("sketchpad.html")
+    if not of_digits:
+        sketchpad = sketchpad.partition(EXAMPLES)[0]
 
     with gr.Blocks(title="fnn_lightning", analytics_enabled=False) as page:
-        gr.Markdown(f"# Draw a digit\n{trained.module.network.summary}, {trained.path.name}")
+        gr.Markdown(f"# {title}\n{trained.module.network.summary}, {trained.path.name}")
+        if not of_digits:
+            gr.HTML(expected_html(class_names, framing), padding=False, elem_id="expected")
         with gr.Row():
             with gr.Column():
                 sketch = gr.HTML(
                     "",
-                    html_template=read_asset("sketchpad.html"),
+                    html_template=sketchpad,
                     js_on_load=read_asset("sketchpad.js"),
                     apply_default_css=False,
                     container=True,
@@ -74,7 +79,7 @@ def make_page(trained: TrainedNetwork) -> tuple[Any, dict[str, Any]]:
                 )
             with gr.Column():
                 shown = gr.HTML(
-                    answer_html(),
+                    answer_html(class_names),
                     apply_default_css=False,
                     container=True,
                     padding=True,
@@ -93,6 +98,39 @@ def make_page(trained: TrainedNetwork) -> tuple[Any, dict[str, Any]]:
     theme = gr.themes.Base(font=["system-ui", "sans-serif"], font_mono=["monospace"])
     options = {"theme": theme, "css": read_asset("demo.css"), "footer_links": []}
     return page, options
+
+
+def answer_drawing(trained: TrainedNetwork, url: str) -> str:
+    """Answer what the sketchpad sends, a URL as `read_drawing` takes it."""
+    ink = read_drawing(url)
+    if not ink.any():
+        return answer_html(trained.module.class_names)
+    return answer(trained, lambda: frame_drawing(ink, trained.module.framing))
+
+
+def answer_upload(trained: TrainedNetwork, path: Path) -> str:
+    """Answer a picture that was uploaded."""
+    return answer(trained, lambda: read_framed(path, trained.module.framing), path.name)
+
+
+def answer(trained: TrainedNetwork, read: Callable[[], Tensor], name: str = "") -> str:
+    """Predict what `read` returns, or show why it fails.
+
+    Args:
+        trained: The net.
+        read: Returns the net's input, `uint8` of shape `(28, 28)`.
+        name: The picture's file; "" for a drawing.
+    """
+    class_names = trained.module.class_names
+    try:
+        pixels = read()
+    except InputError as error:
+        return answer_html(class_names, note=one_line(str(error)), name=name)
+    probabilities = trained.probabilities(pixels[None])[0]
+    like_mnist = class_names == DIGITS and trained.module.framing == "mnist"
+    note = out_of_distribution(pixels, float(probabilities.max()), like_mnist)
+    note = note and f"may be wrong: {note}"
+    return answer_html(class_names, pixels, probabilities, note, name)
 
 
 def read_asset(name: str) -> str:
@@ -117,39 +155,78 @@ def read_drawing(url: str) -> FloatImage:
     return ink
 
 
+def expected_html(class_names: Sequence[str], framing: Framing) -> str:
+    """Say which classes the net tells apart, and what becomes of a picture."""
+    names = [html.escape(short_name(name)) for name in class_names[:MAX_NAMES]]
+    if len(class_names) > MAX_NAMES:
+        names.append("…")
+    becomes = {
+        "mnist": "A picture is brought to the form of MNIST's: the ink alone, cropped and centred.",
+        "resize": "A picture is used as it is, in grey and resized to 28 × 28 pixels; a drawing "
+        "is light on dark.",
+    }[framing]
+    return f"<p>One of {len(class_names):,} classes: {', '.join(names)}.<br>{becomes}</p>"
+
+
+def frame_drawing(ink: FloatImage, framing: Framing) -> Tensor:
+    """Bring a drawing to 28 × 28 pixels, `uint8` of shape `(28, 28)`, light on dark.
+
+    Args:
+        ink: From 0 (paper) to 1 (full ink), shape `(H, W)`.
+        framing: `mnist`: as `drawing_to_mnist` does; `resize`: the whole canvas.
+
+    Raises:
+        InputError: If it is too small for MNIST's form.
+    """
+    if framing == "mnist":
+        return drawing_to_mnist(ink)
+    return resize_picture(Image.fromarray(np.rint(255 * ink).astype(np.uint8)))
+
+
 def answer_html(
+    class_names: Sequence[str],
     pixels: Tensor | None = None,
     probabilities: Tensor | None = None,
     note: str = "",
     name: str = "",
 ) -> str:
-    """Lay out the answer: the digit, what the net saw, and a bar for each of the ten digits.
+    """Lay out the answer: the class, what the net saw, and a bar for each of up to ten classes.
+
+    Of more classes, the ten most probable have one, the most probable first.
 
     Args:
+        class_names: Name of each class.
         pixels: The net's input, `uint8` of shape `(28, 28)`; None if there is none.
-        probabilities: Of the ten digits, shape `(10,)`; None if there is no answer.
+        probabilities: Of the classes, shape `(classes,)`; None if there is no answer.
         note: A warning in plain text.
         name: The picture's file; "" for a drawing.
     """
-    digit, bars = "", ""
-    for each in range(NUM_CLASSES):
+    predicted, bars = "", ""
+    shown = list(range(len(class_names)))
+    if len(class_names) > MAX_BARS:
+        shown = [] if probabilities is None else probabilities.topk(MAX_BARS).indices.tolist()
+    for each in shown:
         share = ""
         width = 0.0
         if probabilities is not None:
             width = 100 * float(probabilities[each])
             share = f"{width:.1f} %"
+        label = html.escape(short_name(class_names[each]))
         bars += (
-            f"<div>{each}</div><div class='bar'><div style='width: {width:.1f}%'></div></div>"
+            f"<div class='name'>{label}</div>"
+            f"<div class='bar'><div style='width: {width:.1f}%'></div></div>"
             f"<div class='share'>{share}</div>"
         )
     if probabilities is not None:
-        digit = str(int(probabilities.argmax()))
-    text = f"⚠ {html.escape(note)}" if note else "" if digit else HINT
+        predicted = short_name(class_names[int(probabilities.argmax())])
+    hint = HINT if tuple(class_names) == DIGITS else OTHER_HINT
+    text = f"⚠ {html.escape(note)}" if note else "" if predicted else hint
     seen = "<div class='blank'></div>"
     if pixels is not None:
         seen = f"<img alt='28 × 28 pixels' src='{data_url(pixels)}'>"
     return (
-        f"<div class='head'><div role='status'><div class='digit'>{digit}</div>"
+        f"<div class='head'><div role='status'>"
+        f"<div class='class{' word' * (len(predicted) > 2)}'>{html.escape(predicted)}</div>"
         f"<div class='quiet'>{html.escape(name)}</div><div class='note'>{text}</div></div>"
         f"<figure>{seen}<figcaption class='quiet'>What the net sees</figcaption></figure></div>"
         f"<div class='bars'>{bars}</div>"

@@ -3,7 +3,7 @@
 import io
 import json
 import warnings
-from collections.abc import Callable
+from collections.abc import Callable, Sequence
 from pathlib import Path
 
 import torch
@@ -12,18 +12,21 @@ from torch import Tensor, nn
 from fnn_lightning import __version__
 from fnn_lightning.commands.options import add_ckpt_path, load_given, make_parser, parse
 from fnn_lightning.data.dataloader import InMemoryDataLoader
-from fnn_lightning.datamodule import EVAL_BATCH_SIZE
+from fnn_lightning.data.datasets import check_classes, is_path
+from fnn_lightning.datamodule import EVAL_BATCH_SIZE, MNISTDataModule
 from fnn_lightning.errors import InputError
 from fnn_lightning.network import FNN
 from fnn_lightning.runs.files import output_file, write_atomic
 from fnn_lightning.runs.load import TrainedNetwork
 from fnn_lightning.runs.progress import says
+from fnn_lightning.training.hparams import OF_DATA
 
 RANDOM_IMAGES = 1_000  # to compare on without a test set
 METADATA_FILE = "fnn_lightning.json"  # within a .pt2
 
 Predict = Callable[[Tensor], Tensor]
-"""From pixels, `uint8` of shape `(N, 28, 28)`, to probabilities, `float32` of shape `(N, 10)`."""
+"""From pixels, `uint8` of shape `(N, 28, 28)`, to probabilities, `float32` of shape
+`(N, classes)`."""
 
 
 class Probabilities(nn.Module):
@@ -40,7 +43,7 @@ class Probabilities(nn.Module):
         self.network = network
 
     def forward(self, pixels: Tensor) -> Tensor:
-        """Turn pixels, `uint8` of shape `(N, 28, 28)`, into probabilities, `float32` `(N, 10)`."""
+        """Turn pixels, `uint8` `(N, 28, 28)`, into probabilities, `float32` `(N, classes)`."""
         probabilities: Tensor = self.network(pixels).float().softmax(dim=1)
         return probabilities
 
@@ -53,12 +56,12 @@ def main(argv: list[str]) -> None:
 
     Raises:
         InputError: If an argument, the checkpoint or the data set is invalid, a package is
-            missing, or the export predicts another digit for any image. No file is written then.
+            missing, or the export predicts another class for any image. No file is written then.
     """
     parser = make_parser(
         "export",
-        "Writes one file that turns raw pixels, uint8 (N, 28, 28), into the probabilities of the "
-        "digits, float32 (N, 10). First compares it with the checkpoint on the test set.",
+        "Writes one file that turns raw pixels, uint8 (N, 28, 28), into the probabilities of the K "
+        "classes, float32 (N, K). First compares it with the checkpoint on the test set.",
     )
     add_ckpt_path(parser)
     parser.add_argument(
@@ -85,8 +88,9 @@ def main(argv: list[str]) -> None:
     write_atomic(path, content)
     accuracy = f", accuracy {100 * agreement['accuracy']:.2f} %" if "accuracy" in agreement else ""
     print(
-        f"exported {path}, {len(content):,} bytes: uint8 (N, 28, 28) to float32 (N, 10)\n"
-        f"compared with the checkpoint on {name}: the same digits, largest difference "
+        f"exported {path}, {len(content):,} bytes: uint8 (N, 28, 28) to float32 "
+        f"(N, {len(trained.module.class_names)})\n"
+        f"compared with the checkpoint on {name}: the same classes, largest difference "
         f"{agreement['largest_difference']:.1e}{accuracy}"
     )
 
@@ -111,24 +115,43 @@ def check_onnx() -> None:
 def images_to_compare(
     trained: TrainedNetwork, data_dir: str | None
 ) -> tuple[Tensor, Tensor | None, str]:
-    """Load the test set or, if that would need a download, make random images.
+    """Load the test set or, if that would need a download or it is gone, make random images.
 
     Returns:
         Images, `uint8` of shape `(N, 28, 28)`; their labels, None for random images; what they
         are, in words.
 
     Raises:
-        InputError: If the test set is damaged.
+        InputError: If MNIST's test set is damaged.
     """
     data = trained.data(data_dir=data_dir)
-    if data.is_present():
-        data.setup("test")
+    if has_test_set(data, trained.module.class_names):
         source = data.test_dataloader()
         assert isinstance(source, InMemoryDataLoader)
         return source.images, source.labels, f"the {len(source.images):,} test images"
     generator = torch.Generator().manual_seed(0)
     pixels = torch.randint(0, 256, (RANDOM_IMAGES, 28, 28), generator=generator)
     return pixels.to(torch.uint8), None, f"{RANDOM_IMAGES:,} images of random pixels"
+
+
+def has_test_set(data: MNISTDataModule, class_names: Sequence[str]) -> bool:
+    """Read the test set into memory, if it is there and has the classes of the network.
+
+    Raises:
+        InputError: If MNIST's test set is damaged.
+    """
+    if not is_path(data.dataset):
+        here = data.is_present()
+        if here:
+            data.setup("test")
+        return here
+    try:
+        data.prepare_data()  # downloads nothing
+        data.setup("test")
+        check_classes(class_names, data.class_names)
+    except InputError:  # data of one's own may have changed since, or be gone
+        return False
+    return True
 
 
 def to_onnx(module: nn.Module) -> tuple[Predict, Callable[[dict[str, str]], bytes]]:
@@ -205,19 +228,19 @@ def check_agreement(
         predict: Predicts with the export.
         trained: The checkpoint.
         images: `uint8` of shape `(N, 28, 28)`.
-        labels: Their digits, of shape `(N,)`, if known.
+        labels: Their classes, of shape `(N,)`, if known.
 
     Returns:
         `largest_difference` of any probability and, with labels, the export's `accuracy`.
 
     Raises:
-        InputError: If they predict different digits for any image, or a probability is not
+        InputError: If they predict different classes for any image, or a probability is not
             finite.
     """
     expected = trained.probabilities(images)
     probabilities = torch.cat([predict(batch) for batch in torch.split(images, EVAL_BATCH_SIZE)])
-    digits = probabilities.argmax(dim=1)
-    differ = int((digits != expected.argmax(dim=1)).sum())
+    classes = probabilities.argmax(dim=1)
+    differ = int((classes != expected.argmax(dim=1)).sum())
     if not bool(probabilities.isfinite().all()):
         raise InputError(
             "Expected finite probabilities of the export, but got NaN or infinity; nothing was "
@@ -225,12 +248,12 @@ def check_agreement(
         )
     if differ:
         raise InputError(
-            "Expected the export to predict what the checkpoint does, but got another digit for "
+            "Expected the export to predict what the checkpoint does, but got another class for "
             f"{differ:,} of {len(images):,} images; nothing was written"
         )
     agreement = {"largest_difference": float((probabilities - expected).abs().max())}
     if labels is not None:
-        agreement["accuracy"] = float((digits == labels).double().mean())
+        agreement["accuracy"] = float((classes == labels).double().mean())
     return agreement
 
 
@@ -244,14 +267,18 @@ def metadata(trained: TrainedNetwork, name: str, agreement: dict[str, float]) ->
     """
     data = dict(trained.checkpoint.get("datamodule_hyper_parameters", {}))
     data.pop("data_dir", None)  # a path on this machine
-    config = {"model": trained.checkpoint["hyper_parameters"], "data": data}
+    stored = trained.checkpoint["hyper_parameters"]
+    model = {name: value for name, value in stored.items() if name not in OF_DATA}
+    config = {"model": model, "data": data}
     return {
         "fnn_lightning": __version__,
         "torch": str(torch.__version__),
         "checkpoint": Path(trained.path).name,
         "global_step": str(trained.checkpoint["global_step"]),
+        "class_names": json.dumps(list(trained.module.class_names)),
+        "framing": trained.module.framing,
         "config": json.dumps(config, default=str),
         "compared_on": name,
-        "digits_agree": "all",
+        "classes_agree": "all",
         **{key: repr(value) for key, value in agreement.items()},
     }

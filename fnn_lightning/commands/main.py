@@ -17,14 +17,14 @@ WITH_TRAINER = {
     "fit": "train a network, or resume a run",
     "validate": "measure a checkpoint on the validation images",
     "test": "measure a checkpoint on the test images, and write a report",
-    "predict": "predict the digits of the test set or of your own pictures",
+    "predict": "predict the classes of the test set or of your own pictures",
 }
 WITHOUT_TRAINER = {  # each run by `main` of the module of that name
     "compare": "compare runs: settings, accuracies, significance",
     "seeds": "train with several seeds: mean, standard deviation, interval",
     "sweep": "search for the settings with the best validation accuracy",
     "export": "write an ONNX or .pt2 file, and compare it with its checkpoint",
-    "demo": "draw digits in the browser",
+    "demo": "draw in the browser, and see what the net predicts",
     "configs": "list the configs that come with it, or print one",
     "completion": "print a script for bash or zsh that completes the command line",
 }

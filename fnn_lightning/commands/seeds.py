@@ -335,8 +335,8 @@ def write_out_of_fold(folder: Path, runs: Sequence[Run]) -> None:
         if run.seed in seeds
     ]
     with says("predicting out of fold"):
-        predictions, class_names = predict_out_of_fold(checkpoints)
-        write_atomic(folder / OUT_OF_FOLD, out_of_fold_csv(predictions, class_names).encode())
+        predictions = predict_out_of_fold(checkpoints)
+        write_atomic(folder / OUT_OF_FOLD, out_of_fold_csv(predictions))
     correct, total = int(predictions.is_correct.sum()), len(predictions.labels)
     averaged = f", probabilities averaged over {len(seeds)} seeds" if len(seeds) > 1 else ""
     print(

@@ -10,6 +10,7 @@ import torch
 from torch import Tensor
 
 from fnn_lightning.data.dataloader import InMemoryDataLoader
+from fnn_lightning.data.datasets import Framing, check_classes
 from fnn_lightning.data.raw_pixels import raw_pixels, to_tensor
 from fnn_lightning.datamodule import EVAL_BATCH_SIZE, MNISTDataModule
 from fnn_lightning.errors import InputError
@@ -17,7 +18,6 @@ from fnn_lightning.evaluation import plots
 from fnn_lightning.evaluation.measures import check_finite, measure
 from fnn_lightning.evaluation.predictions import Predictions, predict_probabilities
 from fnn_lightning.lit_module import FNNLitModule
-from fnn_lightning.network import NUM_CLASSES
 
 if TYPE_CHECKING:  # slow to import
     from matplotlib.figure import Figure
@@ -32,11 +32,11 @@ class Mistake:
     index: int
     """Its position in the data that was evaluated, counted from 0."""
     label: int
-    """True digit."""
-    digit: int
-    """Predicted digit."""
+    """True class, an index into `class_names`."""
+    predicted: int
+    """Predicted class, likewise."""
     confidence: float
-    """Probability of the predicted digit."""
+    """Probability of the predicted class."""
     image: Tensor = field(repr=False, compare=False)
     """Raw pixels 0–255 of shape `(28, 28)`."""
 
@@ -53,7 +53,7 @@ class Evaluation(Predictions):
         >>> result.accuracy, result.confusion[6, 0].item()
         (0.75, 1)
         >>> result.mistakes(5)
-        [Mistake(index=3, label=6, digit=0, confidence=1.0)]
+        [Mistake(index=3, label=6, predicted=0, confidence=1.0)]
     """
 
     def __repr__(self) -> str:
@@ -80,7 +80,7 @@ class Evaluation(Predictions):
             Mistake(
                 index=position,
                 label=int(self.labels[position]),
-                digit=int(self.digits[position]),
+                predicted=int(self.classes[position]),
                 confidence=float(self.confidence[position]),
                 image=self.image(position),
             )
@@ -88,7 +88,7 @@ class Evaluation(Predictions):
         ]
 
     def plot_confusion(self) -> "Figure":
-        """Draw the confusion matrix: true digits in rows, predicted digits in columns."""
+        """Draw the confusion matrix: true classes in rows, predicted classes in columns."""
         return plots.confusion_figure(self)
 
     def plot_mistakes(self, columns: int = 5) -> "Figure":
@@ -109,13 +109,14 @@ def evaluate(
         model: Such as `load` returns.
         data: An `MNISTDataModule`, which is set up here; a dataloader of batches
             `(images, labels)`; or images and labels, as a pair of arrays or tensors. Images are
-            what `FNNLitModule.predict` takes, labels are the digits, of shape `(N,)`.
+            what `FNNLitModule.predict` takes, labels are indices into the model's `class_names`, of
+            shape `(N,)`.
         split: Which images of an `MNISTDataModule`.
 
     Raises:
         DivergenceError: If a probability is not finite.
         InputError: If there is no image, images and labels do not fit each other, a label is no
-            digit, or the images cannot be used.
+            class of the model, or the images cannot be used.
 
     Example:
         >>> images, labels = torch.zeros(3, 28, 28, dtype=torch.uint8), torch.tensor([0, 1, 2])
@@ -131,25 +132,28 @@ def evaluate(
         raise InputError(f"Expected `split` to be train, val or test, but got {split!r}")
     if isinstance(data, MNISTDataModule):
         data.prepare_data()
+        check_classes(model.class_names, data.class_names)
         data.setup(STAGES[split])
         data = data.serve(split, EVAL_BATCH_SIZE)
     if isinstance(data, InMemoryDataLoader):
         images, indices = data.images.cpu(), data.indices.cpu()
         labels = data.labels.cpu()[indices]
     else:
-        images, labels = labelled_images(data)
+        images, labels = labelled_images(data, len(model.class_names), model.framing)
         indices = torch.arange(len(images))
     probabilities = predict_probabilities(model, images[indices])
-    evaluation = Evaluation(images, indices, labels, probabilities)
+    evaluation = Evaluation(images, indices, labels, probabilities, model.class_names)
     check_finite(evaluation)
     return evaluation
 
 
-def labelled_images(data: Any) -> tuple[Tensor, Tensor]:
+def labelled_images(data: Any, classes: int, framing: Framing) -> tuple[Tensor, Tensor]:
     """Collect images and labels, on the CPU.
 
     Args:
         data: A pair of images and labels, or an iterable of such pairs.
+        classes: Number of classes.
+        framing: How pictures are brought to 28 × 28.
 
     Returns:
         Raw pixels of shape `(N, 28, 28)`, and labels, `int64` of shape `(N,)`.
@@ -158,7 +162,7 @@ def labelled_images(data: Any) -> tuple[Tensor, Tensor]:
         InputError: If `data` is something else, or holds no image.
     """
     if is_pair(data) and not is_two_batches(data):
-        return labelled_batch(*data)
+        return labelled_batch(data[0], data[1], classes, framing)
     if not isinstance(data, Iterable) or isinstance(data, str | dict):
         raise InputError(
             f"Expected an MNISTDataModule, a dataloader or (images, labels), but got {data!r:.100}"
@@ -167,7 +171,7 @@ def labelled_images(data: Any) -> tuple[Tensor, Tensor]:
     for batch in data:
         if not is_pair(batch):
             raise InputError(f"Expected batches (images, labels), but got {batch!r:.100}")
-        batches.append(labelled_batch(*batch))
+        batches.append(labelled_batch(batch[0], batch[1], classes, framing))
     if not batches:
         raise InputError("Expected at least one image, but got an empty dataloader")
     images, labels = zip(*batches, strict=True)
@@ -189,9 +193,11 @@ def is_two_batches(pair: Any) -> bool:
     return is_pair(pair[0]) and is_pair(pair[1]) and np.ndim(pair[1][1]) > 0
 
 
-def labelled_batch(images: Any, labels: Any) -> tuple[Tensor, Tensor]:
+def labelled_batch(
+    images: Any, labels: Any, classes: int, framing: Framing
+) -> tuple[Tensor, Tensor]:
     """Check images and their labels, and bring them to the CPU in the form of MNIST."""
-    pixels, _ = raw_pixels(images)
+    pixels, _ = raw_pixels(images, framing)
     expected = f"Expected {len(pixels):,} labels, integers of shape ({len(pixels)},)"
     try:
         labels = torch.tensor(labels) if isinstance(labels, list | tuple) else to_tensor(labels)
@@ -202,6 +208,6 @@ def labelled_batch(images: Any, labels: Any) -> tuple[Tensor, Tensor]:
         raise InputError(f"{expected}, but got {labels.dtype} of shape {tuple(labels.shape)}")
     labels = labels.long()
     least, most = int(labels.min()), int(labels.max())
-    if least < 0 or most >= NUM_CLASSES:
-        raise InputError(f"Expected labels from 0 to {NUM_CLASSES - 1}, but got {least} to {most}")
+    if least < 0 or most >= classes:
+        raise InputError(f"Expected labels from 0 to {classes - 1}, but got {least} to {most}")
     return pixels.cpu(), labels

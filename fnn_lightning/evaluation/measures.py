@@ -1,4 +1,4 @@
-"""What the predictions on a split come to: accuracy, scores of each digit, and confusions."""
+"""What the predictions on a split come to: accuracy, scores of each class, and confusions."""
 
 from typing import Any, NamedTuple
 
@@ -13,7 +13,6 @@ from torchmetrics.functional.classification import (
 from fnn_lightning.errors import DivergenceError
 from fnn_lightning.evaluation.predictions import Prediction, Predictions
 from fnn_lightning.evaluation.stats import wilson_interval
-from fnn_lightning.network import NUM_CLASSES
 
 CALIBRATION_BINS = 15  # as in Guo et al. 2017 (arXiv:1706.04599)
 SCORES = {
@@ -24,16 +23,16 @@ SCORES = {
 
 
 class Confusion(NamedTuple):
-    """How often one digit is read as another."""
+    """How often one class is taken for another; both are indices into the names."""
 
     label: int
-    """The true digit."""
-    digit: int
+    """The true class."""
+    predicted: int
     """The predicted one."""
     times: int
     """Number of images."""
     images: int
-    """Number of images of the true digit."""
+    """Number of images of the true class."""
 
 
 def check_finite(predictions: Prediction | Predictions) -> None:
@@ -53,9 +52,10 @@ def check_finite(predictions: Prediction | Predictions) -> None:
 def measure(predictions: Predictions) -> dict[str, Any]:
     """Compute the results of a split, as plain data for JSON; ratios are from 0 to 1.
 
-    The precision of a digit that is never predicted is None, the recall of a digit without images
-    too, and F1 where both hold. `macro` has the means over the digits, to which a None adds 0;
-    digits that are neither there nor predicted are left out of them.
+    The precision of a class that is never predicted is None, the recall of a class without images
+    too, and F1 where both hold. `macro` has the means over the classes, to which a None adds 0;
+    classes that are neither there nor predicted are left out of them. `balanced_accuracy` is the
+    mean recall of the classes that have images.
 
     Example:
         >>> images = torch.zeros(4, 28, 28, dtype=torch.uint8)
@@ -63,14 +63,15 @@ def measure(predictions: Predictions) -> dict[str, Any]:
         >>> labels = torch.tensor([7, 2, 1, 6])
         >>> results = measure(Predictions(images, torch.arange(4), labels, probabilities))
         >>> results["accuracy"], results["classes"][0]
-        (0.75, {'digit': 0, 'images': 0, 'precision': 0.0, 'recall': None, 'f1': 0.0})
+        (0.75, {'class': '0', 'images': 0, 'precision': 0.0, 'recall': None, 'f1': 0.0})
     """
-    digits, labels = predictions.digits, predictions.labels
+    classes, labels = predictions.classes, predictions.labels
+    names = predictions.class_names
     correct, total = int(predictions.is_correct.sum()), len(labels)
-    predicted = digits.bincount(minlength=NUM_CLASSES).tolist()
-    images = labels.bincount(minlength=NUM_CLASSES).tolist()
+    predicted = classes.bincount(minlength=len(names)).tolist()
+    images = labels.bincount(minlength=len(names)).tolist()
     scores = {
-        name: score(digits, labels, NUM_CLASSES, average=None).tolist()
+        name: score(classes, labels, len(names), average=None).tolist()
         for name, score in SCORES.items()
     }
     counts = {
@@ -79,44 +80,46 @@ def measure(predictions: Predictions) -> dict[str, Any]:
         "f1": [a + b for a, b in zip(predicted, images, strict=True)],
     }
     calibration_error = multiclass_calibration_error(
-        predictions.probabilities, labels, NUM_CLASSES, CALIBRATION_BINS, norm="l1"
+        predictions.probabilities, labels, len(names), CALIBRATION_BINS, norm="l1"
     )
+    recalls = [recall for recall, count in zip(scores["recall"], images, strict=True) if count]
     return {
         "accuracy": correct / total,
         "correct": correct,
         "total": total,
         "interval_95": list(wilson_interval(correct, total)),
         "expected_calibration_error": float(calibration_error),
+        "balanced_accuracy": sum(recalls) / len(recalls),
         "macro": {
-            name: float(score(digits, labels, NUM_CLASSES, average="macro"))
+            name: float(score(classes, labels, len(names), average="macro"))
             for name, score in SCORES.items()
         },
         "classes": [
             {
-                "digit": digit,
-                "images": images[digit],
-                **{name: scores[name][digit] if counts[name][digit] else None for name in SCORES},
+                "class": name,
+                "images": images[k],
+                **{score: scores[score][k] if counts[score][k] else None for score in SCORES},
             }
-            for digit in range(NUM_CLASSES)
+            for k, name in enumerate(names)
         ],
     }
 
 
 def confusions(matrix: list[list[int]]) -> list[Confusion]:
-    """List the pairs of digits that are confused, the most frequent first.
+    """List the pairs of classes that are confused, the most frequent first.
 
     Args:
         matrix: `Predictions.confusion` as lists.
 
     Example:
         >>> confusions([[5, 1, 0], [0, 7, 2], [0, 0, 9]])[0]
-        Confusion(label=1, digit=2, times=2, images=9)
+        Confusion(label=1, predicted=2, times=2, images=9)
     """
     found = [
-        Confusion(label, digit, count, sum(row))
-        for label, row in enumerate(matrix)
-        for digit, count in enumerate(row)
-        if count and digit != label
+        Confusion(label, predicted, count, images)
+        for label, (row, images) in enumerate(zip(matrix, map(sum, matrix), strict=True))
+        for predicted, count in enumerate(row)
+        if count and predicted != label
     ]
     return sorted(found, key=lambda each: -each.times)
 

@@ -7,6 +7,7 @@ from typing import Any
 import torch
 from torch import nn
 
+from fnn_lightning.evaluation.class_names import short_name
 from fnn_lightning.evaluation.predictions import Predictions
 from fnn_lightning.network import FNN
 
@@ -68,9 +69,8 @@ def layers_table(network: FNN) -> str:
 def add_projector(board: Any, network: FNN, predictions: Predictions, step: int) -> None:
     """Show images in TensorBoard's projector by the activations of the last hidden layer.
 
-    Each point has its image, its digit and the predicted digit. Without a
-    hidden layer the points are the scaled pixels. Up to 10,000 images are shown, fewer of a layer
-    wider than 500 units.
+    Each point has its image, its class and the predicted class. Without a hidden layer the points
+    are the scaled pixels. Up to 10,000 images are shown, fewer of a layer wider than 500 units.
 
     Args:
         board: A `SummaryWriter`.
@@ -84,17 +84,22 @@ def add_projector(board: Any, network: FNN, predictions: Predictions, step: int)
     with torch.inference_mode():
         scaled = network.scale(images.to(last.weight.device))
         activations = network.layers[:-1](scaled).double().cpu()
-    labels, digits = predictions.labels[:count].tolist(), predictions.digits[:count].tolist()
+    names = [short_name(name) for name in predictions.class_names]  # tabs separate the columns
+    labels, classes = predictions.labels[:count].tolist(), predictions.classes[:count].tolist()
     rows = [
-        [label, digit, label if label == digit else f"{label} as {digit}"]
-        for label, digit in zip(labels, digits, strict=True)
+        [
+            names[label],
+            names[predicted],
+            names[label] if label == predicted else f"{names[label]} as {names[predicted]}",
+        ]
+        for label, predicted in zip(labels, classes, strict=True)
     ]
     folder = Path(board.log_dir) / f"{step:05}"
     shutil.rmtree(folder, ignore_errors=True)  # of an earlier test, of which it would warn
     board.add_embedding(
         activations.round(decimals=3),  # shorter as text
         metadata=rows,
-        metadata_header=["digit", "predicted", "caption"],
+        metadata_header=["class", "predicted", "caption"],
         label_img=images.unsqueeze(1) / 255,
         global_step=step,
         tag="last hidden layer",

@@ -9,11 +9,12 @@ import torch
 from torch import Tensor
 
 from fnn_lightning.errors import InputError
+from fnn_lightning.evaluation.prediction_writer import columns
 from fnn_lightning.evaluation.predictions import Predictions
 from fnn_lightning.runs.load import load_trained
 
 
-def predict_out_of_fold(checkpoints: Sequence[Path]) -> tuple[Predictions, Sequence[str]]:
+def predict_out_of_fold(checkpoints: Sequence[Path]) -> Predictions:
     """Let each network of a cross-validation predict the fold that it did not train on.
 
     Args:
@@ -21,7 +22,7 @@ def predict_out_of_fold(checkpoints: Sequence[Path]) -> tuple[Predictions, Seque
 
     Returns:
         The predictions of all training images, in the order of the data set, with probabilities
-        averaged over the seeds; the names of the classes.
+        averaged over the seeds.
 
     Raises:
         InputError: If a network or the data cannot be read, or the networks are not one for each
@@ -50,31 +51,28 @@ def predict_out_of_fold(checkpoints: Sequence[Path]) -> tuple[Predictions, Seque
     if predicted is None or predicted.amin() != predicted.amax():
         raise InputError("Expected a network for each fold, but got some more often than others")
     mean = (total / predicted[:, None]).float()
-    return Predictions(images, torch.arange(len(labels)), labels, mean), class_names
+    return Predictions(images, torch.arange(len(labels)), labels, mean, class_names)
 
 
-def out_of_fold_csv(predictions: Predictions, class_names: Sequence[str]) -> str:
+def out_of_fold_csv(predictions: Predictions) -> bytes:
     """List index in the training set, true class, predicted class and all probabilities as CSV.
 
     Example:
         >>> images = torch.zeros(1, 28, 28, dtype=torch.uint8)
         >>> probabilities = torch.tensor([[0.25, 0.75]])
-        >>> one = Predictions(images, torch.tensor([0]), torch.tensor([0]), probabilities)
-        >>> print(out_of_fold_csv(one, ["cat", "dog"]), end="")
-        index,truth,prediction,pcat,pdog
+        >>> indices = labels = torch.tensor([0])
+        >>> one = Predictions(images, indices, labels, probabilities, ["cat", "dog"])
+        >>> print(out_of_fold_csv(one).decode(), end="")
+        index,label,class,p_cat,p_dog
         0,cat,dog,0.250000,0.750000
     """
+    names = predictions.class_names
     text = io.StringIO()
     writer = csv.writer(text, lineterminator="\n")
-    writer.writerow(["index", "truth", "prediction", *(f"p{name}" for name in class_names)])
-    for index, (truth, prediction, probabilities) in enumerate(
-        zip(
-            predictions.labels.tolist(),
-            predictions.digits.tolist(),
-            predictions.probabilities.tolist(),
-            strict=True,
-        )
-    ):
-        names = class_names[truth], class_names[prediction]
-        writer.writerow([index, *names, *(f"{p:.6f}" for p in probabilities)])
-    return text.getvalue()
+    writer.writerow(["index", "label", *columns(names)])
+    labels = (names[k] for k in predictions.labels.tolist())
+    classes = (names[k] for k in predictions.classes.tolist())
+    rows = predictions.probabilities.tolist()
+    for index, (label, predicted, row) in enumerate(zip(labels, classes, rows, strict=True)):
+        writer.writerow([index, label, predicted, *(f"{p:.6f}" for p in row)])
+    return text.getvalue().encode(errors="surrogateescape")  # a folder's name can be any bytes

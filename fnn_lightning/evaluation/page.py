@@ -10,11 +10,8 @@ import torch
 from PIL import Image
 
 from fnn_lightning.evaluation.charts import Chart, line_chart, reliability_chart
-from fnn_lightning.evaluation.measures import (
-    CALIBRATION_BINS,
-    confusions,
-    reliability,
-)
+from fnn_lightning.evaluation.class_names import short_name
+from fnn_lightning.evaluation.measures import CALIBRATION_BINS, confusions, reliability
 from fnn_lightning.evaluation.predictions import Predictions
 from fnn_lightning.evaluation.run_card import changed_settings, config_text, run_card
 from fnn_lightning.lit_module import FNNLitModule
@@ -28,6 +25,8 @@ GENERATOR = '<meta name="generator" content="fnn_lightning">'
 MAX_LARGE = 12  # mistakes shown at first
 MAX_MISTAKES = 1000  # shown in all: a net that has learned nothing makes thousands
 MAX_PAIRS = 5  # that are put in words
+MAX_MATRIX = 50  # classes; the confusions of more are listed, the most frequent
+MAX_LISTED = 100
 
 
 class Tested(NamedTuple):
@@ -67,6 +66,8 @@ def make_page(
     data = tested.checkpoint.get("datamodule_hyper_parameters", {})
     config = config_text(tested.run, tested.checkpoint)
     matrix = predictions.confusion.tolist()
+    pairs = confusions(matrix)
+    names = [short_name(name) for name in predictions.class_names]
     mistakes = describe_mistakes(predictions)
     best = fit.get("best")
     template = resources.files(__package__).joinpath("report.html").read_text(encoding="utf-8")
@@ -84,10 +85,13 @@ def make_page(
         changed=changed_settings(config),
         config=config,
         charts=training_charts(tested, data.get("val_size") == 0),
-        matrix=matrix,
-        most_confused=max((each.times for each in confusions(matrix)), default=0),
-        pairs=confusions(matrix),
+        names=names,
+        long_names=max(map(len, names)) > 3,
+        matrix=matrix if len(names) <= MAX_MATRIX else None,
+        most_confused=max((each.times for each in pairs), default=0),
+        pairs=pairs,
         max_pairs=MAX_PAIRS,
+        max_listed=MAX_LISTED,
         reliability=reliability_chart(reliability(predictions)),
         bins=CALIBRATION_BINS,
         large=mistakes[:MAX_LARGE],
@@ -117,13 +121,21 @@ def training_charts(tested: Tested, watches_test_set: bool) -> list[Chart]:
     return [chart for chart in charts if chart is not None]
 
 
+def by_pair(mistakes: list[dict[str, Any]]) -> dict[tuple[int, int], list[dict[str, Any]]]:
+    """Group mistakes by what they are and what they were taken for."""
+    groups: dict[tuple[int, int], list[dict[str, Any]]] = {}
+    for each in mistakes:
+        groups.setdefault((each["label"], each["predicted"]), []).append(each)
+    return groups
+
+
 def describe_mistakes(predictions: Predictions) -> list[dict[str, Any]]:
     """Describe the `MAX_MISTAKES` most confident mistakes for the page, images included."""
     return [
         {
             "index": int(predictions.indices[position]),
             "label": int(predictions.labels[position]),
-            "digit": int(predictions.digits[position]),
+            "predicted": int(predictions.classes[position]),
             "probability": float(predictions.confidence[position]),
             "of_truth": float(
                 predictions.probabilities[position, int(predictions.labels[position])]
@@ -132,14 +144,6 @@ def describe_mistakes(predictions: Predictions) -> list[dict[str, Any]]:
         }
         for position in predictions.most_confident_mistakes(MAX_MISTAKES)
     ]
-
-
-def by_pair(mistakes: list[dict[str, Any]]) -> dict[tuple[int, int], list[dict[str, Any]]]:
-    """Group mistakes by the true and the predicted digit."""
-    groups: dict[tuple[int, int], list[dict[str, Any]]] = {}
-    for each in mistakes:
-        groups.setdefault((each["label"], each["digit"]), []).append(each)
-    return groups
 
 
 def as_png(image: torch.Tensor) -> str:

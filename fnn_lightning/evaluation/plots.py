@@ -10,14 +10,18 @@ from torch import Tensor
 from torchmetrics.classification import MulticlassConfusionMatrix
 from torchvision.utils import make_grid
 
+from fnn_lightning.evaluation.class_names import short_name
 from fnn_lightning.evaluation.predictions import Predictions
-from fnn_lightning.network import NUM_CLASSES
 
 if TYPE_CHECKING:  # matplotlib is slow to import, and few commands draw
     from matplotlib.axes import Axes
     from matplotlib.figure import Figure
 
 IMAGES_PER_ROW = 10
+MAX_NUMBERS = 20  # classes up to which a confusion matrix shows its numbers
+MAX_NAMES = 50  # and up to which it names them
+MAX_COLOURS = 20  # curves whose colours can be told apart
+NAME_LENGTH, CAPTION_LENGTH = 14, 10  # characters of a class name on an axis, below an image
 
 
 def new_figure(width: float, height: float) -> "tuple[Figure, Axes]":
@@ -34,16 +38,35 @@ def new_figure(width: float, height: float) -> "tuple[Figure, Axes]":
     return figure, axes
 
 
+def text_of(name: str, length: int) -> str:
+    """Return a class name as a figure can show it, where `$` would begin a formula."""
+    return short_name(name, length).replace("$", r"\$")
+
+
 def confusion_figure(predictions: Predictions) -> "Figure":
-    """Draw the confusion matrix: true digits in rows, predicted digits in columns."""
-    figure, axes = new_figure(5.5, 5.5)
+    """Draw the confusion matrix: true classes in rows, predicted classes in columns.
+
+    More than 20 classes are drawn without numbers, more than 50 without names.
+    """
+    names = [text_of(name, NAME_LENGTH) for name in predictions.class_names]
+    side = 5.5 if len(names) <= IMAGES_PER_ROW else min(12.0, 3.0 + 0.25 * len(names))
+    figure, axes = new_figure(side, side)
+    if len(names) > MAX_NAMES:
+        axes.imshow(predictions.confusion.numpy(), cmap="Blues")
+        axes.set(xlabel="Predicted class", ylabel="True class")
+        figure.tight_layout()
+        return figure
     with warnings.catch_warnings():
         # torchmetrics 1.9 passes a tensor to matplotlib, which NumPy 2 deprecates
         warnings.simplefilter("ignore", DeprecationWarning)
-        matrix = MulticlassConfusionMatrix(NUM_CLASSES)
-        matrix.plot(val=predictions.confusion, ax=axes, cmap="Blues")
+        matrix = MulticlassConfusionMatrix(len(names))
+        has_numbers = len(names) <= MAX_NUMBERS
+        matrix.plot(predictions.confusion, axes, add_text=has_numbers, labels=names, cmap="Blues")
     for number in axes.texts:
         number.set_fontsize(9)
+    if max(map(len, names)) > 2:
+        axes.tick_params(axis="x", labelrotation=90)
+        axes.tick_params(axis="y", labelrotation=0)
     figure.tight_layout()
     return figure
 
@@ -53,7 +76,10 @@ def mistakes_figure(predictions: Predictions, columns: int = 5) -> "Figure":
     from fnn_lightning.evaluation.figure import InlineFigure
 
     mistakes = predictions.most_confident_mistakes(columns**2)
-    cell, caption_height = 28 + 4, 10  # pixels: an image with its margin, the caption below it
+    names = [text_of(name, CAPTION_LENGTH) for name in predictions.class_names]
+    in_two_lines = max(map(len, names)) > 2
+    # pixels: an image with its margin, the caption below it
+    cell, caption_height = 28 + 4, 14 if in_two_lines else 10
     sheet = np.zeros((columns * (cell + caption_height), columns * cell))
     width = columns * 1.1  # inches
     figure = InlineFigure(figsize=(width, width * (cell + caption_height) / cell), dpi=100)
@@ -63,10 +89,13 @@ def mistakes_figure(predictions: Predictions, columns: int = 5) -> "Figure":
         row, column = divmod(number, columns)
         top, left = row * (cell + caption_height) + 2, column * cell + 2
         sheet[top : top + 28, left : left + 28] = predictions.image(position).numpy()
-        label, digit = predictions.labels[position], predictions.digits[position]
-        caption = f"{label} as {digit}, {predictions.confidence[position]:.1%}"
-        caption_top = top + 28 + caption_height / 2
-        axes.text(left + 14, caption_top, caption, ha="center", va="center", fontsize=8)
+        label, predicted = predictions.labels[position], predictions.classes[position]
+        separator = "\n" if in_two_lines else ", "
+        caption = (
+            f"{names[label]} as {names[predicted]}{separator}{predictions.confidence[position]:.1%}"
+        )
+        middle, size = top + 28 + caption_height / 2, 6 if in_two_lines else 8
+        axes.text(left + 14, middle, caption, ha="center", va="center", fontsize=size)
     axes.imshow(sheet, cmap="gray_r", vmin=0, vmax=255)
     if not mistakes:
         axes.text(0.5, 0.5, "no mistakes", ha="center", transform=axes.transAxes)
@@ -163,16 +192,28 @@ def curves_figure(panels: Mapping[str, Mapping[str, Sequence[tuple[int, float]]]
     return figure
 
 
-def digit_curves_figure(curves: Mapping[int, Sequence[tuple[int, float]]]) -> "Figure":
-    """Draw the accuracy of each digit over the number of optimiser steps, in ten colours."""
+def class_curves_figure(
+    curves: Mapping[int, Sequence[tuple[int, float]]], class_names: Sequence[str]
+) -> "Figure":
+    """Draw the accuracy of each class over the number of optimiser steps, in up to 20 colours.
+
+    Args:
+        curves: For each class that has images, points (step, accuracy).
+        class_names: Names of all classes.
+    """
+    from matplotlib import colormaps
+
+    colours: Any = colormaps["tab10" if len(class_names) <= 10 else "tab20"]
     figure, axes = new_figure(5.5, 4)
-    for digit, curve in curves.items():
+    for k, curve in curves.items():
         steps, values = zip(*curve, strict=True)
-        # by number, since a digit may have no images
-        axes.plot(steps, values, label=str(digit), color=f"C{digit}", marker=".")
-    axes.set(xlabel="step", ylabel="accuracy of the digit")
+        name = text_of(class_names[k], NAME_LENGTH)
+        name = f" {name}" if name.startswith("_") else name  # which Matplotlib would not list
+        # by number, since a class may have no images
+        axes.plot(steps, values, label=name, color=colours(k % colours.N), marker=".")
+    axes.set(xlabel="step", ylabel="accuracy of the class")
     axes.grid(alpha=0.3)
-    axes.legend(title="digit", loc="center left", bbox_to_anchor=(1, 0.5))
+    axes.legend(title="class", loc="center left", bbox_to_anchor=(1, 0.5))
     figure.tight_layout()
     return figure
 

@@ -1,8 +1,9 @@
-"""What `predict` prints and writes: the digit and the probabilities of each image or picture."""
+"""What `predict` prints and writes: the class and the probabilities of each image or picture."""
 
 import csv
 import io
 import json
+from collections.abc import Sequence
 from pathlib import Path
 from typing import Any
 
@@ -10,21 +11,22 @@ from lightning.pytorch import LightningModule, Trainer, callbacks
 from torch import Tensor
 
 from fnn_lightning.data.dataloader import InMemoryDataLoader, all_gather_batch
+from fnn_lightning.data.datasets import DIGITS
 from fnn_lightning.errors import InputError
-from fnn_lightning.network import NUM_CLASSES
+from fnn_lightning.evaluation.class_names import short_name
+from fnn_lightning.lit_module import FNNLitModule
 from fnn_lightning.runs.files import check_writable, output_file, write_atomic
 from fnn_lightning.runs.progress import progress_bar
 
-COLUMNS = ("digit", *(f"p{digit}" for digit in range(NUM_CLASSES)))
 MAX_TABLE = 20  # pictures of which a table is printed beside the output; more hide the rest
 MAX_STEM = 100  # characters; file systems limit the length of a name
 
 Record = dict[str, Any]
-"""One prediction: `index` or `file`, `digit`, `probabilities` and, of a picture, `warning`."""
+"""One prediction: `index` or `file`, `class`, `probabilities` and, of a picture, `warning`."""
 
 
 class PredictionWriter(callbacks.Callback):
-    """Prints and writes predictions: index or file, digit, probability of each digit.
+    """Prints and writes predictions: index or file, class, probability of each class.
 
     Predictions of the test set go to `output` or, without it, to stdout as CSV. Predictions of
     pictures are printed as a table, with a warning for those unlike the training data; they go to
@@ -54,10 +56,13 @@ class PredictionWriter(callbacks.Callback):
         self._pictures: list[Path] | None = getattr(datamodule, "pictures", None)
         self._inputs: list[Tensor] = []
         self._records: list[Record] = []
+        assert isinstance(pl_module, FNNLitModule)
+        self._class_names = pl_module.class_names
+        self._like_mnist = pl_module.class_names == DIGITS and pl_module.framing == "mnist"
         self._prints_csv = self._pictures is None and self.output is None
         self._check_overwrites_no_picture(getattr(datamodule, "unread", ()))
         if self._prints_csv and trainer.is_global_zero:
-            print("index", *COLUMNS, sep=",")
+            print(csv_line("index", *columns(self._class_names)), end="")
 
     def _check_overwrites_no_picture(self, unread: Any) -> None:
         pictures = {path.resolve() for path in (*(self._pictures or ()), *unread)}
@@ -81,21 +86,21 @@ class PredictionWriter(callbacks.Callback):
         batch_idx: int,
         dataloader_idx: int = 0,
     ) -> None:
-        parts: tuple[Tensor, ...] = (outputs["digit"], outputs["probabilities"], batch[0])
+        parts: tuple[Tensor, ...] = (outputs["class"], outputs["probabilities"], batch[0])
         dataloader = trainer.predict_dataloaders
         if isinstance(dataloader, InMemoryDataLoader):
             parts = tuple(all_gather_batch(part, dataloader, batch_idx) for part in parts)
         if not trainer.is_global_zero:
             return
-        digits, probabilities, inputs = parts
-        for digit, row in zip(digits.tolist(), probabilities.tolist(), strict=True):
-            index = len(self._records)
+        classes, probabilities, inputs = parts
+        for k, row in zip(classes.tolist(), probabilities.tolist(), strict=True):
+            index, predicted = len(self._records), self._class_names[k]
             if self._prints_csv:
-                print(index, digit, *(f"{p:.6f}" for p in row), sep=",")
+                print(csv_line(index, predicted, *(f"{p:.6f}" for p in row)), end="")
             name: Record = (
                 {"index": index} if self._pictures is None else {"file": str(self._pictures[index])}
             )
-            self._records.append({**name, "digit": digit, "probabilities": row})
+            self._records.append({**name, "class": predicted, "probabilities": row})
         if self._pictures is not None:
             self._inputs += inputs.cpu()
 
@@ -103,12 +108,13 @@ class PredictionWriter(callbacks.Callback):
         if not trainer.is_global_zero or self._prints_csv:
             return
         if self._pictures is not None:
-            add_warnings(self._records, self._inputs)
+            add_warnings(self._records, self._inputs, self._like_mnist)
             if not self.output or len(self._records) <= MAX_TABLE:
                 print_table(self._records)
         if self.output:
             is_json = self.output.suffix.lower() == ".json"
-            content = to_json(self._records) if is_json else to_csv(self._records)
+            encode = to_json if is_json else to_csv
+            content = encode(self._records, self._class_names)
             write_atomic(self.output, content)
             warned = sum(bool(record.get("warning")) for record in self._records)
             marked = f", {warned:,} of them with a warning" if warned else ""
@@ -118,53 +124,78 @@ class PredictionWriter(callbacks.Callback):
             save_pngs(self.save_inputs, self._pictures[: len(self._inputs)], self._inputs)
 
 
-def add_warnings(records: list[Record], inputs: list[Tensor]) -> None:
+def add_warnings(records: list[Record], inputs: list[Tensor], like_mnist: bool) -> None:
     """Add to each picture's record its warning, "" if it looks like the training data.
 
     Args:
         records: The records, with probabilities.
         inputs: The network's input for each, `uint8` of shape `(28, 28)`.
+        like_mnist: Whether the training data are digits in MNIST's form.
     """
     from fnn_lightning.data.preprocessing import out_of_distribution  # slow to import
 
     checked = zip(records, inputs, strict=True)
     with progress_bar(checked, "checking", total=len(records), delay=1) as bar:
         for record, pixels in bar:
-            record["warning"] = out_of_distribution(pixels, max(record["probabilities"]))
+            confidence = max(record["probabilities"])
+            record["warning"] = out_of_distribution(pixels, confidence, like_mnist)
 
 
 def print_table(records: list[Record]) -> None:
     """Print a line for each picture, with a `!` before a warning."""
     names = ["".join(filter(str.isprintable, record["file"])) for record in records]
-    width = max(map(len, ["file", *names]))
-    print(f"{'file':{width}}  digit  probability")
-    for name, record in zip(names, records, strict=True):
+    classes = [short_name(record["class"]) for record in records]
+    width, class_width = (max(map(len, cells)) for cells in (["file", *names], ["class", *classes]))
+    print(f"{'file':{width}}  {'class':{class_width}}  probability")
+    for name, predicted, record in zip(names, classes, records, strict=True):
         warning = f"  ! {record['warning']}" if record["warning"] else ""
         probability = max(record["probabilities"])
-        print(f"{name:{width}}  {record['digit']:5}  {probability:11.4f}{warning}")
+        print(f"{name:{width}}  {predicted:>{class_width}}  {probability:11.4f}{warning}")
 
 
-def to_json(records: list[Record]) -> bytes:
-    """Encode predictions as a JSON list, with probabilities of six decimals."""
+def columns(class_names: Sequence[str]) -> list[str]:
+    """Name the columns of the class and of each probability.
+
+    >>> columns(["cat", "dog"])
+    ['class', 'p_cat', 'p_dog']
+    """
+    return ["class", *(f"p_{name}" for name in class_names)]
+
+
+def csv_line(*cells: Any) -> str:
+    """Write a line of CSV, with quotes where a class name needs them."""
+    line = io.StringIO()
+    csv.writer(line, lineterminator="\n").writerow(cells)
+    return line.getvalue()
+
+
+def to_json(records: list[Record], class_names: Sequence[str]) -> bytes:
+    """Encode predictions as a JSON list, with the probability of each class by its name."""
     rounded = [
-        {**record, "probabilities": [round(p, 6) for p in record["probabilities"]]}
+        {
+            **record,
+            "probabilities": {
+                name: round(p, 6)
+                for name, p in zip(class_names, record["probabilities"], strict=True)
+            },
+        }
         for record in records
     ]
     return (json.dumps(rounded, indent=1) + "\n").encode()
 
 
-def to_csv(records: list[Record]) -> bytes:
-    """Encode predictions, one or more, as CSV with a column for each digit's probability."""
+def to_csv(records: list[Record], class_names: Sequence[str]) -> bytes:
+    """Encode predictions, one or more, as CSV with a column for each class's probability."""
     text = io.StringIO()
     writer = csv.writer(text, lineterminator="\n")
     name = "file" if "file" in records[0] else "index"
     warning = ["warning"] if "warning" in records[0] else []
-    writer.writerow([name, *COLUMNS, *warning])
+    writer.writerow([name, *columns(class_names), *warning])
     for record in records:
         probabilities = [f"{p:.6f}" for p in record["probabilities"]]
         last = [record[key] for key in warning]
-        writer.writerow([record[name], record["digit"], *probabilities, *last])
-    return text.getvalue().encode(errors="surrogateescape")  # a file name can be any bytes
+        writer.writerow([record[name], record["class"], *probabilities, *last])
+    return text.getvalue().encode(errors="surrogateescape")  # names can be any bytes
 
 
 def save_pngs(folder: Path, pictures: list[Path], inputs: list[Tensor]) -> None:

@@ -1,6 +1,6 @@
 """Predictions: of a few images, or of a split, collected while the Trainer evaluates it."""
 
-from collections.abc import Iterator
+from collections.abc import Iterator, Sequence
 from contextlib import contextmanager
 from dataclasses import dataclass
 from functools import cached_property
@@ -12,37 +12,36 @@ from torch import Tensor, nn
 from torchmetrics.functional.classification import multiclass_confusion_matrix
 
 from fnn_lightning.data.dataloader import InMemoryDataLoader, all_gather_batch
+from fnn_lightning.data.datasets import DIGITS
 from fnn_lightning.datamodule import EVAL_BATCH_SIZE
-from fnn_lightning.network import NUM_CLASSES
 
 
 class Prediction(NamedTuple):
     """What `FNNLitModule.predict` returns, for one image or for `N`, on the CPU."""
 
-    digits: Tensor
-    """The most probable digit, `int64` of shape `()`, or `(N,)`."""
+    classes: Tensor
+    """The most probable class, an index into `class_names`: `int64` of shape `()`, or `(N,)`."""
     probabilities: Tensor
-    """Probability of each digit, `float32` of shape `(10,)`, or `(N, 10)`; rows sum to 1."""
+    """Of each class, `float32` of shape `(classes,)`, or `(N, classes)`; rows sum to 1."""
 
 
 def predict_probabilities(module: LightningModule, images: Tensor) -> Tensor:
-    """Compute the probabilities of the digits, in evaluation mode.
+    """Compute the probabilities of the classes, in evaluation mode.
 
     Args:
         module: Computes logits; may be on another device than the images.
         images: Raw pixels 0–255 of shape `(N, 28, 28)`; `N` may be 0.
 
     Returns:
-        `float32` of shape `(N, 10)`, on the CPU; each row sums to 1.
+        `float32` of shape `(N, classes)`, on the CPU; each row sums to 1.
     """
     with evaluation_mode(module), torch.inference_mode():
         logits = [
             module(batch.to(module.device)).float().cpu()
-            for batch in torch.split(images, EVAL_BATCH_SIZE)
-            if len(batch)
+            for batch in torch.split(images, EVAL_BATCH_SIZE)  # one, though empty, of no images
         ]
     # outside of inference mode, so that the result is an ordinary tensor
-    return torch.cat(logits).softmax(dim=1) if logits else torch.empty(0, NUM_CLASSES)
+    return torch.cat(logits).softmax(dim=1)
 
 
 @contextmanager
@@ -65,7 +64,7 @@ class Predictions:
         >>> images = torch.zeros(2, 28, 28, dtype=torch.uint8)
         >>> probabilities = torch.eye(10)[[3, 8]]
         >>> predictions = Predictions(images, torch.arange(2), torch.tensor([3, 5]), probabilities)
-        >>> predictions.digits
+        >>> predictions.classes
         tensor([3, 8])
         >>> predictions.most_confident_mistakes(25)
         [1]
@@ -76,29 +75,36 @@ class Predictions:
     indices: Tensor
     """Which of its images the split holds, `int64` of shape `(N,)`."""
     labels: Tensor
-    """True digits, `int64` of shape `(N,)`."""
+    """True classes, indices into `class_names`: `int64` of shape `(N,)`."""
     probabilities: Tensor
-    """Probability of each digit, `float32` of shape `(N, 10)`; every row sums to 1."""
+    """Of each class, `float32` of shape `(N, classes)`; every row sums to 1."""
+    class_names: Sequence[str] = DIGITS
+    """Name of each class."""
 
     @cached_property
-    def digits(self) -> Tensor:
-        """Predicted digits, `int64` of shape `(N,)`."""
+    def classes(self) -> Tensor:
+        """Predicted classes, indices into `class_names`: `int64` of shape `(N,)`."""
         return self.probabilities.argmax(dim=1)
 
     @cached_property
     def confidence(self) -> Tensor:
-        """Probabilities of the predicted digits, `float32` of shape `(N,)`."""
+        """Probabilities of the predicted classes, `float32` of shape `(N,)`."""
         return self.probabilities.amax(dim=1)
 
     @cached_property
     def is_correct(self) -> Tensor:
         """Whether each prediction is correct, `bool` of shape `(N,)`."""
-        return self.digits == self.labels
+        return self.classes == self.labels
 
     @cached_property
     def confusion(self) -> Tensor:
-        """Number of images by true digit (row) and predicted digit, `int64` of shape `(10, 10)`."""
-        matrix: Tensor = multiclass_confusion_matrix(self.digits, self.labels, NUM_CLASSES)
+        """Number of images by true class (row) and predicted class.
+
+        `int64` of shape `(classes, classes)`.
+        """
+        matrix: Tensor = multiclass_confusion_matrix(
+            self.classes, self.labels, len(self.class_names)
+        )
         return matrix
 
     def image(self, position: int) -> Tensor:
@@ -160,18 +166,20 @@ class PredictionCollector(callbacks.Callback):
         if isinstance(dataloader, InMemoryDataLoader):
             self._logits.append(all_gather_batch(outputs["logits"], dataloader, batch_idx))
 
-    def predictions(self, dataloader: Any) -> Predictions | None:
+    def predictions(self, dataloader: Any, class_names: Sequence[str]) -> Predictions | None:
         """Return the predictions collected so far, or None if there are none.
 
         Args:
             dataloader: The one that served the images.
+            class_names: Those of the network.
         """
         if not self._logits:
             return None
         logits = torch.cat(self._logits).float().cpu()
         indices = dataloader.indices.cpu()[: len(logits)]
         labels = dataloader.labels.cpu().index_select(0, indices)
-        return Predictions(dataloader.images.cpu(), indices, labels, logits.softmax(dim=1))
+        probabilities = logits.softmax(dim=1)
+        return Predictions(dataloader.images.cpu(), indices, labels, probabilities, class_names)
 
 
 def first_test_dataloader(trainer: Trainer) -> Any:

@@ -52,10 +52,10 @@ class Report(PredictionCollector):
         self.checkpoint = checkpoint
 
     def on_test_end(self, trainer: Trainer, pl_module: LightningModule) -> None:
-        predictions = self.predictions(first_test_dataloader(trainer))
+        assert isinstance(pl_module, FNNLitModule)
+        predictions = self.predictions(first_test_dataloader(trainer), pl_module.class_names)
         if predictions is None or not trainer.is_global_zero:
             return
-        assert isinstance(pl_module, FNNLitModule)
         check_finite(predictions)
         datamodule = trainer.datamodule  # type: ignore[attr-defined]
         results = {
@@ -70,7 +70,7 @@ class Report(PredictionCollector):
         in_run = self.run is not None and self.folder.is_dir() and self.run.samefile(self.folder)
         # first, as the mark by which the folder is known as one of a report
         write_metrics(self.folder, "test", results, keep_other_stage=in_run)
-        write_atomic(self.folder / PREDICTIONS, predictions_csv(predictions).encode())
+        write_atomic(self.folder / PREDICTIONS, predictions_csv(predictions))
         tested = Tested(self.run, self.ckpt_path, self.checkpoint, pl_module)
         made_with = read_metrics(self.folder)["test"]["made_with"]
         page = make_page(tested, predictions, results, "test", made_with)
@@ -142,6 +142,7 @@ def predict_val_images(
         indices.cpu(),
         dataloader.labels[indices].cpu(),
         trained.probabilities(dataloader.images[indices]).cpu(),
+        trained.module.class_names,
     )
 
 
@@ -156,22 +157,24 @@ def is_replaceable(path: Path) -> bool:
     return begins_as_ours or "test" in read_metrics(path.parent)  # pages were not always marked
 
 
-def predictions_csv(predictions: Predictions) -> str:
-    """List index in the test set, true digit, predicted digit and its probability as CSV.
+def predictions_csv(predictions: Predictions) -> bytes:
+    """List index in the test set, true class, predicted class and its probability as CSV.
 
     Example:
         >>> import torch
         >>> images = torch.zeros(1, 28, 28, dtype=torch.uint8)
         >>> probabilities = torch.eye(10)[[7]]
         >>> one = Predictions(images, torch.tensor([0]), torch.tensor([2]), probabilities)
-        >>> print(predictions_csv(one), end="")
-        index,truth,prediction,probability
+        >>> print(predictions_csv(one).decode(), end="")
+        index,label,class,probability
         0,2,7,1.000000
     """
     text = io.StringIO()
     writer = csv.writer(text, lineterminator="\n")
-    writer.writerow(["index", "truth", "prediction", "probability"])
+    writer.writerow(["index", "label", "class", "probability"])
     confidence = [f"{p:.6f}" for p in predictions.confidence.tolist()]
-    columns = predictions.labels.tolist(), predictions.digits.tolist(), confidence
-    writer.writerows(zip(range(len(confidence)), *columns, strict=True))
-    return text.getvalue()
+    names = predictions.class_names
+    labels = (names[k] for k in predictions.labels.tolist())
+    classes = (names[k] for k in predictions.classes.tolist())
+    writer.writerows(zip(range(len(confidence)), labels, classes, confidence, strict=True))
+    return text.getvalue().encode(errors="surrogateescape")  # a folder's name can be any bytes

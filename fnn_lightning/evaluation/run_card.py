@@ -17,6 +17,7 @@ from fnn_lightning.runs.checkpoint_io import ema_decay
 from fnn_lightning.runs.run_folder import CONFIG
 from fnn_lightning.runs.settings import DEFAULT, TRAINER_DEFAULTS, class_settings, dotted, to_text
 from fnn_lightning.training.checkpointing import RunCheckpoint, RunEarlyStopping
+from fnn_lightning.training.hparams import OF_DATA
 from fnn_lightning.training.optim import SGD
 
 MAX_LENGTH = 300  # characters; a config from elsewhere can hold settings of any length
@@ -34,7 +35,8 @@ def config_text(run: Path | None, checkpoint: dict[str, Any]) -> str:
     """Return the run's config.yaml or, without one, the checkpoint's hyperparameters as YAML."""
     if run is not None and (run / CONFIG).is_file():  # some loggers have a folder of their own
         return (run / CONFIG).read_text(encoding="utf-8", errors="replace")
-    model = dict(checkpoint["hyper_parameters"])
+    stored = checkpoint["hyper_parameters"]
+    model = {name: value for name, value in stored.items() if name not in OF_DATA}
     data = dict(checkpoint.get("datamodule_hyper_parameters", {}))
     settings = {
         "seed_everything": data.pop("seed", 0),

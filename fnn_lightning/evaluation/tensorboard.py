@@ -2,7 +2,9 @@
 
 import io
 import math
+import re
 import time
+from collections.abc import Sequence
 from pathlib import Path
 from typing import Any
 
@@ -14,6 +16,7 @@ from torch import Tensor, nn
 from fnn_lightning.data.dataloader import InMemoryDataLoader
 from fnn_lightning.datamodule import validates_on_test_set
 from fnn_lightning.evaluation import plots
+from fnn_lightning.evaluation.class_names import tag_names
 from fnn_lightning.evaluation.network_summary import add_projector, graph_event, layers_table
 from fnn_lightning.evaluation.predictions import (
     PredictionCollector,
@@ -21,28 +24,18 @@ from fnn_lightning.evaluation.predictions import (
     first_test_dataloader,
 )
 from fnn_lightning.lit_module import FNNLitModule
-from fnn_lightning.network import NUM_CLASSES
 from fnn_lightning.runs.files import write_atomic
 from fnn_lightning.runs.loggers import BEHIND, event_writer, read_curves, tag_metadata
 
 MAX_SHARE = 0.02  # of the time since training began that pictures may take before it ends
 FIRST_SECONDS = 0.5  # assumed for the first drawing
 EITHER = f"({BEHIND})?"  # charts name tags by regular expressions; a logger may have plain ones
-LAYOUT = {
-    "train and validation": {
-        name: ["Multiline", [f"{EITHER}{split}/{name}" for split in ("train", "val", "test")]]
-        for name in ("loss", "acc")
-    },
-    "accuracy of each digit": {
-        split: ["Multiline", [f"{EITHER}{split}_acc_of_digit/{k}" for k in range(NUM_CLASSES)]]
-        for split in ("val", "test")
-    },
-}
+MAX_CURVES = 100  # classes whose accuracies are logged; more charts would bury the others
 PICTURES = {
-    "confusion": "Images of each digit (rows) by the digit they were taken for (columns).",
-    "mistakes": "The mistakes of highest confidence: the digit, what it was taken for, and how "
+    "confusion": "Images of each class (rows) by the class they were taken for (columns).",
+    "mistakes": "The mistakes of highest confidence: the class, what it was taken for, and how "
     "confident the net was.",
-    "acc_of_digit": "Share of the images of each digit classified correctly, over the steps.",
+    "acc_of_class": "Share of the images of each class classified correctly, over the steps.",
     "augmented": "The first batch of training, as augmentation distorts it.",
     "first_layer": "Weights of the first layer's first 100 units, as 28×28 images. Grey is 0; "
     "white or black is the unit's largest weight by absolute value.",
@@ -53,9 +46,10 @@ PICTURES = {
 class TensorBoardPlots(PredictionCollector):
     """Shows in TensorBoard what the net has learned, and where it is wrong.
 
-    Every validation and test logs the accuracy of each digit. The pictures are the confusion
-    matrix, the 25 most confident mistakes, the accuracy of each digit over the steps, and the
-    weights of the first layer's first 100 units. They are drawn at the end of training and of
+    Every validation and test logs the accuracy of each class, of up to 100. The pictures are the
+    confusion matrix of up to 50 classes, the 25 most confident mistakes, the accuracy of each of up
+    to 20 classes over the steps, and the weights of the first layer's first 100 units. They are
+    drawn at the end of training and of
     `test`, and after other validations as long as they take at most 2 % of the time. The network's
     graph, a table of its layers, a layout with training and validation in one chart and, with
     augmentation, the first augmented images are logged once. When training ends, `loss.png` in the
@@ -77,7 +71,7 @@ class TensorBoardPlots(PredictionCollector):
         self.enabled = enabled
         self.histograms = histograms
         self.projector = projector
-        self._digit_curves: dict[int, list[tuple[int, float]]] = {}
+        self._class_curves: dict[int, list[tuple[int, float]]] = {}
         self._pending: tuple[Predictions, int] | None = None
         self._gradients: tuple[int, dict[str, Tensor]] = (0, {})
         self._spent = self._last = self._began = 0.0
@@ -87,14 +81,16 @@ class TensorBoardPlots(PredictionCollector):
         self._gradients = (0, {})
         self._pending, self._began = None, time.monotonic()
         self._spent, self._last = 0.0, FIRST_SECONDS
-        self._digit_curves = {}
+        self._class_curves = {}
         board = tensorboard(trainer)
         if board is None:
             return
         if trainer.global_step:  # a resumed run has shown the rest
-            self._digit_curves = read_digit_curves(Path(board.log_dir), trainer.global_step)
+            self._class_curves = read_class_curves(
+                Path(board.log_dir), trainer.global_step, pl_module.class_names
+            )
             return
-        board.add_custom_scalars(LAYOUT)
+        board.add_custom_scalars(layout(pl_module.class_names))
         board.add_text("layers", layers_table(pl_module.network), 0)
         notes = notes_on_curves(trainer, pl_module)
         if notes:
@@ -113,15 +109,17 @@ class TensorBoardPlots(PredictionCollector):
             self._gradients = (trainer.global_step, gradients)
 
     def on_validation_end(self, trainer: Trainer, pl_module: LightningModule) -> None:
-        predictions = None if trainer.sanity_checking else self.predictions(trainer.val_dataloaders)
-        if predictions is None or not predictions.probabilities.isfinite().all():
+        if trainer.sanity_checking:
             return
         assert isinstance(pl_module, FNNLitModule)
+        predictions = self.predictions(trainer.val_dataloaders, pl_module.class_names)
+        if predictions is None or not predictions.probabilities.isfinite().all():
+            return
         step = pl_module.step_count
-        shares = digit_accuracies(predictions)
-        log_digits(trainer, shares, "val", step)
-        for digit, share in shares.items():
-            self._digit_curves.setdefault(digit, []).append((step, share))
+        shares = class_accuracies(predictions)
+        log_classes(trainer, shares, pl_module.class_names, "val", step)
+        for k, share in shares.items():
+            self._class_curves.setdefault(k, []).append((step, share))
         self._pending = predictions, step
         elapsed = time.monotonic() - self._began
         if trainer.state.fn != "fit" or self._spent + self._last <= MAX_SHARE * elapsed:
@@ -143,11 +141,12 @@ class TensorBoardPlots(PredictionCollector):
             write_atomic(Path(folder) / "loss.png", picture.getbuffer())
 
     def on_test_end(self, trainer: Trainer, pl_module: LightningModule) -> None:
-        predictions = self.predictions(first_test_dataloader(trainer))
+        assert isinstance(pl_module, FNNLitModule)
+        predictions = self.predictions(first_test_dataloader(trainer), pl_module.class_names)
         if predictions is not None and predictions.probabilities.isfinite().all():
-            assert isinstance(pl_module, FNNLitModule)
             step = pl_module.step_count
-            log_digits(trainer, digit_accuracies(predictions), "test", step)
+            shares = class_accuracies(predictions)
+            log_classes(trainer, shares, pl_module.class_names, "test", step)
             self._draw(trainer, pl_module, predictions, "test", step)
             board = tensorboard(trainer)
             if self.projector and board is not None:
@@ -175,12 +174,15 @@ class TensorBoardPlots(PredictionCollector):
         board = tensorboard(trainer)
         if board is None:
             return
-        figures = {
-            "confusion": plots.confusion_figure(predictions),
-            "mistakes": plots.mistakes_figure(predictions),
-        }
-        if split == "val" and trainer.state.fn == "fit":
-            figures["acc_of_digit"] = plots.digit_curves_figure(self._digit_curves)
+        figures = {}
+        if len(module.class_names) <= plots.MAX_NAMES:
+            figures["confusion"] = plots.confusion_figure(predictions)
+        figures["mistakes"] = plots.mistakes_figure(predictions)
+        drawable = len(module.class_names) <= plots.MAX_COLOURS
+        if drawable and split == "val" and trainer.state.fn == "fit":
+            figures["acc_of_class"] = plots.class_curves_figure(
+                self._class_curves, module.class_names
+            )
         for name, figure in figures.items():
             add_picture(board, f"{split}_{name}", plots.rasterize(figure), step)
         if split == "val" and module.step_count == step:  # the weights are still the same
@@ -192,6 +194,25 @@ class TensorBoardPlots(PredictionCollector):
                 gradients_step, gradients = self._gradients
                 for name, gradient in gradients.items() if gradients_step == step else ():
                     board.add_histogram(f"{BEHIND}gradients/{name}", gradient, step)
+
+
+def layout(class_names: Sequence[str]) -> dict[str, dict[str, list[Any]]]:
+    """Lay out TensorBoard's Custom Scalars: curves put together in one chart."""
+    splits = ("train", "val", "test")
+    charts: dict[str, dict[str, list[Any]]] = {
+        "train and validation": {
+            name: ["Multiline", [f"{EITHER}{split}/{name}" for split in splits]]
+            for name in ("loss", "acc")
+        }
+    }
+    if len(class_names) <= MAX_CURVES:
+        # the whole tag: one name can begin with another
+        tags = [f"{re.escape(tag)}$" for tag in tag_names(class_names)]
+        charts["accuracy of each class"] = {
+            split: ["Multiline", [f"{EITHER}{split}_acc_of_class/{tag}" for tag in tags]]
+            for split in ("val", "test")
+        }
+    return charts
 
 
 def add_picture(board: Any, name: str, pixels: Tensor, step: int) -> None:
@@ -225,30 +246,37 @@ def notes_on_curves(trainer: Trainer, module: FNNLitModule) -> str:
     return "\n".join(notes)
 
 
-def read_digit_curves(run: Path, last_step: int) -> dict[int, list[tuple[int, float]]]:
-    """Read the accuracy of each digit in validation that a run logged up to a step."""
+def read_class_curves(
+    run: Path, last_step: int, class_names: Sequence[str]
+) -> dict[int, list[tuple[int, float]]]:
+    """Read the accuracy of each class in validation that a run logged up to a step."""
     curves = read_curves(run)
-    names = {digit: f"val_acc_of_digit/{digit}" for digit in range(NUM_CLASSES)}
+    names = {k: f"val_acc_of_class/{tag}" for k, tag in enumerate(tag_names(class_names))}
     return {
-        digit: [(step, share) for step, share in curves[name] if step <= last_step]
-        for digit, name in names.items()
+        k: [(step, share) for step, share in curves[name] if step <= last_step]
+        for k, name in names.items()
         if name in curves
     }
 
 
-def digit_accuracies(predictions: Predictions) -> dict[int, float]:
-    """Compute the accuracy of each digit that has images."""
-    digits, labels = predictions.digits, predictions.labels
-    right = labels[digits == labels].bincount(minlength=NUM_CLASSES)
-    recall = (right / labels.bincount(minlength=NUM_CLASSES)).tolist()
-    return {digit: share for digit, share in enumerate(recall) if not math.isnan(share)}
+def class_accuracies(predictions: Predictions) -> dict[int, float]:
+    """Compute the accuracy of each class that has images, by its index."""
+    labels, count = predictions.labels, len(predictions.class_names)
+    right = labels[predictions.is_correct].bincount(minlength=count)
+    recall = (right / labels.bincount(minlength=count)).tolist()
+    return {k: share for k, share in enumerate(recall) if not math.isnan(share)}
 
 
 @rank_zero_only
-def log_digits(trainer: Trainer, shares: dict[int, float], split: str, step: int) -> None:
-    """Log the accuracy of each digit."""
+def log_classes(
+    trainer: Trainer, shares: dict[int, float], class_names: Sequence[str], split: str, step: int
+) -> None:
+    """Log the accuracy of each class, unless there are too many to look at."""
+    if len(class_names) > MAX_CURVES:
+        return
     # not val/acc_of_…: TensorBoard would show ten charts more in the group of val/acc
-    values = {f"{split}_acc_of_digit/{digit}": share for digit, share in shares.items()}
+    tags = tag_names(class_names)
+    values = {f"{split}_acc_of_class/{tags[k]}": share for k, share in shares.items()}
     for logger in trainer.loggers:
         logger.log_metrics(values, step)
 

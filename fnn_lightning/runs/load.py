@@ -55,13 +55,13 @@ class TrainedNetwork(NamedTuple):
             raise mismatch_error(self.path, error) from error
 
     def probabilities(self, images: Tensor) -> Tensor:
-        """Compute the probabilities of the ten digits, on the CPU.
+        """Compute the probabilities of the classes, on the CPU.
 
         Args:
             images: Raw pixels 0–255, as `FNN` takes them, of shape `(N, 28, 28)`.
 
         Returns:
-            `float32` of shape `(N, 10)`; each row sums to 1.
+            `float32` of shape `(N, classes)`; each row sums to 1.
 
         Raises:
             InputError: If the pixels are on another scale.
@@ -81,7 +81,7 @@ def load(run_or_ckpt: str | Path) -> FNNLitModule:
     Raises:
         InputError: If there is no checkpoint, or it is not of `FNNLitModule`.
 
-    Example: `load("lightning_logs/version_0").predict("seven.png").digits`
+    Example: `load("lightning_logs/version_0").predict("seven.png").classes`
     """
     return load_trained(run_or_ckpt).module
 

@@ -36,8 +36,8 @@ DESCRIPTIONS = {
     "test/loss": "Cross-entropy, mean over the test images. A single number, of `test`.",
     "test/acc": "Share of the test images classified correctly. A single number, of `test`.",
     "lr": "Learning rate of the last step.",
-    "val_acc_of_digit": "Share of the validation images of this digit classified correctly.",
-    "test_acc_of_digit": "Share of the test images of this digit classified correctly.",
+    "val_acc_of_class": "Share of the validation images of this class classified correctly.",
+    "test_acc_of_class": "Share of the test images of this class classified correctly.",
 }
 """What TensorBoard says of a name, or of a group of names, when asked."""
 

@@ -13,6 +13,7 @@ from lightning.pytorch.callbacks.early_stopping import EarlyStoppingReason
 from tqdm import tqdm
 
 from fnn_lightning.data.dataloader import InMemoryDataLoader
+from fnn_lightning.data.datasets import DIGITS
 from fnn_lightning.datamodule import validates_on_test_set
 from fnn_lightning.lit_module import FNNLitModule
 from fnn_lightning.runs.signals import terminate_on_sigterm
@@ -206,6 +207,9 @@ def describe_data(trainer: Trainer) -> str:
     if isinstance(val, InMemoryDataLoader) and not validates_on_test_set(datamodule):
         batches = trainer.num_val_batches[0] if trainer.num_val_batches else len(val)
         text += f", {val.image_count(int(batches)):,} to validate"
+    class_names = getattr(datamodule, "class_names", DIGITS)
+    if tuple(class_names) != DIGITS:
+        text += f", {len(class_names):,} classes"
     text += f", batches of {loader.global_batch_size(0):,}"
     return text + ", augmented" * loader.augments
 

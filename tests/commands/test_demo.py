@@ -1,3 +1,5 @@
+import base64
+import html
 import io
 import re
 import signal
@@ -19,10 +21,18 @@ from selenium.webdriver.common.by import By
 from selenium.webdriver.support.ui import WebDriverWait
 
 from fnn_lightning.commands.demo import free_port
-from fnn_lightning.commands.demo_page import HINT, answer_html
+from fnn_lightning.commands.demo_page import (
+    HINT,
+    answer_drawing,
+    answer_html,
+    answer_upload,
+    data_url,
+)
 from fnn_lightning.commands.main import main
+from fnn_lightning.data.datasets import DIGITS
 from fnn_lightning.data.preprocessing import read_picture
-from fnn_lightning.runs.load import load_trained
+from fnn_lightning.lit_module import FNNLitModule
+from fnn_lightning.runs.load import TrainedNetwork, load_trained
 from tests.support import tiny_files
 
 Capture = pytest.CaptureFixture[str]
@@ -264,10 +274,58 @@ def test_on_a_phone_the_answer_stands_above_the_upload(page: WebDriver) -> None:
 
 
 def test_names_and_messages_are_shown_as_text() -> None:
-    html = answer_html(note="<b>", name="<img src=x>.png")
-    assert "<b>" not in html
-    assert "&lt;b&gt;" in html
-    assert "<img" not in html
+    shown = answer_html(DIGITS, note="<b>", name="<img src=x>.png")
+    assert "<b>" not in shown
+    assert "&lt;b&gt;" in shown
+    assert "<img" not in shown
+    assert "&lt;img src=x&gt;.png" in shown
+
+
+OTHER_PAGE = """
+from pathlib import Path
+from fnn_lightning import FNNLitModule
+from fnn_lightning.commands.demo_page import make_page
+from fnn_lightning.runs.load import TrainedNetwork
+module = FNNLitModule(hidden_dims=[8], class_names=["<b>", "a,b"], framing="resize")
+print(make_page(TrainedNetwork(Path("last.ckpt"), module, {}))[0].get_config_file())
+"""
+
+
+def test_a_page_for_other_classes_says_what_it_expects() -> None:
+    pytest.importorskip("gradio", reason="needs the extra [demo]")
+    # on its own: Gradio leaves an event loop open
+    shown = subprocess.check_output([sys.executable, "-c", OTHER_PAGE], text=True)
+    assert "# Draw or upload a picture" in shown
+    assert "One of 2 classes: &lt;b&gt;, a,b." in shown
+    assert "Drawing area" in shown
+    assert "Example" not in shown
+    assert "<b>" not in shown
+
+
+def test_drawings_and_uploads_become_what_the_net_was_trained_on() -> None:
+    torch.manual_seed(0)
+    names = ["<b>", "a,b", "T-shirt/top"]
+    module = FNNLitModule(hidden_dims=[8], class_names=names, framing="resize").eval()
+    trained = TrainedNetwork(Path("last.ckpt"), module, {})
+    ink = np.zeros((56, 56, 4), np.uint8)
+    ink[:28, :, 3] = 255  # the upper half, which is neither cropped nor centred
+    png = io.BytesIO()
+    Image.fromarray(ink).save(png, "PNG")
+    half = torch.zeros(28, 28, dtype=torch.uint8)
+    half[:14] = 255
+    Image.fromarray(half.numpy()).save("half.png")
+    predicted = html.escape(names[int(module.predict(half).classes)])
+    url = f"data:image/png;base64,{base64.b64encode(png.getvalue()).decode()}"
+    drawn, uploaded = answer_drawing(trained, url), answer_upload(trained, Path("half.png"))
+    assert "half.png" in uploaded
+    assert data_url(half) in uploaded
+    for shown in (drawn, uploaded):
+        assert f"'>{predicted}</div><div class='quiet'>" in shown
+        assert "MNIST" not in shown
+    blank = io.BytesIO()
+    Image.fromarray(0 * ink).save(blank, "PNG")
+    url = f"data:image/png;base64,{base64.b64encode(blank.getvalue()).decode()}"
+    assert "Draw, or upload a picture." in answer_drawing(trained, url)
 
 
 BAD = {

@@ -76,8 +76,10 @@ def test_an_export_agrees_and_its_metadata_says_so(run: str, suffix: str, capsys
     assert metadata["fnn_lightning"] == __version__
     assert json.loads(metadata["config"])["model"]["hidden_dims"] == [8]
     assert json.loads(metadata["config"])["model"]["pixel_mean"] == 0.13
+    assert json.loads(metadata["class_names"]) == list("0123456789")
+    assert metadata["framing"] == "mnist"
     assert metadata["compared_on"] == f"the {TEST_SIZE} test images"
-    assert metadata["digits_agree"] == "all"
+    assert metadata["classes_agree"] == "all"
     assert float(metadata["accuracy"]) == pytest.approx(accuracy)
     assert 0 <= float(metadata["largest_difference"]) < 1e-5
     assert f"accuracy {100 * accuracy:.2f} %" in printed

@@ -234,7 +234,7 @@ def test_predict_prints_csv(data_dir: str, capsys: Capture) -> None:
     images, _ = next(iter(trained.datamodule.predict_dataloader()))
     with torch.no_grad():
         probabilities = trained.model(images).softmax(1)
-    assert [int(row["digit"]) for row in rows] == probabilities.argmax(1).tolist()
+    assert [int(row["class"]) for row in rows] == probabilities.argmax(1).tolist()
     assert float(rows[3]["p7"]) == pytest.approx(float(probabilities[3, 7]), abs=1e-6)
 
 

@@ -52,17 +52,17 @@ def test_every_form_of_the_data_gives_the_same_result(make_model: MakeModel) -> 
         ([list(images[:2]), labels[:2].tolist()], [images[2:], labels[2:]]),
     ):
         result = evaluate(model, data)
-        assert torch.equal(result.digits, expected.digits)
+        assert torch.equal(result.classes, expected.classes)
         assert torch.equal(result.labels, labels)
         assert result.image(3).tolist() == images[3].tolist()
     two = evaluate(model, (list(images[:2]), labels[:2].tolist()))
-    assert torch.equal(two.digits, expected.digits[:2])
+    assert torch.equal(two.classes, expected.classes[:2])
 
 
 def test_results_equal_those_computed_by_hand(make_model: MakeModel) -> None:
     images, labels = noise()
     result = evaluate(make_model(), (images, labels))
-    digits = make_model().predict(images).digits
+    digits = make_model().predict(images).classes
     right = int((digits == labels).sum())
     assert result.accuracy == result.metrics["accuracy"] == right / 50
     confusion = torch.zeros(10, 10, dtype=torch.int64)
@@ -81,8 +81,8 @@ def test_results_equal_those_computed_by_hand(make_model: MakeModel) -> None:
     first = mistakes[0]
     assert torch.equal(first.image, images[first.index])
     assert first.label == labels[first.index]
-    assert first.digit == digits[first.index]
-    assert first.label != first.digit
+    assert first.predicted == digits[first.index]
+    assert first.label != first.predicted
     assert repr(result) == f"Evaluation: {right} / 50 correct ({2 * right}.00 %)"
 
 

@@ -57,7 +57,7 @@ def test_no_net_predicts_an_image_that_it_was_trained_on(
         known = trained.probabilities(source.images[source.indices]).argmax(dim=1)
         assert (known == source.labels[source.indices]).float().mean() > 0.95
 
-    predictions, _ = predict_out_of_fold([run.folder for run in runs])
+    predictions = predict_out_of_fold([run.folder for run in runs])
     assert predictions.is_correct.float().mean() < 0.3  # 0.1 by chance
 
     capsys.readouterr()
@@ -69,9 +69,9 @@ def test_no_net_predicts_an_image_that_it_was_trained_on(
     )
     rows = list(csv.DictReader(Path("runs/out_of_fold.csv").read_text().splitlines()))
     assert [int(row["index"]) for row in rows] == list(range(121))
-    assert [int(row["truth"]) for row in rows] == source.labels.tolist()
-    assert [int(row["prediction"]) for row in rows] == predictions.digits.tolist()
-    shown = torch.tensor([[float(row[f"p{digit}"]) for digit in range(10)] for row in rows])
+    assert [int(row["label"]) for row in rows] == source.labels.tolist()
+    assert [int(row["class"]) for row in rows] == predictions.classes.tolist()
+    shown = torch.tensor([[float(row[f"p_{digit}"]) for digit in range(10)] for row in rows])
     assert torch.allclose(shown, predictions.probabilities, atol=1e-6)
 
 
@@ -79,8 +79,8 @@ def test_probabilities_are_averaged_over_the_seeds(
     data_dir: str, capsys: pytest.CaptureFixture[str]
 ) -> None:
     runs = [*train(data_dir, 0), *train(data_dir, 1)]
-    predictions, class_names = predict_out_of_fold([run.folder for run in runs])
-    assert "".join(class_names) == "0123456789"
+    predictions = predict_out_of_fold([run.folder for run in runs])
+    assert "".join(predictions.class_names) == "0123456789"
     nets = [load_trained(run.folder) for run in runs]
     for fold in range(FOLDS):
         data = nets[fold].data()
@@ -93,7 +93,7 @@ def test_probabilities_are_averaged_over_the_seeds(
         assert torch.allclose(predictions.probabilities[indices], (first + second) / 2)
 
     # a seed that lacks a fold takes no part, so that all images are averaged over the same seeds
-    alone, _ = predict_out_of_fold([run.folder for run in runs[:FOLDS]])
+    alone = predict_out_of_fold([run.folder for run in runs[:FOLDS]])
     (runs[-1].folder / "metrics.json").unlink()
     capsys.readouterr()
     write_out_of_fold(Path("runs"), runs)

@@ -57,7 +57,7 @@ def test_pictures_are_printed_as_a_table_and_failures_as_errors(
     pixels = torch.stack([read_picture(scans / name) for name in ("a.png", "b.jpg")])
     probabilities, digits = trained.probabilities(pixels).max(dim=1)
     lines = output.out.splitlines()
-    assert lines[0].split() == ["file", "digit", "probability"]
+    assert lines[0].split() == ["file", "class", "probability"]
     for line, name, digit, probability in zip(
         lines[1:], ("a.png", "b.jpg"), digits.tolist(), probabilities.tolist(), strict=True
     ):
@@ -101,10 +101,13 @@ def test_predictions_and_inputs_of_pictures_are_written(
     records = json.loads(Path("out.json").read_text())
     for number, (row, record) in enumerate(zip(rows, records, strict=True)):
         assert row["file"] == record["file"] == names[number]
-        assert int(row["digit"]) == record["digit"] == int(expected[number].argmax())
-        probabilities = [float(row[f"p{digit}"]) for digit in range(10)]
+        assert row["class"] == record["class"] == str(int(expected[number].argmax()))
+        probabilities = [float(row[f"p_{digit}"]) for digit in range(10)]
         assert probabilities == pytest.approx(expected[number].tolist(), abs=1e-6)
-        assert record["probabilities"] == pytest.approx(expected[number].tolist(), abs=1e-6)
+        assert list(record["probabilities"]) == list("0123456789")
+        assert list(record["probabilities"].values()) == pytest.approx(
+            expected[number].tolist(), abs=1e-6
+        )
         assert row["warning"] == record["warning"]
         assert "unsure" in row["warning"]
     for name, seen in zip(("b.png", "b_2.png"), pixels, strict=True):
@@ -129,7 +132,7 @@ def test_predictions_of_the_test_set_are_written(
         assert not isinstance(dataloader, list)
         digits = trained.probabilities(dataloader.images).argmax(dim=1).tolist()
         records = json.loads(text)
-        assert [record["digit"] for record in records] == digits
+        assert [record["class"] for record in records] == list(map(str, digits))
         assert [record["index"] for record in records] == list(range(TEST_SIZE))
         assert "warning" not in records[0]
 
@@ -200,7 +203,7 @@ def test_many_pictures_are_summed_up_when_their_predictions_are_written(
     assert (output.out, output.err) == (f"3 {written}, 3 of them with a warning\n", "")
     monkeypatch.setattr(
         "fnn_lightning.data.preprocessing.out_of_distribution",
-        lambda pixels, confidence: "",
+        lambda *_: "",
     )
     main(["predict", "--ckpt_path", LAST, *images, "--output", "out.csv"])
     assert capsys.readouterr().out == f"3 {written}\n"
@@ -243,4 +246,4 @@ def test_the_data_module_serves_pictures_without_the_command_line(scans: Path) -
     assert batches is not None
     batch = batches[0]
     assert isinstance(batch, dict)
-    assert batch["digit"].shape == (2,)
+    assert batch["class"].shape == (2,)

@@ -46,22 +46,23 @@ def test_results_equal_those_computed_by_hand() -> None:
     assert results["interval_95"] == pytest.approx([0.150039, 0.849961], abs=1e-6)
     f1 = pytest.approx(2 / 3)
     three, five, one = (results["classes"][digit] for digit in (3, 5, 1))
-    assert three == {"digit": 3, "images": 2, "precision": 1.0, "recall": 0.5, "f1": f1}
-    assert five == {"digit": 5, "images": 2, "precision": 0.5, "recall": 0.5, "f1": 0.5}
-    assert one == {"digit": 1, "images": 0, "precision": 0.0, "recall": None, "f1": 0.0}
+    assert three == {"class": "3", "images": 2, "precision": 1.0, "recall": 0.5, "f1": f1}
+    assert five == {"class": "5", "images": 2, "precision": 0.5, "recall": 0.5, "f1": 0.5}
+    assert one == {"class": "1", "images": 0, "precision": 0.0, "recall": None, "f1": 0.0}
     absent = {"precision": None, "recall": None, "f1": None}
-    assert results["classes"][7] == {"digit": 7, "images": 0, **absent}
+    assert results["classes"][7] == {"class": "7", "images": 0, **absent}
     # over the digits 1, 3 and 5
     assert results["macro"] == pytest.approx(
         {"precision": (0 + 1 + 0.5) / 3, "recall": (0 + 0.5 + 0.5) / 3, "f1": (0 + 2 / 3 + 0.5) / 3}
     )
+    assert results["balanced_accuracy"] == (0.5 + 0.5) / 2  # 1 has no image
     # of 15 bins: 0.6 (right), 0.8 twice (both wrong), 0.9 (right)
     bins = reliability(four_predictions())
     assert [count for _, _, count in bins] == [1, 2, 1]
     assert [accuracy for _, accuracy, _ in bins] == [1.0, 0.0, 1.0]
     error = (abs(0.6 - 1) + 2 * abs(0.8 - 0) + abs(0.9 - 1)) / 4
     assert results["expected_calibration_error"] == pytest.approx(error, abs=1e-6)
-    assert predictions_csv(four_predictions()).splitlines()[1] == "0,3,3,0.900000"
+    assert predictions_csv(four_predictions()).decode().splitlines()[1] == "0,3,3,0.900000"
 
 
 def test_the_confusion_matrix_has_true_digits_in_its_rows() -> None:
@@ -109,8 +110,8 @@ def test_the_report_holds_the_predictions_and_results_of_the_test(
     with (RUN / "predictions.csv").open() as file:
         rows = list(csv.DictReader(file))
     assert [int(row["index"]) for row in rows] == list(range(100))
-    assert [int(row["truth"]) for row in rows] == dataloader.labels.tolist()
-    assert [int(row["prediction"]) for row in rows] == digits.tolist()
+    assert [int(row["label"]) for row in rows] == dataloader.labels.tolist()
+    assert [int(row["class"]) for row in rows] == digits.tolist()
     assert [float(row["probability"]) for row in rows] == pytest.approx(
         probabilities.amax(1).tolist(), abs=1e-6
     )
@@ -323,8 +324,8 @@ def test_no_accuracy_is_logged_for_digits_without_images(fit: Callable[..., None
     data.setup("fit")
     dataloader = data.val_dataloader()
     digits = set(dataloader.labels[dataloader.indices].tolist())
-    logged = {tag for tag in read_curves(RUN) if tag.startswith("val_acc_of_digit")}
-    assert logged == {f"val_acc_of_digit/{digit}" for digit in digits}
+    logged = {tag for tag in read_curves(RUN) if tag.startswith("val_acc_of_class")}
+    assert logged == {f"val_acc_of_class/{digit}" for digit in digits}
 
 
 def test_outputs_that_are_not_finite_are_an_error_and_leave_no_report(

@@ -17,6 +17,7 @@ from tensorboard.backend.event_processing.event_accumulator import EventAccumula
 
 from fnn_lightning.commands.lightning_cli import FNNCLI
 from fnn_lightning.commands.main import main
+from fnn_lightning.data.datasets import DIGITS
 from fnn_lightning.evaluation import plots
 from fnn_lightning.runs.load import load_trained
 from fnn_lightning.runs.loggers import read_curves
@@ -60,13 +61,13 @@ def test_tensorboard_shows_the_run(trained: FNNCLI, tensorboard: str) -> None:
     metrics = {
         f"{split}/{metric}" for split in ("train", "val", "z_test") for metric in ("loss", "acc")
     }
-    digits = {f"z_{split}_acc_of_digit/{k}" for split in ("val", "test") for k in range(10)}
+    digits = {f"z_{split}_acc_of_class/{k}" for split in ("val", "test") for k in range(10)}
     metrics |= {f"z_{split}/{name}" for split in ("val", "test") for name in ("balanced_acc", "f1")}
     assert tags == {"z_train/lr"} | metrics | digits
     for split in ("val", "test"):
         counts = confusion(split)
         for k in range(10):
-            tag = f"z_{split}_acc_of_digit%2F{k}"
+            tag = f"z_{split}_acc_of_class%2F{k}"
             points = ask(f"{tensorboard}/plugin/scalars/scalars?run=version_0&tag={tag}")
             assert [step for _, step, _ in points] == ([4, 6] if split == "val" else [6])
             right = int(counts[k, k]) / max(1, int(counts[k].sum()))
@@ -77,7 +78,7 @@ def test_tensorboard_shows_the_run(trained: FNNCLI, tensorboard: str) -> None:
     assert set(shown) == {
         f"z_pictures/{name}"
         for name in (
-            *("val_confusion", "val_mistakes", "val_acc_of_digit"),
+            *("val_confusion", "val_mistakes", "val_acc_of_class"),
             *("test_confusion", "test_mistakes", "first_layer"),
         )
     }
@@ -162,7 +163,7 @@ def test_tags_have_names_and_descriptions(
     assert shown["z_test/acc"]["displayName"] == "test/acc"
     assert "test images classified correctly" in shown["z_test/acc"]["description"]
     assert "Learning rate" in shown["z_train/lr"]["description"]
-    assert "validation images of this digit" in shown["z_val_acc_of_digit/3"]["description"]
+    assert "validation images of this class" in shown["z_val_acc_of_class/3"]["description"]
     assert all(info["description"] for info in shown.values())
     pictures = ask(f"{url}/plugin/images/tags")["version_0"]
     assert pictures["z_pictures/val_confusion"]["displayName"] == "val_confusion"
@@ -217,7 +218,7 @@ def test_the_projector_shows_the_last_hidden_layer(trained: FNNCLI, tensorboard:
     assert np.abs(np.frombuffer(values, np.float32).reshape(shape) - expected.numpy()).max() < 6e-4
     table = fetch(f"{tensorboard}/plugin/projector/metadata?run=version_0&name={name}").decode()
     header, *rows = [line.split("\t") for line in table.splitlines()]
-    assert header == ["digit", "predicted", "caption"]
+    assert header == ["class", "predicted", "caption"]
     assert [int(row[0]) for row in rows] == source.labels[source.indices].tolist()
     assert all((row[0] == row[2]) == (row[0] == row[1]) for row in rows)
     sprite = fetch(f"{tensorboard}/plugin/projector/sprite_image?run=version_0&name={name}")
@@ -238,19 +239,19 @@ def test_the_curves_of_the_digits_go_on_when_a_run_resumes(
 ) -> None:
     drawn = []
     monkeypatch.setattr(plots, "rasterize", lambda figure: torch.zeros(3, 2, 2))
-    monkeypatch.setattr(plots, "digit_curves_figure", lambda curves: drawn.append(curves))
+    monkeypatch.setattr(plots, "class_curves_figure", lambda curves, _: drawn.append(curves))
     fit(data_dir, "--trainer.max_epochs", "1")
     main(["fit", "--ckpt_path", LAST, "--trainer.max_epochs", "2"])
     logged = read_curves(RUN)
     for digit, curve in drawn[-1].items():
         assert [step for step, _ in curve] == [3, 6]
-        shares = [share for _, share in logged[f"val_acc_of_digit/{digit}"]]
+        shares = [share for _, share in logged[f"val_acc_of_class/{digit}"]]
         assert [share for _, share in curve] == pytest.approx(shares)
 
 
 def test_each_digit_has_its_own_colour() -> None:
     curves = {digit: [(1, 0.5), (2, 0.1 * digit)] for digit in range(10) if digit != 3}
-    (axes,) = plots.digit_curves_figure(curves).axes
+    (axes,) = plots.class_curves_figure(curves, DIGITS).axes
     colours = {line.get_label(): to_hex(line.get_color()) for line in axes.lines}
     assert colours["4"] == "#9467bd"  # the fifth of tab10, though digit 3 has no images
     assert len(set(colours.values())) == 9
@@ -288,7 +289,7 @@ def test_tensorboard_shows_its_pictures_in_a_browser(
 
     assert shows("images", "first_layer", "confusion", "mistakes", "individualImage")
     assert shows("text", "layers/text_summary", "6,280")
-    assert shows("custom_scalars", "train and validation", "accuracy of each digit")
+    assert shows("custom_scalars", "train and validation", "accuracy of each class")
     assert shows("graphs", "0_Linear", "4_Linear")
 
 
@@ -297,4 +298,4 @@ def test_tensorboard_plots_can_be_switched_off(data_dir: str) -> None:
     assert not (RUN / "loss.png").exists()
     tags = EventAccumulator(str(RUN)).Reload().Tags()
     assert (tags["images"], tags["histograms"], tags["graph"]) == ([], [], False)
-    assert not any("digit" in tag for tag in tags["scalars"])
+    assert not any("acc_of_class" in tag for tag in tags["scalars"])

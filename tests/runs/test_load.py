@@ -121,7 +121,7 @@ def test_load_gives_a_model_that_predicts(run: Path) -> None:
     data.setup("test")
     images = data.test_dataloader().images  # type: ignore[union-attr]
     assert torch.equal(model.predict(images).probabilities, trained.probabilities(images))
-    assert torch.equal(load(LAST).predict(images).digits, load(str(run)).predict(images).digits)
+    assert torch.equal(load(LAST).predict(images).classes, load(str(run)).predict(images).classes)
     with pytest.raises(InputError, match="a checkpoint, but got 'nowhere': there is no such file"):
         load("nowhere")
 
