@@ -190,9 +190,10 @@ class FNNLitModule(LightningModule):
         It computes in evaluation mode, on the module's device, and leaves the module as it was.
 
         Args:
-            x: A picture: its path or a PIL image, of any size, brought to MNIST's form. Or a NumPy
-                array or a tensor of raw pixels 0–255, ink 255 on 0, of shape `(28, 28)`,
-                `(N, 28, 28)`, `(N, 784)` or `(N, 1, 28, 28)`. Or a list of these, one image each.
+            x: A picture: its path or a PIL image, of any size, brought to 28 × 28 pixels as
+                `framing` says. Or a NumPy array or a tensor of raw pixels 0–255, ink 255 on 0, of
+                shape `(28, 28)`, `(N, 28, 28)`, `(N, 784)` or `(N, 1, 28, 28)`. Or a list of
+                these, one image each.
 
         Returns:
             `digits` and `probabilities`, of one image without the first dimension.
@@ -210,7 +211,7 @@ class FNNLitModule(LightningModule):
         """
         from fnn_lightning.data.raw_pixels import raw_pixels  # Pillow is slow to import
 
-        pixels, single = raw_pixels(x)
+        pixels, single = raw_pixels(x, self.framing)
         probabilities = predict_probabilities(self, pixels)
         predicted = Prediction(probabilities.argmax(dim=1), probabilities)
         check_finite(predicted)

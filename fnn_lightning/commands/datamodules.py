@@ -6,6 +6,7 @@ from typing import Any
 import torch
 
 from fnn_lightning.data.dataloader import InMemoryDataLoader
+from fnn_lightning.data.datasets import Framing
 from fnn_lightning.datamodule import MNISTDataModule, Split
 from fnn_lightning.errors import InputError
 from fnn_lightning.runs.progress import progress_bar
@@ -69,15 +70,24 @@ class MNISTOrPictures(MNISTDataModule):
 
     def _read_pictures(self, paths: list[str]) -> None:
         # slow to import, and of use here only
-        from fnn_lightning.data.preprocessing import find_pictures, read_picture
+        from fnn_lightning.data.framing import read_framed
+        from fnn_lightning.data.preprocessing import find_pictures
 
         images = [torch.empty(0, 28, 28, dtype=torch.uint8)]
         self.pictures, self.unread = [], {}
+        net = self.trainer.lightning_module if self.trainer else None
+        # as the pictures were that the net was trained on
+        framing: Framing = getattr(net, "framing", self.framing)
+        if self.hparams["framing"] not in (None, framing):
+            raise InputError(
+                f"Expected `data.framing` to be {framing}, as in training, but got "
+                f"{self.hparams['framing']}: leave it out"
+            )
         first = self.trainer is None or self.trainer.is_global_zero
         with progress_bar(find_pictures(paths), "reading", first, delay=1) as bar:
             for path in bar:
                 try:
-                    images.append(read_picture(path)[None])
+                    images.append(read_framed(path, framing)[None])
                     self.pictures.append(path)
                 except InputError as error:
                     self.unread[path] = str(error)

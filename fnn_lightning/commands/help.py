@@ -20,7 +20,7 @@ EXAMPLES = {
 
 CKPT_PATH = {"ckpt_path": ("", "checkpoint or run folder (default: newest run)")}
 DATA = {
-    "data.dataset": ("", "mnist or digits (default: as the run)"),
+    "data.dataset": ("", "mnist, digits or a path (default: as the run)"),
     "data.data_dir": ("", "folder of the data (default: as the run)"),
 }
 TRAINER = {
@@ -63,11 +63,12 @@ OPTIONS: dict[str, dict[str, dict[str, tuple[str, str]]]] = {
             "model.num_threads": ("", "CPU threads (default: by the work of a step)"),
         },
         "data": {
-            "data.dataset": ("mnist", "mnist, or digits: those of scikit-learn"),
+            "data.dataset": ("mnist", "digits (scikit-learn's), or a path: your own"),
             "data.data_dir": ("data", "folder of the data, downloaded into it"),
             "data.mirror": ("", "folder or address to download from"),
             "data.batch_size": ("100", "images in a step, over all ranks"),
             "data.val_size": ("", "images held out (default: 5,000 of MNIST)"),
+            "data.framing": ("", "of your own pictures: resize or mnist"),
             "data.augmentation.rotation": ("0", "degrees at most, either way"),
             "data.augmentation.scale": ("0", "width and height by 1 ± so much"),
             "data.augmentation.shear": ("0", "degrees of slant at most"),

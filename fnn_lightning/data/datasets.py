@@ -16,6 +16,7 @@ from fnn_lightning.errors import InputError
 DIGITS = tuple("0123456789")
 NAMES = ("mnist", "digits")
 Framing = Literal["resize", "mnist"]
+BadFiles = Literal["stop", "skip"]
 
 
 class Dataset(Protocol):
@@ -71,7 +72,10 @@ class MNIST:
     def labels(self, train: bool) -> Tensor:
         """Read the labels, and check that there are as many images."""
         folder, part = raw_dir(self.data_dir), part_name(train)
-        labels = read_labels(find_file(folder, f"{part}-labels-idx1-ubyte"))
+        path = find_file(folder, f"{part}-labels-idx1-ubyte")
+        labels = read_labels(path)
+        if len(labels) and labels.max() > 9:
+            raise InputError(f"Expected labels 0–9 in {path}, but got {labels.max()}")
         count = image_count(find_file(folder, f"{part}-images-idx3-ubyte"))
         if count != len(labels):
             raise InputError(
@@ -129,13 +133,30 @@ def is_path(dataset: str) -> bool:
     )
 
 
-def find_dataset(dataset: str, data_dir: str, mirror: str | None) -> Dataset:
+def portable_name(dataset: str) -> str:
+    """Return what finds a data set from whatever folder: its name, or its path in absolute form.
+
+    >>> portable_name("mnist"), portable_name("/pictures/flowers")
+    ('mnist', '/pictures/flowers')
+    """
+    return str(Path(dataset).expanduser().absolute()) if is_path(dataset) else dataset
+
+
+def find_dataset(
+    dataset: str,
+    data_dir: str,
+    mirror: str | None,
+    framing: Framing | None = None,
+    bad_files: BadFiles = "stop",
+) -> Dataset:
     """Return the data set of a name, or at a path.
 
     Args:
         dataset: One of `NAMES`, or the path of a folder or file.
         data_dir: Where data sets that are downloaded live.
         mirror: Where they come from, before their own addresses.
+        framing: How the pictures at a path become 28 × 28 pixels.
+        bad_files: What becomes of one at a path that cannot be read.
 
     Raises:
         InputError: If there is none of that name.
@@ -144,9 +165,13 @@ def find_dataset(dataset: str, data_dir: str, mirror: str | None) -> Dataset:
         return MNIST(data_dir, mirror)
     if dataset == "digits":
         return Digits()
+    if is_path(dataset):
+        from fnn_lightning.data.own_data import OwnData  # takes SciPy, which is slow to import
+
+        return OwnData(dataset, framing, bad_files)
     near = get_close_matches(dataset.lower(), NAMES, n=1)
     raise InputError(
-        f"Expected `dataset` to be one of {', '.join(NAMES)}, but got {dataset}"
+        f"Expected `dataset` to be one of {', '.join(NAMES)} or a path, but got {dataset}"
         + (f"; did you mean {near[0]}?" if near else "")
     )
 

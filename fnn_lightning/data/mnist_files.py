@@ -73,11 +73,17 @@ def find_file(folder: Path, name: str) -> Path:
         The first that is intact; if there is none, what should be there.
     """
     plain, dotted = folder / name, folder / name.replace("-idx", ".idx")
-    forms = (plain, dotted, plain / name, *_archives(folder, name))
+    forms = (plain, dotted, plain / name, *archives(folder, name))
     return next((path for path in forms if _problem(path, FILES[name]) is None), plain)
 
 
-def _archives(folder: Path, name: str) -> list[Path]:
+def archives(folder: Path, name: str) -> list[Path]:
+    """Return the names under which people have the archive of one of MNIST's files.
+
+    Args:
+        folder: Where it would be.
+        name: One of `FILES`.
+    """
     return [folder / f"{form}.gz" for form in (name, name.replace("-idx", ".idx"))]
 
 
@@ -270,8 +276,8 @@ def _fetch_from_folder(base: Path, name: str, md5: str, scratch: Path) -> int:
 
     # Digests tell MNIST's archives from FashionMNIST's, so they may lie in any folder below.
     folders = [*_places(base), *sorted(path for path in base.glob("*") if path.is_dir())]
-    archives = [path for folder in folders for path in _archives(folder, name) if path.is_file()]
-    for archive in archives:
+    packed = [path for folder in folders for path in archives(folder, name) if path.is_file()]
+    for archive in packed:
         if check_md5(archive, md5):
             _unpack(archive, scratch / name)
             return archive.stat().st_size
@@ -279,4 +285,4 @@ def _fetch_from_folder(base: Path, name: str, md5: str, scratch: Path) -> int:
         if _problem(file, FILES[name]) is None:
             shutil.copyfile(file, scratch / name)
             return file.stat().st_size
-    raise RuntimeError("the archive is damaged" if archives else "no such file")
+    raise RuntimeError("the archive is damaged" if packed else "no such file")

@@ -92,12 +92,20 @@ def _pictures_at(given: str) -> list[Path]:
     else:
         # Path.glob takes no absolute pattern
         candidates = sorted(map(Path, glob.glob(str(path), recursive=True)))  # noqa: PTH207
-    suffixes = (*SUFFIXES, *UNREADABLE_SUFFIXES)
-    pictures = [file for file in candidates if file.is_file() and file.suffix.lower() in suffixes]
+    pictures = [file for file in candidates if file.is_file() and is_picture_name(file.name)]
     if not pictures:
         reason = "no picture in it" if path.is_dir() else "there is no such file"
         raise InputError(f"Expected pictures, but got {given}: {reason}")
     return pictures
+
+
+def is_picture_name(name: str) -> bool:
+    """Tell by its suffix whether a file is a picture.
+
+    >>> is_picture_name("a.PNG"), is_picture_name("a.heic"), is_picture_name("a.txt")
+    (True, True, False)
+    """
+    return Path(name).suffix.lower() in (*SUFFIXES, *UNREADABLE_SUFFIXES)
 
 
 def read_picture(path: Path) -> Tensor:
@@ -112,7 +120,7 @@ def read_picture(path: Path) -> Tensor:
     Raises:
         InputError: If the file is no such picture, is damaged or too large, or shows no digit.
     """
-    picture = _load(path)
+    picture = load_picture(path)
     try:
         return to_mnist(picture)
     except InputError:
@@ -121,7 +129,7 @@ def read_picture(path: Path) -> Tensor:
         raise InputError(f"it shows no recognisable digit: {error}") from error
 
 
-def _load(path: Path) -> Image.Image:
+def load_picture(path: Path) -> Image.Image:
     """Load a picture file, upright.
 
     Raises:

@@ -9,6 +9,7 @@ import torch
 from PIL import Image, ImageOps
 from torch import Tensor
 
+from fnn_lightning.data.datasets import Framing
 from fnn_lightning.errors import InputError
 from fnn_lightning.training.pixel_scale import wrong_scale
 
@@ -16,13 +17,14 @@ IMAGE_SHAPES = ((28, 28), (784,))
 BATCHED_SHAPES = ((28, 28), (784,), (1, 28, 28))  # each after the number of images
 
 
-def raw_pixels(x: Any) -> tuple[Tensor, bool]:
+def raw_pixels(x: Any, framing: Framing = "mnist") -> tuple[Tensor, bool]:
     """Convert pictures or arrays to raw pixels.
 
     Args:
-        x: A picture (its path or a PIL image), converted as `to_mnist` does; or a NumPy array or a
-            tensor of pixels 0–255, ink 255 on 0, of shape `(28, 28)`, `(784,)`, `(N, 28, 28)`,
+        x: A picture (its path or a PIL image), converted as `frame_picture` does; or a NumPy array
+            or a tensor of pixels 0–255, ink 255 on 0, of shape `(28, 28)`, `(784,)`, `(N, 28, 28)`,
             `(N, 784)` or `(N, 1, 28, 28)`; or a list of pictures and arrays of one image each.
+        framing: How a picture becomes 28 × 28 pixels; an array stays as it is.
 
     Returns:
         Pixels of shape `(N, 28, 28)`, `uint8` or floating point, and whether `x` is one image
@@ -40,9 +42,9 @@ def raw_pixels(x: Any) -> tuple[Tensor, bool]:
     if isinstance(x, list | tuple):
         if not x:
             raise InputError("Expected at least one image, but got an empty list")
-        return torch.cat([_one(each, f"item {i}") for i, each in enumerate(x)]), False
+        return torch.cat([_one(each, f"item {i}", framing) for i, each in enumerate(x)]), False
     if _is_picture(x):
-        return _read(x, "a PIL image"), True
+        return _read(x, "a PIL image", framing), True
     images = to_tensor(x)
     shape = tuple(images.shape)
     if shape not in IMAGE_SHAPES and shape[1:] not in BATCHED_SHAPES:
@@ -75,10 +77,10 @@ def to_tensor(x: Any) -> Tensor:
     )
 
 
-def _one(x: Any, name: str) -> Tensor:
+def _one(x: Any, name: str, framing: Framing) -> Tensor:
     """Convert one item of a list to pixels of shape `(1, 28, 28)`."""
     if _is_picture(x):
-        return _read(x, name)
+        return _read(x, name, framing)
     image = to_tensor(x)
     if tuple(image.shape) not in BATCHED_SHAPES:
         raise InputError(
@@ -108,18 +110,19 @@ def _is_picture(x: Any) -> bool:
     return isinstance(x, str | PathLike | Image.Image)
 
 
-def _read(picture: Any, name: str) -> Tensor:
+def _read(picture: Any, name: str, framing: Framing) -> Tensor:
     """Convert a picture, named in messages by its path if it has one, to pixels `(1, 28, 28)`."""
     # takes SciPy, which is slow to import
-    from fnn_lightning.data.preprocessing import read_picture, to_mnist
+    from fnn_lightning.data.framing import frame_picture, read_framed
 
     try:
         if isinstance(picture, Image.Image):
-            return to_mnist(ImageOps.exif_transpose(picture))[None]
+            return frame_picture(ImageOps.exif_transpose(picture), framing)[None]
         path = Path(fspath(picture)).expanduser()
         name = str(path)
         if path.is_dir():
             raise InputError("it is a folder: give a list of the pictures in it")
-        return read_picture(path)[None]
+        return read_framed(path, framing)[None]
     except (ArithmeticError, OSError, RuntimeError, TypeError, ValueError) as error:
-        raise InputError(f"Expected a picture of a digit, but got {name}: {error}") from error
+        of_what = " of a digit" if framing == "mnist" else ""
+        raise InputError(f"Expected a picture{of_what}, but got {name}: {error}") from error

@@ -103,7 +103,8 @@ class PredictionWriter(callbacks.Callback):
         if not trainer.is_global_zero or self._prints_csv:
             return
         if self._pictures is not None:
-            add_warnings(self._records, self._inputs)
+            if getattr(pl_module, "framing", "mnist") == "mnist":  # others have no known form
+                add_warnings(self._records, self._inputs)
             if not self.output or len(self._records) <= MAX_TABLE:
                 print_table(self._records)
         if self.output:
@@ -139,7 +140,7 @@ def print_table(records: list[Record]) -> None:
     width = max(map(len, ["file", *names]))
     print(f"{'file':{width}}  digit  probability")
     for name, record in zip(names, records, strict=True):
-        warning = f"  ! {record['warning']}" if record["warning"] else ""
+        warning = f"  ! {record['warning']}" if record.get("warning") else ""
         probability = max(record["probabilities"])
         print(f"{name:{width}}  {record['digit']:5}  {probability:11.4f}{warning}")
 

@@ -10,11 +10,12 @@ import numpy as np
 import pytest
 import torch
 
+from fnn_lightning.data.datasets import MNIST
 from fnn_lightning.data.idx_file import read_images, read_labels
 from fnn_lightning.data.mnist_files import FILES, fetch_mnist, raw_dir
 from fnn_lightning.datamodule import MNISTDataModule
 from fnn_lightning.errors import InputError
-from tests.support import NEEDS_POSIX, idx_bytes, tiny_files
+from tests.support import NEEDS_POSIX, idx_bytes, tiny_files, write_tiny_files
 
 Damage = Callable[[bytes], bytes]
 IMAGES = np.arange(3 * 28 * 28, dtype=np.uint32).astype(np.uint8).reshape(3, 28, 28)
@@ -324,9 +325,12 @@ def test_damaged_image_files_are_rejected(tmp_path: Path, content: bytes, messag
 
 
 def test_labels_above_9_are_rejected(tmp_path: Path) -> None:
-    (tmp_path / "labels").write_bytes(idx_bytes(np.array([3, 10], dtype=np.uint8)))
+    raw = Path(write_tiny_files(tmp_path / "tiny")) / "MNIST" / "raw"
+    labels = np.array([3, 10], dtype=np.uint8)
+    (raw / "train-labels-idx1-ubyte").write_bytes(idx_bytes(labels))
     with pytest.raises(InputError, match=r"labels 0–9 in .*, but got 10"):
-        read_labels(tmp_path / "labels")
+        MNIST(str(tmp_path / "tiny"), None).labels(train=True)
+    assert read_labels(raw / "train-labels-idx1-ubyte").tolist() == [3, 10]
 
 
 def test_missing_files_and_folders_are_rejected(tmp_path: Path) -> None:
