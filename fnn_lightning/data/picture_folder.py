@@ -4,6 +4,7 @@ import hashlib
 import io
 import os
 import warnings
+from collections import Counter
 from collections.abc import Iterator, Sequence
 from contextlib import contextmanager, suppress
 from pathlib import Path
@@ -141,7 +142,7 @@ class PictureFolder:
             for path, size, mtime_ns in pictures_in(self.path, Path(part, name))
         ]
         found.sort(key=lambda each: (each.path.rpartition("/")[2], each.label, each.is_test))
-        split = None if parts else self._split(found)
+        split = None if parts else self._split(found, names)
         if split is not None:
             found = [each._replace(is_test=each.path in split) for each in found]
         labels = torch.tensor([each.label for each in found], dtype=torch.int64)
@@ -151,11 +152,18 @@ class PictureFolder:
             self._write_split(split)
         return found
 
-    def _split(self, pictures: Sequence[Picture]) -> set[str]:
+    def _split(self, pictures: Sequence[Picture], names: Sequence[str]) -> set[str]:
         """Return the test pictures: those written down or, of each class, one in seven."""
         try:
             content = (self.path / TEST_FILE).read_bytes()
         except FileNotFoundError:
+            counts = Counter(each.label for each in pictures)
+            few = [f"{counts[i]} of {name}" for i, name in enumerate(names) if counts[i] < 2]
+            if few:
+                raise InputError(
+                    f"Expected two pictures or more of each class in {self.path}, one to test on, "
+                    f"but got {listed(few)}: add some, or leave the class out"
+                ) from None
             return choose_test_pictures(pictures)
         except OSError as error:
             raise InputError(f"{self.path / TEST_FILE} cannot be read: {error.strerror}") from None
