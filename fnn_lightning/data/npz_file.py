@@ -95,11 +95,14 @@ class NpzFile:
             InputError: If one of `ARRAYS` is missing, or the file is damaged or holds objects.
         """
         try:
-            with np.load(self.path, allow_pickle=False) as stored:
+            with self.path.open("rb") as file, np.load(file, allow_pickle=False) as stored:
                 found = [*stored.keys()]
                 lacking = [name for name in ARRAYS if name not in found]
                 if not lacking:
-                    return {name: stored[name] for name in names if name in found}
+                    arrays = {name: stored[name] for name in names if name in found}
+                    if all(isinstance(array, np.ndarray) for array in arrays.values()):
+                        return arrays
+                    raise ValueError("it holds something else than arrays")
         except Exception as error:  # a damaged file can make NumPy fail in any way
             if "allow_pickle" in str(error):
                 raise InputError(

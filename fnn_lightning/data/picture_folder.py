@@ -212,17 +212,16 @@ class PictureFolder:
         """Read the cache; None if there is none, or it is stale or damaged."""
         try:
             # the archive has a checksum of each array
-            with np.load(self._cache, allow_pickle=False) as stored:
+            with self._cache.open("rb") as file, np.load(file, allow_pickle=False) as stored:
                 if stored["digest"].item() != digest:
                     return None
                 images, bad, reasons = (stored[name] for name in ("images", "bad", "reasons"))
+            if images.dtype != np.uint8 or images.shape != (count, 28, 28):
+                return None
+            reason_of = dict(zip(bad.tolist(), reasons.tolist(), strict=True))
+            return Framed(torch.from_numpy(images), reason_of)
         except Exception:  # a damaged file can make NumPy fail in any way
             return None
-        if images.dtype != np.uint8 or images.shape != (count, 28, 28):
-            return None
-        return Framed(
-            torch.from_numpy(images), dict(zip(bad.tolist(), reasons.tolist(), strict=True))
-        )
 
 
 def subfolders(folder: Path) -> list[str]:
@@ -264,6 +263,11 @@ def pictures_in(root: Path, folder: Path) -> Iterator[tuple[str, int, int]]:
             for each in entries:
                 if each.name.startswith("."):
                     continue
+                if each.is_dir():
+                    raise InputError(
+                        f"Expected pictures in {root / folder}, but got the folder {each.name}: "
+                        "move its pictures up, or make it a class of its own"
+                    )
                 if is_picture_name(each.name):
                     try:
                         stat = each.stat()
@@ -271,11 +275,6 @@ def pictures_in(root: Path, folder: Path) -> Iterator[tuple[str, int, int]]:
                     except OSError:  # a link to nowhere; reading it says so
                         size, mtime_ns = -1, 0
                     yield f"{folder.as_posix()}/{each.name}", size, mtime_ns
-                elif each.is_dir():
-                    raise InputError(
-                        f"Expected pictures in {root / folder}, but got the folder {each.name}: "
-                        "move its pictures up, or make it a class of its own"
-                    )
     except OSError as error:
         raise InputError(
             f"{error.filename or root / folder} cannot be read: {error.strerror}"
