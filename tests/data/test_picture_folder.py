@@ -236,6 +236,10 @@ def test_a_folder_that_cannot_be_written_is_read_all_the_same(
         first = prepared(flat)
     assert len(warned) == 1
     assert {path.name for path in flat.iterdir()} == set(CLASSES)
+    other_rank = OwnData(str(flat))  # reads the pictures, and warns of nothing
+    for train in (True, False):
+        assert torch.equal(other_rank.images(train), first.images(train))
+        assert torch.equal(other_rank.labels(train), first.labels(train))
     monkeypatch.undo()
     assert torch.equal(prepared(flat).images(train=False), first.images(train=False))
 
@@ -325,6 +329,18 @@ def whole_as_parts(folder: Path) -> None:
         link(folder / part, ".")
 
 
+def all_in_train(folder: Path) -> None:
+    (folder / "train").mkdir()
+    for name in CLASSES:
+        (folder / name).rename(folder / "train" / name)
+
+
+def empty_parts(folder: Path) -> None:
+    emptied(folder)
+    for part in ("train", "test"):
+        (folder / part).mkdir()
+
+
 def emptied(folder: Path) -> Path:
     shutil.rmtree(folder)
     folder.mkdir()
@@ -352,14 +368,11 @@ BAD: dict[str, tuple[Callable[[Path], Any], str]] = {
     ),
     "more than 1,000 classes": (many, "1,000 classes at most, but got more sub-folders"),
     "only train": (
-        lambda f: [
-            (f / "train").mkdir(),
-            *((f / each).rename(f / "train" / each) for each in CLASSES),
-        ],
+        all_in_train,
         "folders train and test in .*, but got train: rename one, or give .*train, of which",
     ),
     "empty parts": (
-        lambda f: [emptied(f), (f / "train").mkdir(), (f / "test").mkdir()],
+        empty_parts,
         "two classes or more in .*, but got none",
     ),
     "not printable": (lambda f: (f / "cat").rename(f / "c\x1bt"), r"printable .*'c\\x1bt'"),
