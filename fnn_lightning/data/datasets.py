@@ -136,10 +136,21 @@ def is_path(dataset: str) -> bool:
 def portable_name(dataset: str) -> str:
     """Return what finds a data set from whatever folder: its name, or its path in absolute form.
 
-    >>> portable_name("mnist"), portable_name("/pictures/flowers")
-    ('mnist', '/pictures/flowers')
+    >>> portable_name("mnist"), portable_name("letters.npz") == str(Path.cwd() / "letters.npz")
+    ('mnist', True)
     """
     return str(Path(dataset).expanduser().absolute()) if is_path(dataset) else dataset
+
+
+def same_dataset(one: str, other: str) -> bool:
+    """Tell whether two names, or two paths, are of the same data set.
+
+    >>> same_dataset("mnist", "digits"), same_dataset("a/../letters.npz", "letters.npz")
+    (False, True)
+    """
+    if is_path(one) and is_path(other):
+        return Path(one).expanduser().resolve() == Path(other).expanduser().resolve()
+    return one == other
 
 
 def find_dataset(

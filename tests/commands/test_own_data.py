@@ -70,7 +70,11 @@ def write_npz(arrays: Arrays, folder: Path) -> Path:
 
 @pytest.mark.parametrize("write", [write_pngs, write_npz, write_idx, write_packed_idx])
 def test_mnist_in_another_form_gives_the_same_weights(
-    real_data_dir: str, write: Callable[[Arrays, Path], Path], tmp_path: Path
+    real_data_dir: str,
+    write: Callable[[Arrays, Path], Path],
+    tmp_path: Path,
+    monkeypatch: pytest.MonkeyPatch,
+    capsys: pytest.CaptureFixture[str],
 ) -> None:
     arrays = subset(real_data_dir)
     write_idx(arrays, tmp_path / "data" / "MNIST" / "raw")
@@ -83,6 +87,12 @@ def test_mnist_in_another_form_gives_the_same_weights(
     for other in others:
         assert_same(weights, other)
     assert load("own_run").class_names == tuple("0123456789")
+
+    Path("folder").mkdir()
+    monkeypatch.chdir("folder")
+    capsys.readouterr()
+    main(["test", "--ckpt_path", "../own_run", "--data.dataset", f"../{path.name}"])
+    assert str(tmp_path / "own_run" / "report.html") in capsys.readouterr().out
 
 
 @pytest.fixture
