@@ -10,6 +10,7 @@ from fnn_lightning.commands.datamodules import MNISTOrPictures
 from fnn_lightning.data.framing import read_framed, resize_picture
 from fnn_lightning.data.preprocessing import to_mnist
 from fnn_lightning.data.raw_pixels import raw_pixels
+from fnn_lightning.datamodule import MNISTDataModule
 from fnn_lightning.errors import InputError
 from fnn_lightning.lit_module import FNNLitModule
 
@@ -99,6 +100,13 @@ def test_predict_frames_pictures_as_in_training(tmp_path: Path) -> None:
         data = MNISTOrPictures(images=[str(tmp_path)], framing=framing)
         data.setup("predict")
         assert torch.equal(next(iter(data.predict_dataloader()))[0][0], expected)
+
+
+def test_the_data_say_how_pictures_are_framed() -> None:
+    assert MNISTDataModule(dataset="digits").framing == "mnist"
+    assert MNISTDataModule(dataset="digits", framing="resize").framing == "resize"
+    assert MNISTDataModule(dataset="a.npz").framing == "resize"
+    assert MNISTDataModule(dataset="a.npz", framing="mnist").framing == "mnist"
 
 
 def test_a_message_speaks_of_digits_where_it_is_about_them(tmp_path: Path) -> None:

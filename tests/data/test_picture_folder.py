@@ -2,7 +2,8 @@ import os
 import re
 import shutil
 import warnings
-from collections.abc import Callable
+from collections.abc import Callable, Iterator
+from contextlib import contextmanager
 from pathlib import Path
 from typing import Any
 
@@ -15,7 +16,7 @@ from fnn_lightning.data import own_data, picture_folder
 from fnn_lightning.data.datasets import Framing, find_dataset, is_path
 from fnn_lightning.data.framing import read_framed
 from fnn_lightning.data.own_data import OwnData
-from fnn_lightning.data.picture_folder import TEST_FILE
+from fnn_lightning.data.picture_folder import TEST_FILE, locked
 from fnn_lightning.datamodule import MNISTDataModule
 from fnn_lightning.errors import InputError
 from tests.support import NEEDS_POSIX
@@ -149,6 +150,22 @@ def test_pictures_are_read_once(flat: Path, monkeypatch: pytest.MonkeyPatch) -> 
             assert torch.equal(data.images(train), first.images(train))
             assert torch.equal(data.labels(train), first.labels(train))
     assert len(names) == 23
+
+
+def test_a_run_that_waits_for_another_finds_its_cache(
+    flat: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    @contextmanager
+    def after_another_run(path: Path, wanted: bool) -> Iterator[None]:
+        assert wanted
+        monkeypatch.setattr(picture_folder, "locked", locked)
+        prepared(flat)
+        yield
+
+    names = reads(monkeypatch)
+    monkeypatch.setattr(picture_folder, "locked", after_another_run)
+    assert len(prepared(flat).labels(train=True)) == 19
+    assert len(names) == 23  # by the other run alone
 
 
 @pytest.mark.parametrize("change", ["other pixels", "added", "removed", "moved", "framing", "skip"])
