@@ -5,7 +5,7 @@ from collections.abc import Mapping, Sequence
 from dataclasses import asdict
 from fractions import Fraction
 from pathlib import Path
-from typing import Any, Literal
+from typing import Any, Literal, get_args
 
 import torch
 from lightning.pytorch import LightningDataModule
@@ -13,7 +13,7 @@ from torch import Tensor
 
 from fnn_lightning.data.augmentation import Augmentation
 from fnn_lightning.data.dataloader import InMemoryDataLoader, evaluation_batch_size
-from fnn_lightning.data.datasets import Framing, find_dataset, is_path
+from fnn_lightning.data.datasets import BadFiles, Framing, find_dataset, portable_name
 from fnn_lightning.data.splits import (
     Split,
     balanced_subset,
@@ -34,7 +34,7 @@ NO_AUGMENTATION = Augmentation()
 
 
 class MNISTDataModule(LightningDataModule):
-    """MNIST's 60,000 training and 10,000 test images, or a small embedded data set in their form.
+    """MNIST's 60,000 training and 10,000 test images, or another data set in their form.
 
     The images stay in memory as they are stored, one byte a pixel. A batch is `(images, labels)`:
     `uint8` of shape `(B, 28, 28)` with values 0–255, and `int64` of shape `(B,)`. The network
@@ -45,7 +45,9 @@ class MNISTDataModule(LightningDataModule):
             a first try without a download. Or `fashion_mnist`, `kmnist`, `qmnist`,
             `emnist_letters`, `emnist_balanced`, `emnist_byclass`, `emnist_bymerge` or
             `emnist_digits`, which follow MNIST's rules below with folders named as torchvision's:
-            `FashionMNIST/raw` and so on.
+            `FashionMNIST/raw` and so on. Or the path of a data set of your own: a folder of
+            pictures (see `PictureFolder`), four IDX files (`IdxFolder`) or an `.npz` file
+            (`NpzFile`).
         data_dir: Where MNIST lives: the folder of its files, or the one that holds torchvision's
             `MNIST/raw`. What is missing is downloaded into `MNIST/raw`.
         mirror: Folder that holds MNIST's four files, packed (`.gz`) or unpacked, or base URL of the
@@ -66,6 +68,11 @@ class MNISTDataModule(LightningDataModule):
         augmentation: Applied to the training images, drawn anew in every epoch.
         class_weights: How much an image of each class weighs in the training loss: `balanced`, by
             which all classes weigh the same in all, or a number for each class. 1 by default.
+        framing: How pictures become 28 × 28 pixels, those of your own data set and those that the
+            net predicts: `resize`, stretched as they are; `mnist`, ink on paper to MNIST's form.
+            By default `resize` for data of your own, `mnist` for others.
+        bad_files: What becomes of a picture of your own that cannot be read: `stop` ends the run
+            with its name, `skip` leaves it out with a warning.
 
     Raises:
         InputError: If an argument is out of its range; in `prepare_data`, if the data cannot be
@@ -85,6 +92,8 @@ class MNISTDataModule(LightningDataModule):
         seed: int = 0,
         augmentation: Augmentation = NO_AUGMENTATION,
         class_weights: Literal["balanced"] | list[float] | None = None,
+        framing: Framing | None = None,
+        bad_files: BadFiles = "stop",
     ) -> None:
         super().__init__()
         if batch_size < 1:
@@ -110,15 +119,22 @@ class MNISTDataModule(LightningDataModule):
         self._class_weights = class_weights
         self.class_weights: Tensor | None = None
         """Weight of each class in training, `float32` of shape `(classes,)`; None for 1."""
-        self._source = find_dataset(dataset, data_dir, mirror)
+        for name, value, choices in (
+            ("framing", framing, (None, *get_args(Framing))),
+            ("bad_files", bad_files, get_args(BadFiles)),
+        ):
+            if value not in choices:
+                words = " or ".join(choice for choice in choices if choice)
+                raise InputError(f"Expected `{name}` to be {words}, but got {value!r:.100}")
+        self._framing = framing
+        self._source = find_dataset(dataset, data_dir, mirror, framing, bad_files)
         if self._source.train_size is not None:
             self._check_sizes(self._source.train_size)
         # A mirror belongs to a machine, not to a run: a checkpoint must not bring it along.
         self.save_hyperparameters(ignore=["mirror"], logger=False)
         # A checkpoint finds its data from whatever folder it is tested in.
         self.hparams["data_dir"] = str(Path(data_dir).expanduser().absolute())
-        if is_path(dataset):
-            self.hparams["dataset"] = str(Path(dataset).expanduser().absolute())
+        self.hparams["dataset"] = portable_name(dataset)
         self.hparams["augmentation"] = asdict(augmentation)
         self._splits: dict[str, Split] = {}
 
@@ -130,7 +146,7 @@ class MNISTDataModule(LightningDataModule):
     @property
     def framing(self) -> Framing:
         """How the network's pictures were brought to 28 × 28: see `FNNLitModule`."""
-        return self._source.framing
+        return self._framing or self._source.framing
 
     def is_present(self) -> bool:
         """Tell whether the test set is here, so that nothing has to be downloaded to read it."""

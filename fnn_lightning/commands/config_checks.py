@@ -12,7 +12,7 @@ from torch.optim import Optimizer
 from torch.optim.lr_scheduler import LRScheduler
 
 from fnn_lightning.data.augmentation import Augmentation
-from fnn_lightning.data.datasets import DIGITS
+from fnn_lightning.data.datasets import DIGITS, is_path
 from fnn_lightning.errors import InputError
 from fnn_lightning.runs.checkpoint_io import ema_decay
 from fnn_lightning.runs.files import quote
@@ -156,6 +156,8 @@ def check_resumes(
     data.pop("data_dir", None)  # of a machine, not of a run
     if data:  # of an earlier version too, which had no such settings
         data = {**dict.fromkeys(("folds", "fold", "train_size")), **data}
+    if is_path(str(data.get("dataset"))) and is_path(config.data.dataset):
+        del data["dataset"]  # likewise
     if "seed" in data:
         before["seed_everything"], now["seed_everything"] = data.pop("seed"), config.seed_everything
     for name in ("optimizer", "lr_scheduler"):

@@ -79,6 +79,11 @@ class MNISTOrPictures(MNISTDataModule):
         net = self.trainer.lightning_module if self.trainer else None
         # as the pictures were that the net was trained on
         framing: Framing = getattr(net, "framing", self.framing)
+        if self.hparams["framing"] not in (None, framing):
+            raise InputError(
+                f"Expected `data.framing` to be {framing}, as in training, but got "
+                f"{self.hparams['framing']}: leave it out"
+            )
         first = self.trainer is None or self.trainer.is_global_zero
         with progress_bar(find_pictures(paths), "reading", first, delay=1) as bar:
             for path in bar:

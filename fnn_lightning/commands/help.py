@@ -20,7 +20,7 @@ EXAMPLES = {
 
 CKPT_PATH = {"ckpt_path": ("", "checkpoint or run folder (default: newest run)")}
 DATA = {
-    "data.dataset": ("", "mnist, digits, … (default: as the run)"),
+    "data.dataset": ("", "a name or a path (default: as the run)"),
     "data.data_dir": ("", "folder of the data (default: as the run)"),
 }
 TRAINER = {
@@ -62,7 +62,7 @@ OPTIONS: dict[str, dict[str, dict[str, tuple[str, str]]]] = {
             "model.num_threads": ("", "CPU threads (default: by the work of a step)"),
         },
         "data": {
-            "data.dataset": ("mnist", "or digits, fashion_mnist, …: see docs/data.md"),
+            "data.dataset": ("mnist", "or digits, fashion_mnist, …; or a path: your own"),
             "data.data_dir": ("data", "folder of the data, downloaded into it"),
             "data.mirror": ("", "folder or address to download from"),
             "data.batch_size": ("100", "images in a step, over all ranks"),
@@ -70,6 +70,7 @@ OPTIONS: dict[str, dict[str, dict[str, tuple[str, str]]]] = {
             "data.folds": ("", "or cross-validation: folds, of which data.fold"),
             "data.train_size": ("", "images to train on, of each class alike"),
             "data.class_weights": ("", "balanced, or a number for each class"),
+            "data.framing": ("", "of your own pictures: resize or mnist"),
             "data.augmentation.rotation": ("0", "degrees at most, either way"),
             "data.augmentation.scale": ("0", "width and height by 1 ± so much"),
             "data.augmentation.shear": ("0", "degrees of slant at most"),

@@ -271,7 +271,7 @@ class FNNCLI(LightningCLI):
         except InputError:
             raise
         except (ImportError, MemoryError, RuntimeError, TypeError, ValueError) as error:
-            if isinstance(error.__cause__, InputError):  # what a link asks the data
+            if isinstance(error.__cause__, InputError):  # from `_of_data`, wrapped by the parser
                 raise error.__cause__ from None
             # from the Trainer, its plugins, or layers too large for the memory
             raise InputError(explain_instance(str(error))) from error

@@ -8,6 +8,7 @@ from lightning.pytorch import Callback
 from lightning.pytorch.callbacks import BatchSizeFinder, Checkpoint, LearningRateFinder, ProgressBar
 from lightning.pytorch.loggers import TensorBoardLogger
 
+from fnn_lightning.data.datasets import same_dataset
 from fnn_lightning.errors import InputError
 from fnn_lightning.evaluation.prediction_writer import PredictionWriter
 from fnn_lightning.evaluation.report import PREDICTIONS, REPORT, Report, is_replaceable
@@ -119,8 +120,8 @@ def report_folder(
     folder = section.report_folder
     if folder is None and section.trainer.logger is not False:
         stored = (checkpoint or {}).get("datamodule_hyper_parameters", {})
-        same_data = stored.get("dataset", section.data.dataset) == section.data.dataset
-        folder = run if same_data else None
+        given = section.data.dataset
+        folder = run if same_dataset(stored.get("dataset", given), given) else None
     if folder is None or section.trainer.fast_dev_run:
         return None
     path = Path(folder).expanduser()

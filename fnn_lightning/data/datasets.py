@@ -18,6 +18,7 @@ from fnn_lightning.errors import InputError
 DIGITS = tuple("0123456789")
 NAMES = ("mnist", "digits", *(name for name in PUBLISHED if name != "mnist"))
 Framing = Literal["resize", "mnist"]
+BadFiles = Literal["stop", "skip"]
 
 
 class Dataset(Protocol):
@@ -128,9 +129,8 @@ class Downloaded:
         folder = raw_dir(self.data_dir, self.published)
         images = read_images(find_file(folder, self.published.images(train)))
         if self.published.title == "EMNIST":
-            for chunk in torch.split(
-                images, 10_000
-            ):  # in place: there can be half a gigabyte of them
+            # in place: there can be half a gigabyte of them
+            for chunk in torch.split(images, 10_000):
                 chunk.copy_(chunk.transpose(1, 2).clone())
         return images
 
@@ -181,13 +181,41 @@ def is_path(dataset: str) -> bool:
     )
 
 
-def find_dataset(dataset: str, data_dir: str, mirror: str | None) -> Dataset:
+def portable_name(dataset: str) -> str:
+    """Return what finds a data set from whatever folder: its name, or its path in absolute form.
+
+    >>> portable_name("mnist"), portable_name("letters.npz") == str(Path.cwd() / "letters.npz")
+    ('mnist', True)
+    """
+    return str(Path(dataset).expanduser().absolute()) if is_path(dataset) else dataset
+
+
+def same_dataset(one: str, other: str) -> bool:
+    """Tell whether two names, or two paths, are of the same data set.
+
+    >>> same_dataset("mnist", "digits"), same_dataset("a/../letters.npz", "letters.npz")
+    (False, True)
+    """
+    if is_path(one) and is_path(other):
+        return Path(one).expanduser().resolve() == Path(other).expanduser().resolve()
+    return one == other
+
+
+def find_dataset(
+    dataset: str,
+    data_dir: str,
+    mirror: str | None,
+    framing: Framing | None = None,
+    bad_files: BadFiles = "stop",
+) -> Dataset:
     """Return the data set of a name, or at a path.
 
     Args:
         dataset: One of `NAMES`, or the path of a folder or file.
         data_dir: Where data sets that are downloaded live.
         mirror: Where they come from, before their own addresses.
+        framing: How the pictures at a path become 28 × 28 pixels.
+        bad_files: What becomes of one at a path that cannot be read.
 
     Raises:
         InputError: If there is none of that name.
@@ -196,10 +224,14 @@ def find_dataset(dataset: str, data_dir: str, mirror: str | None) -> Dataset:
         return Downloaded(PUBLISHED[dataset], data_dir, mirror)
     if dataset == "digits":
         return Digits()
+    if is_path(dataset):
+        from fnn_lightning.data.own_data import OwnData  # takes SciPy, which is slow to import
+
+        return OwnData(dataset, framing, bad_files)
     beginning = [name for name in NAMES if name.startswith(f"{dataset.lower()}_")]
     near = beginning or get_close_matches(dataset.lower(), NAMES, n=1)
     raise InputError(
-        f"Expected `dataset` to be one of {', '.join(NAMES)}, but got {dataset}"
+        f"Expected `dataset` to be one of {', '.join(NAMES)} or a path, but got {dataset}"
         + (f"; did you mean {near[0]}?" if near else "")
     )
 

@@ -1,15 +1,30 @@
 """Brings pictures of any size to 28 × 28 grey pixels: as they are, or MNIST's way."""
 
+from collections.abc import Callable, Sequence
 from pathlib import Path
+from typing import Any, NamedTuple, TypeVar
 
 import numpy as np
 import torch
+from numpy.typing import NDArray
 from PIL import Image
 from torch import Tensor
 
-from fnn_lightning.data.datasets import Framing
+from fnn_lightning.data.datasets import BadFiles, Framing
 from fnn_lightning.data.preprocessing import IMAGE_SIZE, load_picture, read_picture, to_mnist
 from fnn_lightning.errors import InputError
+from fnn_lightning.runs.progress import progress_bar
+
+Item = TypeVar("Item")
+
+
+class Framed(NamedTuple):
+    """Pictures of 28 × 28 pixels, and those that could not be read."""
+
+    images: Tensor
+    """`uint8` of shape `(N, 28, 28)`, in the order of the pictures; one that is bad is black."""
+    bad: dict[int, str]
+    """Why a picture could not be read, by its index."""
 
 
 def frame_picture(picture: Image.Image, framing: Framing) -> Tensor:
@@ -83,3 +98,64 @@ def to_grey_bytes(picture: Image.Image) -> Image.Image:
     if picture.mode not in ("L", "1"):
         picture = picture.convert("RGB")
     return picture.convert("L")
+
+
+def frame_all(
+    items: Sequence[Item],
+    frame: Callable[[Item], Tensor],
+    name: Callable[[Item], str],
+    bad_files: BadFiles,
+    shown: bool,
+) -> Framed:
+    """Bring many pictures to 28 × 28 pixels, with a progress bar.
+
+    Args:
+        items: What the pictures are made of.
+        frame: Makes `uint8` of shape `(28, 28)` of an item, or raises an `InputError`.
+        name: What messages call an item.
+        bad_files: Whether a picture that cannot be read stops it.
+        shown: Whether this process may show the bar.
+
+    Raises:
+        InputError: If a picture cannot be read, unless such are skipped.
+    """
+    images = np.zeros((len(items), IMAGE_SIZE, IMAGE_SIZE), np.uint8)
+    bad: dict[int, str] = {}
+    with progress_bar(items, "reading", shown, delay=1) as bar:
+        for index, item in enumerate(bar):
+            try:
+                images[index] = frame(item).numpy()
+            except InputError as error:
+                if bad_files == "stop":
+                    raise InputError(
+                        f"Expected pictures, but got {name(item)}: {error}: remove it, or leave "
+                        "such pictures out by --data.bad_files skip"
+                    ) from error
+                bad[index] = str(error)
+    return Framed(torch.from_numpy(images), bad)
+
+
+def frame_array(
+    array: NDArray[Any], name: str, framing: Framing, bad_files: BadFiles, shown: bool
+) -> Framed:
+    """Bring an array of pictures to 28 × 28 pixels.
+
+    Args:
+        array: `uint8` of shape `(N, H, W)`, or `(N, H, W, 3)` in colour.
+        name: What messages call it.
+        framing: As `frame_picture` takes it.
+        bad_files: As `frame_all` takes it.
+        shown: As `frame_all` takes it.
+
+    Raises:
+        InputError: If a picture cannot be framed, unless such are skipped.
+    """
+    if framing == "resize" and array.shape[1:] == (IMAGE_SIZE, IMAGE_SIZE):
+        return Framed(torch.from_numpy(np.ascontiguousarray(array)), {})
+
+    def frame(index: int) -> Tensor:
+        return frame_picture(Image.fromarray(array[index]), framing)
+
+    return frame_all(
+        range(len(array)), frame, lambda index: f"{name}, picture {index}", bad_files, shown
+    )
