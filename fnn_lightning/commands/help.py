@@ -69,6 +69,7 @@ OPTIONS: dict[str, dict[str, dict[str, tuple[str, str]]]] = {
             "data.batch_size": ("100", "images in a step, over all ranks"),
             "data.val_size": ("", "images held out (default: 5,000 of MNIST)"),
             "data.framing": ("", "of your own pictures: resize or mnist"),
+            "data.bad_files": ("stop", "or skip: your pictures that cannot be read"),
             "data.augmentation.rotation": ("0", "degrees at most, either way"),
             "data.augmentation.scale": ("0", "width and height by 1 ± so much"),
             "data.augmentation.shear": ("0", "degrees of slant at most"),
