@@ -71,6 +71,7 @@ OPTIONS: dict[str, dict[str, dict[str, tuple[str, str]]]] = {
             "data.train_size": ("", "images to train on, of each class alike"),
             "data.class_weights": ("", "balanced, or a number for each class"),
             "data.framing": ("", "of your own pictures: resize or mnist"),
+            "data.bad_files": ("stop", "or skip: your pictures that cannot be read"),
             "data.augmentation.rotation": ("0", "degrees at most, either way"),
             "data.augmentation.scale": ("0", "width and height by 1 ± so much"),
             "data.augmentation.shear": ("0", "degrees of slant at most"),
