@@ -235,7 +235,7 @@ def test_predict_prints_csv(data_dir: str, capsys: Capture) -> None:
     with torch.no_grad():
         probabilities = trained.model(images).softmax(1)
     assert [int(row["class"]) for row in rows] == probabilities.argmax(1).tolist()
-    assert float(rows[3]["p7"]) == pytest.approx(float(probabilities[3, 7]), abs=1e-6)
+    assert float(rows[3]["p_7"]) == pytest.approx(float(probabilities[3, 7]), abs=1e-6)
 
 
 def test_fit_resumes_from_a_checkpoint(data_dir: str) -> None:

@@ -55,7 +55,10 @@ class Stub:
         self.class_names = class_names
 
     def prepare(self) -> None:
-        pass
+        self.labels(train=True)
+
+    def is_present(self) -> bool:
+        return True
 
     def labels(self, train: bool) -> Tensor:
         count = len(self.class_names)
@@ -71,7 +74,7 @@ class Stub:
 
 @pytest.fixture(params=NAMES, ids="{} classes".format)
 def names(request: pytest.FixtureRequest, monkeypatch: pytest.MonkeyPatch) -> list[str]:
-    """Let `--data.dataset stub` name a data set; return the names of its classes."""
+    """Let `--data.dataset own/stub` name a data set; return the names of its classes."""
     class_names = NAMES[request.param]
     monkeypatch.setattr("fnn_lightning.datamodule.find_dataset", lambda *_: Stub(class_names))
     return class_names
@@ -80,7 +83,7 @@ def names(request: pytest.FixtureRequest, monkeypatch: pytest.MonkeyPatch) -> li
 @pytest.fixture
 def run(names: list[str], capsys: Capture) -> Path:
     """Train on it."""
-    main(["fit", "--data.dataset", "stub", "--data.val_size", str(2 * len(names)),
+    main(["fit", "--data.dataset", "own/stub", "--data.val_size", str(2 * len(names)),
           "--model.hidden_dims", "[8]", "--trainer.max_epochs", "2"])  # fmt: skip
     out = capsys.readouterr().out
     assert f", {len(names)} classes, batches of" in " ".join(out.split())
@@ -207,7 +210,7 @@ def test_an_export_holds_the_names_of_the_classes(
     main(["export", "--ckpt_path", LAST, "--output", "net.pt2"])
     assert "images of random pixels" in capsys.readouterr().out
 
-    def gone(*_: object) -> None:
+    def gone(train: bool) -> None:
         raise InputError("there is no such folder")
 
     monkeypatch.setattr(others, "labels", gone)
@@ -219,7 +222,9 @@ def test_an_export_holds_the_names_of_the_classes(
 def test_runs_are_compared_and_evaluated_on_their_classes_alone(
     names: list[str], capsys: Capture, monkeypatch: pytest.MonkeyPatch
 ) -> None:
-    main(["fit", "--data.dataset", "stub", "--run_folder", "other", "--model.hidden_dims", "[9]"])
+    main(
+        ["fit", "--data.dataset", "own/stub", "--run_folder", "other", "--model.hidden_dims", "[9]"]
+    )
     capsys.readouterr()
     main(["compare", str(RUN), "other"])
     out = capsys.readouterr().out
@@ -227,7 +232,7 @@ def test_runs_are_compared_and_evaluated_on_their_classes_alone(
     assert f"{4 * len(names)} test images" in out
 
     net, stub = load(RUN), Stub(names)
-    result = evaluate(net, MNISTDataModule(dataset="stub"))
+    result = evaluate(net, MNISTDataModule(dataset="own/stub"))
     assert result.class_names == tuple(names)
     assert result.confusion.shape == (len(names), len(names))
     images, labels = stub.images(train=False), stub.labels(train=False)
@@ -238,7 +243,7 @@ def test_runs_are_compared_and_evaluated_on_their_classes_alone(
     others = Stub(names[::-1])
     monkeypatch.setattr("fnn_lightning.datamodule.find_dataset", lambda *_: others)
     with pytest.raises(InputError, match="data of the classes that the net tells apart"):
-        evaluate(net, MNISTDataModule(dataset="stub"))
+        evaluate(net, MNISTDataModule(dataset="own/stub"))
     with pytest.raises(SystemExit):
         main(["compare", str(RUN), "other"])
     error = capsys.readouterr().err
