@@ -83,8 +83,7 @@ OPTIONS: dict[str, dict[str, dict[str, tuple[str, str]]]] = {
         "checkpoints and logs": {
             "checkpoint.monitor": ("", "metric of the best checkpoint, as val/acc"),
             "checkpoint.every_n_steps": ("", "save as often; every_n_minutes likewise"),
-            "early_stopping.patience": ("", "validations without improvement"),
-            "early_stopping.monitor": ("val/acc", "metric that has to improve"),
+            "early_stopping.patience": ("", "validations without a better val/acc"),
             "tensorboard.enabled": ("true", "pictures and graph beside the curves"),
         },
         "the Trainer's, of which --help_all shows the rest": {
