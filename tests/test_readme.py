@@ -5,7 +5,9 @@ import re
 import shlex
 from pathlib import Path
 
+import numpy as np
 import pytest
+from PIL import Image
 
 from tests.forks import StartFork
 from tests.support import ROOT, Start, ended, tiny_files
@@ -29,7 +31,14 @@ def commands() -> list[str]:
 
 @pytest.fixture
 def in_a_new_folder() -> None:
-    """Put tiny files where MNIST would be downloaded to."""
+    """Put tiny files where MNIST would be downloaded to, and a folder of pictures."""
+    noise = np.random.default_rng(0)
+    for name in ("cat", "dog"):
+        folder = Path("my_pictures", name)
+        folder.mkdir(parents=True)
+        for i in range(20):
+            pixels = noise.integers(0, 256, (9, 7, 3), dtype=np.uint8)
+            Image.fromarray(pixels).save(folder / f"{i}.png")
     raw = Path("data/MNIST/raw")
     raw.mkdir(parents=True)
     for name, content in tiny_files().items():
@@ -67,7 +76,7 @@ def test_the_commands_work_in_order_as_they_stand(fork: StartFork) -> None:
     assert len(Path("digits.csv").read_text().splitlines()) == 1 + 100
     assert Path("model.onnx").is_file()
     made = {path.name for path in Path().iterdir() if not path.name.startswith("fork")}
-    assert made == {"data", "runs", "lightning_logs", "digits.csv", "model.onnx"}
+    assert made == {"data", "my_pictures", "runs", "lightning_logs", "digits.csv", "model.onnx"}
 
 
 @pytest.mark.usefixtures("in_a_new_folder")
