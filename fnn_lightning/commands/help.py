@@ -62,7 +62,7 @@ OPTIONS: dict[str, dict[str, dict[str, tuple[str, str]]]] = {
             "model.num_threads": ("", "CPU threads (default: by the work of a step)"),
         },
         "data": {
-            "data.dataset": ("mnist", "or digits, fashion_mnist, …; or a path: your own"),
+            "data.dataset": ("mnist", "or fashion_mnist, digits, …, or your own path"),
             "data.data_dir": ("data", "folder of the data, downloaded into it"),
             "data.mirror": ("", "folder or address to download from"),
             "data.batch_size": ("100", "images in a step, over all ranks"),

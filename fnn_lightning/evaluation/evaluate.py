@@ -142,7 +142,9 @@ def evaluate(
         images, labels = labelled_images(data, len(model.class_names), model.framing)
         indices = torch.arange(len(images))
     probabilities = predict_probabilities(model, images[indices])
-    evaluation = Evaluation(images, indices, labels, probabilities, model.class_names)
+    evaluation = Evaluation(
+        images, indices, labels, probabilities, model.class_names, model.framing
+    )
     check_finite(evaluation)
     return evaluation
 

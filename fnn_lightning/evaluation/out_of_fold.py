@@ -51,7 +51,7 @@ def predict_out_of_fold(checkpoints: Sequence[Path]) -> Predictions:
     if predicted is None or predicted.amin() != predicted.amax():
         raise InputError("Expected a network for each fold, but got some more often than others")
     mean = (total / predicted[:, None]).float()
-    return Predictions(images, torch.arange(len(labels)), labels, mean, class_names)
+    return Predictions(images, torch.arange(len(labels)), labels, mean, class_names, data.framing)
 
 
 def out_of_fold_csv(predictions: Predictions) -> bytes:

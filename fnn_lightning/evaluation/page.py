@@ -140,18 +140,18 @@ def describe_mistakes(predictions: Predictions) -> list[dict[str, Any]]:
             "of_truth": float(
                 predictions.probabilities[position, int(predictions.labels[position])]
             ),
-            "png": as_png(predictions.image(position)),
+            "png": as_png(predictions.image_as_seen(position)),
         }
         for position in predictions.most_confident_mistakes(MAX_MISTAKES)
     ]
 
 
 def as_png(image: torch.Tensor) -> str:
-    """Convert an image to a base64-encoded PNG, dark ink on white.
+    """Convert an image to a base64-encoded PNG.
 
     Args:
         image: Pixels 0–255, `uint8` of shape `(28, 28)`.
     """
     content = io.BytesIO()
-    Image.fromarray(255 - image.numpy()).save(content, "png")
+    Image.fromarray(image.numpy()).save(content, "png")
     return base64.b64encode(content.getvalue()).decode()

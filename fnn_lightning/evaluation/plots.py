@@ -80,7 +80,7 @@ def mistakes_figure(predictions: Predictions, columns: int = 5) -> "Figure":
     in_two_lines = max(map(len, names)) > 2
     # pixels: an image with its margin, the caption below it
     cell, caption_height = 28 + 4, 14 if in_two_lines else 10
-    sheet = np.zeros((columns * (cell + caption_height), columns * cell))
+    sheet = np.full((columns * (cell + caption_height), columns * cell), 255)
     width = columns * 1.1  # inches
     figure = InlineFigure(figsize=(width, width * (cell + caption_height) / cell), dpi=100)
     axes = figure.add_axes((0, 0, 1, 1))
@@ -88,7 +88,7 @@ def mistakes_figure(predictions: Predictions, columns: int = 5) -> "Figure":
     for number, position in enumerate(mistakes):
         row, column = divmod(number, columns)
         top, left = row * (cell + caption_height) + 2, column * cell + 2
-        sheet[top : top + 28, left : left + 28] = predictions.image(position).numpy()
+        sheet[top : top + 28, left : left + 28] = predictions.image_as_seen(position).numpy()
         label, predicted = predictions.labels[position], predictions.classes[position]
         separator = "\n" if in_two_lines else ", "
         caption = (
@@ -96,7 +96,7 @@ def mistakes_figure(predictions: Predictions, columns: int = 5) -> "Figure":
         )
         middle, size = top + 28 + caption_height / 2, 6 if in_two_lines else 8
         axes.text(left + 14, middle, caption, ha="center", va="center", fontsize=size)
-    axes.imshow(sheet, cmap="gray_r", vmin=0, vmax=255)
+    axes.imshow(sheet, cmap="gray", vmin=0, vmax=255)
     if not mistakes:
         axes.text(0.5, 0.5, "no mistakes", ha="center", transform=axes.transAxes)
     return figure
@@ -122,7 +122,7 @@ def first_layer_grid(weight: Tensor, max_units: int = 100) -> Tensor:
 
 
 def image_grid(images: Tensor, max_images: int = 100) -> Tensor:
-    """Arrange images in a grid, dark ink on white.
+    """Arrange images in a grid.
 
     Args:
         images: Pixels 0–255, shape `(B, 28, 28)`.
@@ -135,8 +135,8 @@ def image_grid(images: Tensor, max_images: int = 100) -> Tensor:
         >>> image_grid(torch.zeros(20, 28, 28)).shape  # two rows of ten, with margins of 2 pixels
         torch.Size([3, 62, 302])
     """
-    inverted = 1 - images[:max_images].unsqueeze(1).float().cpu() / 255
-    grid: Tensor = make_grid(inverted, nrow=IMAGES_PER_ROW, padding=2, pad_value=0.8)
+    scaled = images[:max_images].unsqueeze(1).float().cpu() / 255
+    grid: Tensor = make_grid(scaled, nrow=IMAGES_PER_ROW, padding=2, pad_value=0.8)
     return grid
 
 

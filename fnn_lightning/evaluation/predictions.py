@@ -12,7 +12,7 @@ from torch import Tensor, nn
 from torchmetrics.functional.classification import multiclass_confusion_matrix
 
 from fnn_lightning.data.dataloader import InMemoryDataLoader, all_gather_batch
-from fnn_lightning.data.datasets import DIGITS
+from fnn_lightning.data.datasets import DIGITS, Framing
 from fnn_lightning.datamodule import EVAL_BATCH_SIZE
 
 
@@ -80,6 +80,8 @@ class Predictions:
     """Of each class, `float32` of shape `(N, classes)`; every row sums to 1."""
     class_names: Sequence[str] = DIGITS
     """Name of each class."""
+    framing: Framing = "mnist"
+    """How the images were brought to 28 × 28 pixels: see `FNNLitModule`."""
 
     @cached_property
     def classes(self) -> Tensor:
@@ -111,6 +113,13 @@ class Predictions:
         """Return the raw pixels of one image of the split, `uint8` of shape `(28, 28)`."""
         return self.images[self.indices[position]]
 
+    def image_as_seen(self, position: int) -> Tensor:
+        """Return one image as people know it, `uint8` of shape `(28, 28)`: MNIST's as ink on white.
+
+        Others are shown as they are, whatever is dark in them.
+        """
+        return seen(self.image(position), self.framing)
+
     def most_confident_mistakes(self, max_count: int) -> list[int]:
         """Find the wrong predictions with the highest confidence.
 
@@ -121,6 +130,16 @@ class Predictions:
         order = self.confidence[mistakes].argsort(descending=True, stable=True)
         positions: list[int] = mistakes[order[:max_count]].tolist()
         return positions
+
+
+def seen(images: Tensor, framing: Framing) -> Tensor:
+    """Turn MNIST's ink, light on dark, into ink on white; leave other images as they are.
+
+    Args:
+        images: Pixels 0–255.
+        framing: How they were brought to 28 × 28.
+    """
+    return 255 - images if framing == "mnist" else images
 
 
 class PredictionCollector(callbacks.Callback):
@@ -166,12 +185,12 @@ class PredictionCollector(callbacks.Callback):
         if isinstance(dataloader, InMemoryDataLoader):
             self._logits.append(all_gather_batch(outputs["logits"], dataloader, batch_idx))
 
-    def predictions(self, dataloader: Any, class_names: Sequence[str]) -> Predictions | None:
+    def predictions(self, dataloader: Any, module: Any) -> Predictions | None:
         """Return the predictions collected so far, or None if there are none.
 
         Args:
             dataloader: The one that served the images.
-            class_names: Those of the network.
+            module: The network's.
         """
         if not self._logits:
             return None
@@ -179,7 +198,14 @@ class PredictionCollector(callbacks.Callback):
         indices = dataloader.indices.cpu()[: len(logits)]
         labels = dataloader.labels.cpu().index_select(0, indices)
         probabilities = logits.softmax(dim=1)
-        return Predictions(dataloader.images.cpu(), indices, labels, probabilities, class_names)
+        return Predictions(
+            dataloader.images.cpu(),
+            indices,
+            labels,
+            probabilities,
+            module.class_names,
+            module.framing,
+        )
 
 
 def first_test_dataloader(trainer: Trainer) -> Any:

@@ -53,7 +53,7 @@ class Report(PredictionCollector):
 
     def on_test_end(self, trainer: Trainer, pl_module: LightningModule) -> None:
         assert isinstance(pl_module, FNNLitModule)
-        predictions = self.predictions(first_test_dataloader(trainer), pl_module.class_names)
+        predictions = self.predictions(first_test_dataloader(trainer), pl_module)
         if predictions is None or not trainer.is_global_zero:
             return
         check_finite(predictions)
@@ -143,6 +143,7 @@ def predict_val_images(
         dataloader.labels[indices].cpu(),
         trained.probabilities(dataloader.images[indices]).cpu(),
         trained.module.class_names,
+        trained.module.framing,
     )
 
 

@@ -22,6 +22,7 @@ from fnn_lightning.evaluation.predictions import (
     PredictionCollector,
     Predictions,
     first_test_dataloader,
+    seen,
 )
 from fnn_lightning.lit_module import FNNLitModule
 from fnn_lightning.runs.files import write_atomic
@@ -99,7 +100,7 @@ class TensorBoardPlots(PredictionCollector):
         source = trainer.train_dataloader
         if isinstance(source, InMemoryDataLoader) and source.augments:
             images, _ = source.peek()
-            add_picture(board, "augmented", plots.image_grid(images), 0)
+            add_picture(board, "augmented", plots.image_grid(seen(images, pl_module.framing)), 0)
 
     def on_train_batch_end(self, trainer: Trainer, pl_module: LightningModule, *_: Any) -> None:
         if self.histograms:  # validation begins with setting them to None
@@ -112,7 +113,7 @@ class TensorBoardPlots(PredictionCollector):
         if trainer.sanity_checking:
             return
         assert isinstance(pl_module, FNNLitModule)
-        predictions = self.predictions(trainer.val_dataloaders, pl_module.class_names)
+        predictions = self.predictions(trainer.val_dataloaders, pl_module)
         if predictions is None or not predictions.probabilities.isfinite().all():
             return
         step = pl_module.step_count
@@ -142,7 +143,7 @@ class TensorBoardPlots(PredictionCollector):
 
     def on_test_end(self, trainer: Trainer, pl_module: LightningModule) -> None:
         assert isinstance(pl_module, FNNLitModule)
-        predictions = self.predictions(first_test_dataloader(trainer), pl_module.class_names)
+        predictions = self.predictions(first_test_dataloader(trainer), pl_module)
         if predictions is not None and predictions.probabilities.isfinite().all():
             step = pl_module.step_count
             shares = class_accuracies(predictions)

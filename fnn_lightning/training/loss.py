@@ -37,6 +37,7 @@ class TrainingLoss:
         With class weights that is not PyTorch's weighted mean, which divides by the sum of the
         weights: this one is the same however a batch is dealt to ranks.
 
+        >>> import torch
         >>> loss = TrainingLoss()
         >>> loss.class_weights = torch.tensor([1.0, 3.0])
         >>> loss.mean(torch.zeros(2, 2), torch.tensor([0, 1])) / torch.tensor(2.0).log()
@@ -81,6 +82,7 @@ def balanced_weights(labels: Tensor, num_classes: int) -> Tensor:
         InputError: If a class has no image.
 
     Example:
+        >>> import torch
         >>> balanced_weights(torch.tensor([0, 0, 0, 1]), 2)
         tensor([0.6667, 2.0000])
     """

@@ -6,6 +6,7 @@ from typing import Any
 
 import pytest
 import torch
+from lightning.pytorch import Trainer
 
 from fnn_lightning import FNNLitModule, MNISTDataModule
 from fnn_lightning.data.augmentation import Augmentation
@@ -56,6 +57,18 @@ def test_the_last_batches_are_not_augmented(
 ) -> None:
     expected = [True] * of_them + [False] * (batches - of_them)
     assert augmented(make_data, tmp_path, end, **limits) == expected
+
+
+def test_a_resumed_run_keeps_its_length(make_data: MakeData, tmp_path: Path) -> None:
+    def fit(epochs: int, ckpt_path: Path | None = None) -> Trainer:
+        run = trainer(tmp_path, max_epochs=epochs, logger=False)
+        data = make_data(batch_size=50, augmentation=Augmentation(shift=2.0, end=0.5))
+        run.fit(FNNLitModule(hidden_dims=[8]), data, ckpt_path=ckpt_path)
+        return run
+
+    fit(2).save_checkpoint(tmp_path / "end.ckpt")
+    with pytest.raises(InputError, match="12 batches then, but got 18 now"):
+        fit(3, tmp_path / "end.ckpt")
 
 
 def test_a_run_that_time_alone_ends_cannot_tell(make_data: MakeData, tmp_path: Path) -> None:

@@ -135,12 +135,7 @@ AUGMENTED = [
     "--data.augmentation.shift=1",
     "--data.augmentation.elastic=1",
 ]
-AUGMENTED += [
-    "--data.augmentation.end=0.7",
-    "--ema.decay=0.9",
-    "--model.label_smoothing=0.1",
-    "--model.hidden_dims=[16]",
-]
+AUGMENTED += ["--ema.decay=0.9", "--model.label_smoothing=0.1", "--model.hidden_dims=[16]"]
 AUGMENTED += ["--model.input_dropout=0.3"]
 
 
@@ -158,6 +153,7 @@ def test_augmentation_dropout_and_ema_are_the_same_on_two_ranks(
 
     # the hardest of the whole batch, however many of them a process has
     hardest = [*options, "--model.keep_hardest=0.3", "--model.dropout=0.2"]
+    hardest += ["--data.augmentation.end=0.7"]
     fit(fork, *hardest, "--run_folder", "hard")
     fit(fork, *hardest, "--run_folder", "hard2", processes=2)
     alone, shared = scalars("hard"), scalars("hard2")
