@@ -4,6 +4,7 @@ import math
 from collections.abc import Mapping, Sequence
 from dataclasses import asdict
 from fractions import Fraction
+from os import fspath
 from pathlib import Path
 from typing import Any, Literal, get_args
 
@@ -98,7 +99,7 @@ class MNISTDataModule(LightningDataModule):
         super().__init__()
         if batch_size < 1:
             raise InputError(f"Expected `batch_size` to be 1 or more, but got {batch_size}")
-        self.dataset = dataset
+        self.dataset = dataset = fspath(dataset)  # a `Path` too
         self.data_dir = data_dir
         self.mirror = mirror
         self.batch_size = batch_size
@@ -323,7 +324,7 @@ class MNISTDataModule(LightningDataModule):
 
 def check_class_weights(class_weights: Any) -> None:
     """Refuse weights of classes by which nothing could be learnt."""
-    if class_weights in (None, "balanced"):
+    if class_weights is None or (isinstance(class_weights, str) and class_weights == "balanced"):
         return
     numbers = isinstance(class_weights, list | tuple) and all(
         isinstance(each, int | float) and 0 <= each < math.inf for each in class_weights

@@ -3,7 +3,7 @@
 import inspect
 from collections.abc import Sequence
 from contextlib import AbstractContextManager, nullcontext
-from typing import Any, Literal
+from typing import Any, Literal, get_args
 
 from lightning.pytorch import Callback, LightningModule
 from torch import Tensor
@@ -117,7 +117,11 @@ class FNNLitModule(LightningModule):
         **network: Any,
     ) -> None:
         super().__init__()
+        if framing not in get_args(Framing):
+            raise InputError(f"Expected `framing` to be resize or mnist, but got {framing!r:.100}")
         num_classes = len(class_names)
+        if not num_classes:
+            raise InputError("Expected `class_names` to name a class or more, but got none")
         self.network = FNN(in_features=784, out_features=num_classes, **network)
         if compile:
             compile_network(self.network)

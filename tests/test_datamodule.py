@@ -3,6 +3,7 @@ from pathlib import Path
 from types import SimpleNamespace
 from typing import Any
 
+import numpy as np
 import pytest
 import torch
 from lightning.pytorch.trainer.states import TrainerFn
@@ -179,11 +180,17 @@ def test_digits_have_the_shapes_of_mnist() -> None:
         ({"folds": 5, "fold": 5}, "`fold` to be from 0 to 4, .* but got 5"),
         ({"folds": 5, "fold": -1}, "`fold` to be from 0 to 4, .* but got -1"),
         ({"folds": 5, "fold": 0, "val_size": 0}, "either `folds` or `val_size`, but got 5 folds"),
+        ({"class_weights": np.ones(10)}, "`class_weights` to be balanced, or a list .* got array"),
     ],
 )
 def test_an_argument_out_of_range_is_refused(arguments: dict[str, object], message: str) -> None:
     with pytest.raises(InputError, match=message):
         MNISTDataModule(**arguments)  # type: ignore[arg-type]
+
+
+def test_a_data_set_can_be_named_by_a_path_object(tmp_path: Path) -> None:
+    data = MNISTDataModule(tmp_path / "letters.npz")  # type: ignore[arg-type]
+    assert data.dataset == data.hparams["dataset"] == str(tmp_path / "letters.npz")
 
 
 def test_val_size_is_checked_against_the_files(make_data: MakeData) -> None:

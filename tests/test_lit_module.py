@@ -194,6 +194,20 @@ def test_label_smoothing_is_in_the_loss_of_training_alone(
         make_model(label_smoothing=1.0)
 
 
+@pytest.mark.parametrize(
+    ("arguments", "message"),
+    [
+        ({"framing": "crop"}, "Expected `framing` to be resize or mnist, but got 'crop'"),
+        ({"class_names": []}, "Expected `class_names` to name a class or more, but got none"),
+    ],
+)
+def test_what_the_data_say_is_checked(
+    make_model: MakeModel, arguments: dict[str, Any], message: str
+) -> None:
+    with pytest.raises(InputError, match=message):
+        make_model(**arguments)
+
+
 def test_predictions_are_probabilities_and_the_most_probable_class(make_model: MakeModel) -> None:
     model = make_model()
     images = torch.randint(256, (5, 28, 28), dtype=torch.uint8)

@@ -155,7 +155,11 @@ def check_resumes(
     model = {name: value for name, value in model.items() if name not in OF_DATA}
     data.pop("data_dir", None)  # of a machine, not of a run
     if data:  # of an earlier version too, which had no such settings
-        data = {**dict.fromkeys(("folds", "fold", "train_size")), **data}
+        later = ("folds", "fold", "train_size", "class_weights", "framing")
+        data = {**dict.fromkeys(later), **data}
+    model = {"freeze": 0, **model}
+    if "augmentation" in data:  # which had no `end` then
+        data["augmentation"] = {"end": 1.0, **dict(data["augmentation"])}
     if is_path(str(data.get("dataset"))) and is_path(config.data.dataset):
         del data["dataset"]  # likewise
     if "seed" in data:

@@ -13,6 +13,7 @@ from fnn_lightning.errors import InputError
 
 MAX_CLASSES = 1_000
 SHOWN = 5  # names that a message lists
+ADVICE = "add some, or leave the class out"  # where a class has too few pictures
 
 
 def sorted_names(names: Sequence[str]) -> list[str]:
@@ -53,7 +54,9 @@ def check_names(names: Sequence[str], path: Path) -> None:
         raise InputError(f"Expected different names of classes in {path}, but got {twice} twice")
 
 
-def check_parts(path: Path, names: Sequence[str], train: Tensor, test: Tensor) -> None:
+def check_parts(
+    path: Path, names: Sequence[str], train: Tensor, test: Tensor, advice: str = ADVICE
+) -> None:
     """Check that every class has a picture to train on and one to test on.
 
     Args:
@@ -61,6 +64,7 @@ def check_parts(path: Path, names: Sequence[str], train: Tensor, test: Tensor) -
         names: Of the classes.
         train: Labels of the training pictures, `int64` of shape `(N,)`.
         test: Those of the test pictures.
+        advice: What the message says to do.
 
     Raises:
         InputError: If a class has none.
@@ -74,7 +78,7 @@ def check_parts(path: Path, names: Sequence[str], train: Tensor, test: Tensor) -
     if lacking:
         raise InputError(
             f"Expected train and test pictures of every class in {path}, but got "
-            f"{' and '.join(lacking)}: add some, or leave the class out"
+            f"{' and '.join(lacking)}: {advice}"
         )
 
 

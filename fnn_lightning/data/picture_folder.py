@@ -15,6 +15,7 @@ import torch
 from torch import Tensor
 
 from fnn_lightning.data.classes import (
+    ADVICE,
     MAX_CLASSES,
     check_parts,
     listed,
@@ -147,8 +148,10 @@ class PictureFolder:
             found = [each._replace(is_test=each.path in split) for each in found]
         labels = torch.tensor([each.label for each in found], dtype=torch.int64)
         is_test = torch.tensor([each.is_test for each in found], dtype=torch.bool)
-        check_parts(self.path, names, labels[~is_test], labels[is_test])
-        if split is not None and first and not (self.path / TEST_FILE).exists():
+        is_written = split is not None and (self.path / TEST_FILE).exists()
+        advice = f"remove {self.path / TEST_FILE} to split anew" if is_written else ADVICE
+        check_parts(self.path, names, labels[~is_test], labels[is_test], advice)
+        if split is not None and first and not is_written:
             self._write_split(split)
         return found
 
@@ -162,7 +165,7 @@ class PictureFolder:
             if few:
                 raise InputError(
                     f"Expected two pictures or more of each class in {self.path}, one to test on, "
-                    f"but got {listed(few)}: add some, or leave the class out"
+                    f"but got {listed(few)}: {ADVICE}"
                 ) from None
             return choose_test_pictures(pictures)
         except OSError as error:

@@ -26,12 +26,13 @@ class FrozenLayers:
                 f"Expected `freeze` to be from 0 to {len(linear) - 1}, so that at least one of the "
                 f"net's {len(linear)} layers is trained, but got {count}"
             )
-        self._layers = list(network.layers[: linear[count]])
-        for layer in self._layers:
+        # not the layers themselves: the Trainer's sync_batchnorm puts others in their place
+        self._network, self._end = network, linear[count]
+        for layer in network.layers[: self._end]:
             layer.requires_grad_(False)
 
     def eval_batch_norm(self) -> None:
         """Let frozen batch normalisation use the mean and variance it has, in training too."""
-        for layer in self._layers:
-            if isinstance(layer, nn.BatchNorm1d):
+        for layer in self._network.layers[: self._end]:
+            if isinstance(layer, nn.BatchNorm1d | nn.SyncBatchNorm):
                 layer.eval()

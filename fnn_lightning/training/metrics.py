@@ -289,7 +289,10 @@ class TrainMetrics:
             self._pending.append(StepOutput(*(each.to(device) for each in output)))
         self._batches = len(losses)
         self._losses.append(losses[: len(losses) - len(self._pending)].to(device))
-        self._offset = states[0]["offset"].view(3)  # over all ranks, so the same on each
+        # over all ranks, so the same on each; an earlier version kept none, and then only the first
+        # row of the terminal counts from the last line of the log
+        offset = states[0].get("offset", torch.zeros(3, dtype=torch.float64))
+        self._offset = offset.view(3)
         if holds_sums:
             for name, metric in self.split.items(copy_state=False):
                 load_metric_state(metric, [state["split"][name] for state in states])

@@ -53,18 +53,35 @@ def test_resuming_keeps_what_defines_the_run(data_dir: str, capsys: Capture) -> 
     assert torch.load(LAST, weights_only=True)["global_step"] == 9
 
 
-def test_a_run_of_an_earlier_version_keeps_all_its_images(
+def test_a_run_of_an_earlier_version_resumes_as_it_began(
     data_dir: str, capsys: pytest.CaptureFixture[str]
 ) -> None:
     fit(data_dir)
     checkpoint = torch.load(LAST, weights_only=True)
-    for name in ("folds", "fold", "train_size"):  # which it did not have
-        del checkpoint["datamodule_hyper_parameters"][name]
+    data = checkpoint["datamodule_hyper_parameters"]
+    for name in (
+        "folds",
+        "fold",
+        "train_size",
+        "class_weights",
+        "framing",
+    ):  # which it did not have
+        del data[name]
+    del data["augmentation"]["end"], checkpoint["hyper_parameters"]["freeze"]
+    for state in checkpoint["callbacks"]["TrainLog"]["ranks"]:
+        del state["offset"]
     torch.save(checkpoint, LAST)
     capsys.readouterr()
     resume = ["fit", "--ckpt_path", LAST, "--trainer.max_epochs", "3"]
-    error = refused([*resume, "--data.train_size", "50"], capsys)
-    assert "Expected `data.train_size` to be null, with which the run began" in error
+    for option, value, was in (
+        ("data.train_size", "50", "null"),
+        ("data.class_weights", "balanced", "null"),
+        ("data.framing", "resize", "null"),
+        ("data.augmentation.end", "0.5", "1.0"),
+        ("model.freeze", "1", "0"),
+    ):
+        error = refused([*resume, f"--{option}", value], capsys)
+        assert f"Expected `{option}` to be {was}, with which the run began" in error
     main(resume)
     assert torch.load(LAST, weights_only=True)["global_step"] == 9
 

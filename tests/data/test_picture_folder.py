@@ -119,6 +119,17 @@ def test_pictures_that_are_added_later_are_for_training(flat: Path) -> None:
     assert prepared(flat).labels(train=False).tolist() == [1, 2, 0]  # 00, 01, 03
 
 
+def test_a_class_that_is_added_later_needs_a_new_split(flat: Path) -> None:
+    prepared(flat)
+    for i in range(2):
+        save(flat / "owl" / f"{i}.png", noise(1000 + i))
+    advice = f"none of owl in test: remove {flat / TEST_FILE} to split anew"
+    with pytest.raises(InputError, match=re.escape(advice)):
+        prepared(flat)
+    (flat / TEST_FILE).unlink()
+    assert prepared(flat).labels(train=False).bincount().tolist() == [2, 1, 1, 1]
+
+
 def test_the_split_is_the_same_wherever_the_folder_lies(flat: Path, tmp_path: Path) -> None:
     shutil.copytree(flat, tmp_path / "copy")
     first, second = prepared(flat), prepared(tmp_path / "copy")

@@ -42,6 +42,15 @@ def test_the_first_layers_keep_every_bit(
     assert changed == learnt
 
 
+def test_synchronised_batch_norm_of_a_frozen_layer_keeps_its_mean(make_model: MakeModel) -> None:
+    model = make_model(hidden_dims=[8, 6], freeze=1, batch_norm=True)
+    # as the Trainer's sync_batchnorm does after the model was made
+    nn.SyncBatchNorm.convert_sync_batchnorm(model)
+    model.frozen.eval_batch_norm()
+    norms = [each for each in model.network.layers if isinstance(each, nn.SyncBatchNorm)]
+    assert [each.training for each in norms] == [False, True]
+
+
 def test_a_new_head_is_trained_on_the_layers_of_another_run(
     data_dir: str, capsys: pytest.CaptureFixture[str]
 ) -> None:
