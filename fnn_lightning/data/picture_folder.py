@@ -143,34 +143,47 @@ class PictureFolder:
             for path, size, mtime_ns in pictures_in(self.path, Path(part, name))
         ]
         found.sort(key=lambda each: (each.path.rpartition("/")[2], each.label, each.is_test))
-        split = None if parts else self._split(found, names)
-        if split is not None:
+        split, is_written = (set(), True) if parts else self._split(found, names)
+        if not parts:
             found = [each._replace(is_test=each.path in split) for each in found]
         labels = torch.tensor([each.label for each in found], dtype=torch.int64)
         is_test = torch.tensor([each.is_test for each in found], dtype=torch.bool)
-        is_written = split is not None and (self.path / TEST_FILE).exists()
-        advice = f"remove {self.path / TEST_FILE} to split anew" if is_written else ADVICE
+        advice = ADVICE if parts else f"remove {self.path / TEST_FILE} to split anew"
         check_parts(self.path, names, labels[~is_test], labels[is_test], advice)
-        if split is not None and first and not is_written:
+        if first and not is_written:
             self._write_split(split)
         return found
 
-    def _split(self, pictures: Sequence[Picture], names: Sequence[str]) -> set[str]:
-        """Return the test pictures: those written down or, of each class, one in seven."""
+    def _split(self, pictures: Sequence[Picture], names: Sequence[str]) -> tuple[set[str], bool]:
+        """Choose the test pictures.
+
+        Returns:
+            Those written down and, of each class that none of them is of, one in seven; and
+            whether all of them are written down.
+        """
+        path = self.path / TEST_FILE
+        written: set[str] = set()
         try:
-            content = (self.path / TEST_FILE).read_bytes()
+            lines = os.fsdecode(path.read_bytes()).split("\n")
+            written = {line.removesuffix("\r") for line in lines} - {""}
         except FileNotFoundError:
-            counts = Counter(each.label for each in pictures)
-            few = [f"{counts[i]} of {name}" for i, name in enumerate(names) if counts[i] < 2]
-            if few:
-                raise InputError(
-                    f"Expected two pictures or more of each class in {self.path}, one to test on, "
-                    f"but got {listed(few)}: {ADVICE}"
-                ) from None
-            return choose_test_pictures(pictures)
+            pass
         except OSError as error:
-            raise InputError(f"{self.path / TEST_FILE} cannot be read: {error.strerror}") from None
-        return {line.removesuffix("\r") for line in os.fsdecode(content).split("\n")} - {""}
+            raise InputError(f"{path} cannot be read: {error.strerror}") from None
+        known = {line.partition("/")[0] for line in written}
+        new = [each for each in pictures if names[each.label] not in known]
+        counts = Counter(each.label for each in new)
+        few = [
+            f"{counts[i]} of {name}"
+            for i, name in enumerate(names)
+            if name not in known and counts[i] < 2
+        ]
+        if few:
+            raise InputError(
+                f"Expected two pictures or more of each class in {self.path}, one to test on, "
+                f"but got {listed(few)}: {ADVICE}"
+            )
+        return written | choose_test_pictures(new), not new
 
     def _write_split(self, split: set[str]) -> None:
         content = os.fsencode("".join(f"{path}\n" for path in sorted(split)))

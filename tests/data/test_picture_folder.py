@@ -119,15 +119,21 @@ def test_pictures_that_are_added_later_are_for_training(flat: Path) -> None:
     assert prepared(flat).labels(train=False).tolist() == [1, 2, 0]  # 00, 01, 03
 
 
-def test_a_class_that_is_added_later_needs_a_new_split(flat: Path) -> None:
+def test_a_class_that_is_added_later_is_split_too_and_the_others_stay(flat: Path) -> None:
     prepared(flat)
-    for i in range(2):
+    before = set((flat / TEST_FILE).read_text().splitlines())
+    for i in range(14):
         save(flat / "owl" / f"{i}.png", noise(1000 + i))
+    assert prepared(flat).labels(train=False).bincount().tolist() == [2, 1, 1, 2]
+    after = set((flat / TEST_FILE).read_text().splitlines())
+    assert after > before
+    assert [line.partition("/")[0] for line in after - before] == ["owl", "owl"]
+    # one whose test pictures are gone is not split again: the others have trained a net
+    for line in after - before:
+        (flat / line).unlink()
     advice = f"none of owl in test: remove {flat / TEST_FILE} to split anew"
     with pytest.raises(InputError, match=re.escape(advice)):
         prepared(flat)
-    (flat / TEST_FILE).unlink()
-    assert prepared(flat).labels(train=False).bincount().tolist() == [2, 1, 1, 1]
 
 
 def test_the_split_is_the_same_wherever_the_folder_lies(flat: Path, tmp_path: Path) -> None:
@@ -446,10 +452,10 @@ def test_parts_of_different_classes_are_refused(parts: Path) -> None:
         prepared(parts)
 
 
-def test_a_class_that_comes_after_the_split_needs_a_test_picture(flat: Path) -> None:
+def test_a_class_that_comes_after_the_split_needs_two_pictures(flat: Path) -> None:
     prepared(flat)
     save(flat / "emu" / "a.png", noise(5))
-    with pytest.raises(InputError, match="none of emu in test"):
+    with pytest.raises(InputError, match=r"two pictures or more of each class .* but got 1 of emu"):
         prepared(flat)
 
 
