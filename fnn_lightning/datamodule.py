@@ -283,11 +283,11 @@ class MNISTDataModule(LightningDataModule):
             return None
         count = len(self.class_names)
         if self._class_weights == "balanced":
-            return balanced_weights(labels, count)
+            return balanced_weights(labels, self.class_names)
         if len(self._class_weights) != count:
             raise InputError(
                 f"Expected `class_weights` to be {count} numbers, one for each class, "
-                f"but got {len(self._class_weights)}"
+                f"but got {len(self._class_weights)}: give as many, balanced or null"
             )
         return torch.tensor(self._class_weights, dtype=torch.float32)
 

@@ -194,6 +194,9 @@ class FNNCLI(LightningCLI):
         if self.checkpoint is None:
             return
         defaults = checkpoint_settings(self.checkpoint, self.given)
+        if self._init_from and "data.dataset" in self.given:  # of the other run's data
+            for name in ("data.framing", "data.class_weights"):
+                defaults.pop(name, None)
         resumed = self._run if self.argv[0] == "fit" and self._ckpt_path else None
         if resumed and not config_is_given(self.argv):
             defaults |= stored_settings(resumed, self.given)

@@ -5,8 +5,10 @@ import io
 import os
 import signal
 import sys
+import warnings
 from importlib import import_module
 from pathlib import Path
+from typing import Any
 
 from fnn_lightning import __version__
 from fnn_lightning.errors import DivergenceError, InputError, one_line
@@ -69,6 +71,7 @@ def main(args: list[str] | None = None) -> None:
         module = argv[0] if argv[0] in WITHOUT_TRAINER else "lightning_cli"
         with says("loading"):
             command = import_module(f"fnn_lightning.commands.{module}")
+        warnings.formatwarning = warning_text  # not before: Lightning has its own
         if argv[0] in WITHOUT_TRAINER:
             command.main(argv[1:])
             return
@@ -147,6 +150,19 @@ def accept_any_character() -> None:
     # for the processes that the Trainer starts without this function
     encoding = os.environ.get("PYTHONIOENCODING", "").partition(":")[0]
     os.environ["PYTHONIOENCODING"] = f"{encoding}:replace"
+
+
+def warning_text(
+    message: Warning | str, category: type[Warning], filename: str, lineno: int, line: Any = None
+) -> str:
+    """Format a warning, as `warnings.formatwarning` does: ours without the line of code.
+
+    >>> print(warning_text("few pictures", UserWarning, str(Path(__file__)), 1), end="")
+    warning: few pictures
+    """
+    if issubclass(category, UserWarning) and Path(__file__).parents[1] in Path(filename).parents:
+        return f"warning: {one_line(str(message))}\n"
+    return f"{filename}:{lineno}: {category.__name__}: {message}\n"
 
 
 def check_subcommand(argv: list[str]) -> None:

@@ -103,6 +103,8 @@ class NpzFile:
                     if all(isinstance(array, np.ndarray) for array in arrays.values()):
                         return arrays
                     raise ValueError("it holds something else than arrays")
+        except (MemoryError, PermissionError) as error:
+            raise InputError(f"{self.path} cannot be read: {error or 'out of memory'}") from None
         except Exception as error:  # a damaged file can make NumPy fail in any way
             if "allow_pickle" in str(error):
                 raise InputError(

@@ -18,6 +18,7 @@ from fnn_lightning.datamodule import validates_on_test_set
 from fnn_lightning.lit_module import FNNLitModule
 from fnn_lightning.runs.signals import terminate_on_sigterm
 from fnn_lightning.training.checkpointing import RunCheckpoint
+from fnn_lightning.training.ema import EMA
 from fnn_lightning.training.multi_step import why_single_steps
 from fnn_lightning.training.progress_bar import count_steps, epoch_of, steps_per_epoch
 from fnn_lightning.training.threads import Threads
@@ -33,6 +34,7 @@ COLUMN_WIDTHS = {
     "time": 8,
 }
 DIM, GREEN = "2", "32"
+MAX_INITIAL_SHARE = 0.1  # of the first weights in an average, before it is worth a line
 
 
 class Console(callbacks.Callback):
@@ -188,6 +190,13 @@ def describe_run(trainer: Trainer, module: FNNLitModule) -> dict[str, str]:
         differs = [f"label smoothing {module.label_smoothing:g}"] * (module.label_smoothing > 0)
         differs += ["class weights"] * (module.training_loss.class_weights is not None)
         lines["losses"] = f"train loss has {' and '.join(differs)}, val loss none: not comparable"
+    steps = count_steps(trainer)
+    for each in trainer.callbacks:  # type: ignore[attr-defined]
+        if isinstance(each, EMA) and steps and (share := each.decay**steps) > MAX_INITIAL_SHARE:
+            lines["average"] = (
+                f"EMA of decay {each.decay:g}: after {count(steps, 'step')} the first weights "
+                f"are {100 * share:.0f} % of it: train longer, or lower --ema.decay"
+            )
     return lines
 
 

@@ -1,5 +1,7 @@
 """The loss that training lowers: cross-entropy with label smoothing and class weights."""
 
+from collections.abc import Sequence
+
 from torch import Tensor
 from torch.nn import functional as F
 
@@ -66,30 +68,30 @@ CROSS_ENTROPY = TrainingLoss()
 """What evaluation measures."""
 
 
-def balanced_weights(labels: Tensor, num_classes: int) -> Tensor:
+def balanced_weights(labels: Tensor, class_names: Sequence[str]) -> Tensor:
     """Compute the weight of each class by which all classes weigh the same in training.
 
     The mean weight of the images is 1 (as in scikit-learn's `compute_class_weight`).
 
     Args:
         labels: Of the training images, `int64` of shape `(N,)`.
-        num_classes: Number of classes.
+        class_names: Name of each class.
 
     Returns:
-        `float32` of shape `(num_classes,)`: N / (classes × images of the class).
+        `float32` of shape `(classes,)`: N / (classes × images of the class).
 
     Raises:
         InputError: If a class has no image.
 
     Example:
         >>> import torch
-        >>> balanced_weights(torch.tensor([0, 0, 0, 1]), 2)
+        >>> balanced_weights(torch.tensor([0, 0, 0, 1]), ["cat", "dog"])
         tensor([0.6667, 2.0000])
     """
-    counts = labels.bincount(minlength=num_classes)
+    counts = labels.bincount(minlength=len(class_names))
     if not counts.all():
         raise InputError(
-            "Expected training images of every class for --data.class_weights balanced, but got "
-            f"none of class {int(counts.argmin())}"
+            "Expected training images of every class for balanced `class_weights`, but got none of "
+            f"{class_names[int(counts.argmin())]}: give a number for each class"
         )
-    return len(labels) / (num_classes * counts.float())
+    return len(labels) / (len(class_names) * counts.float())

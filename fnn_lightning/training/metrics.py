@@ -162,8 +162,8 @@ class TrainMetrics:
         batch_sizes = torch.tensor([len(batch) for batch in labels], device=loss.device)
         target = torch.cat(labels)
         if len(target):  # with small batches a rank may have no images
-            digits = torch.cat(logits).argmax(dim=1)
-            self.split.update(preds=digits, target=target, value=loss, weight=batch_sizes)
+            classes = torch.cat(logits).argmax(dim=1)
+            self.split.update(preds=classes, target=target, value=loss, weight=batch_sizes)
         self._pending.clear()
 
     def compute_and_reset(self) -> dict[str, Tensor]:
@@ -277,12 +277,12 @@ class TrainMetrics:
         """
         self.reset()
         for parts in zip(*(state["pending"] for state in states), strict=True):
-            batch_losses, digits, labels = zip(*parts, strict=True)
+            batch_losses, classes, labels = zip(*parts, strict=True)
             sizes = torch.tensor([len(each) for each in labels])
             loss = batch_losses[0]
             if len(parts) > 1:
                 loss = (torch.stack(batch_losses) * sizes).sum() / sizes.sum()
-            logits = F.one_hot(torch.cat(digits).long(), self.num_classes).float()
+            logits = F.one_hot(torch.cat(classes).long(), self.num_classes).float()
             output = StepOutput(loss, logits, torch.cat(labels).long())
             if not holds_sums:
                 output = StepOutput(torch.zeros_like(loss), output.logits[:0], output.labels[:0])

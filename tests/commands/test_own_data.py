@@ -10,6 +10,7 @@ import pytest
 import torch
 from PIL import Image
 
+from fnn_lightning.commands.lightning_cli import FNNCLI
 from fnn_lightning.commands.main import main
 from fnn_lightning.data.published import raw_dir
 from fnn_lightning.runs.load import load
@@ -176,3 +177,16 @@ def test_several_ranks_read_the_same_pictures(pictures: Path, fork: StartFork) -
     one, two = (end_of(run)["state_dict"] for run in ("one", "two"))
     for name, weights in one.items():
         torch.testing.assert_close(two[name], weights)
+
+
+def test_a_new_run_takes_no_settings_of_other_data(
+    data_dir: str, pictures: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.chdir(tmp_path)
+    words = ["--data.framing", "mnist", "--data.class_weights", str([1.0] * 10)]
+    FNNCLI([*FIT, "--data.data_dir", data_dir, *words])
+    last = "lightning_logs/version_0/checkpoints/last.ckpt"
+    cli = FNNCLI([*FIT, "--data.dataset", str(pictures), "--init_from", last])
+    assert (cli.model.framing, cli.datamodule.class_weights) == ("resize", None)
+    again = FNNCLI([*FIT, "--data.data_dir", data_dir, "--init_from", last])
+    assert len(again.datamodule.class_weights) == 10

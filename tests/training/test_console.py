@@ -270,3 +270,13 @@ def test_dataloaders_alone_have_a_header_before_they_are_validated(
     run = trainer(tmp_path, callbacks=[Console()], max_epochs=2, check_val_every_n_epoch=2)
     run.fit(make_model(), data.train_dataloader(), data.val_dataloader())
     assert header(capsys.readouterr().out)["data"].startswith("275 images to train, batches of ")
+
+
+@pytest.mark.parametrize(("decay", "said"), [(0.9, True), (0.5, False)])
+def test_an_average_of_mostly_the_first_weights_is_said(
+    data_dir: str, capsys: Capture, decay: float, said: bool
+) -> None:
+    # 6 steps: 0.9^6 is 53 %, 0.5^6 is 2 %
+    fit(data_dir, "--ema.decay", str(decay))
+    text = header(capsys.readouterr().out).get("average", "")
+    assert text.startswith("EMA of decay 0.9: after 6 steps the first weights are 53 %") == said

@@ -37,11 +37,11 @@ def test_an_image_weighs_as_its_class_and_the_batch_as_its_size(label_smoothing:
 
 def test_balanced_classes_weigh_the_same_in_all() -> None:
     labels = torch.tensor([0] * 5 + [1] * 2 + [2])
-    weights = balanced_weights(labels, 3)
+    weights = balanced_weights(labels, ["a", "b", "c"])
     sums = torch.zeros(3).scatter_add(0, labels, weights[labels])
     assert torch.allclose(sums, torch.full((3,), 8 / 3))
-    with pytest.raises(InputError, match="none of class 3"):
-        balanced_weights(labels, 4)
+    with pytest.raises(InputError, match="none of d: give a number"):
+        balanced_weights(labels, ["a", "b", "c", "d"])
 
 
 def test_a_run_learns_by_the_weights_of_its_training_images(
