@@ -61,7 +61,7 @@ def test_the_last_batches_are_not_augmented(
 
 def test_a_resumed_run_keeps_its_length(make_data: MakeData, tmp_path: Path) -> None:
     def fit(epochs: int, ckpt_path: Path | None = None) -> Trainer:
-        run = trainer(tmp_path, max_epochs=epochs, logger=False)
+        run = trainer(tmp_path, max_epochs=epochs, logger=False, enable_checkpointing=False)
         data = make_data(batch_size=50, augmentation=Augmentation(shift=2.0, end=0.5))
         run.fit(FNNLitModule(hidden_dims=[8]), data, ckpt_path=ckpt_path)
         return run

@@ -29,7 +29,7 @@ import fcntl, os, termios, time
 from fnn_lightning import FNNLitModule
 
 def slow(step):
-    return lambda *args: [time.sleep(0.5), step(*args)][1]
+    return lambda *args: [time.sleep(1), step(*args)][1]
 
 os.dup2(1, 0)
 fcntl.ioctl(0, termios.TIOCSCTTY, 0)
