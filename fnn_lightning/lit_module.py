@@ -126,7 +126,6 @@ class FNNLitModule(LightningModule):
         if compile:
             compile_network(self.network)
         self.frozen = FrozenLayers(self.network, freeze)
-        self.label_smoothing = label_smoothing
         self.training_loss = TrainingLoss(label_smoothing)
         hard_examples = HardExamples(keep_hardest, self.training_loss)
         self.hard_examples = hard_examples if keep_hardest < 1 else None

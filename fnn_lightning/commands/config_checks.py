@@ -12,20 +12,18 @@ from torch.optim import Optimizer
 from torch.optim.lr_scheduler import LRScheduler
 
 from fnn_lightning.data.augmentation import Augmentation
-from fnn_lightning.data.datasets import DIGITS, is_path
+from fnn_lightning.data.datasets import is_path
 from fnn_lightning.errors import InputError
 from fnn_lightning.runs.checkpoint_io import ema_decay
 from fnn_lightning.runs.files import quote
 from fnn_lightning.training.checkpointing import default_mode
-from fnn_lightning.training.hparams import flatten
+from fnn_lightning.training.hparams import OF_DATA, flatten
 from fnn_lightning.training.optim import MONITORED, SGD, torch_class
 
 TORCH_CLASSES: dict[str, tuple[ModuleType, type]] = {
     "optimizer": (torch.optim, Optimizer),
     "lr_scheduler": (torch.optim.lr_scheduler, LRScheduler),
 }
-# what the data say about the network, and the default: that of MNIST
-OF_DATA: dict[str, Any] = {"class_names": list(DIGITS), "framing": "mnist"}
 # settings of the Trainer on which the result depends, beside the length of the run
 RUN_SETTINGS = (
     *("accumulate_grad_batches", "gradient_clip_val", "gradient_clip_algorithm"),

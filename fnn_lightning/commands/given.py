@@ -11,7 +11,6 @@ import yaml
 from jsonargparse import Namespace
 
 from fnn_lightning.commands.config_checks import (
-    OF_DATA,
     check_stored_class,
     is_data,
     plain,
@@ -24,6 +23,7 @@ from fnn_lightning.runs.files import display_path, quote
 from fnn_lightning.runs.load import find_checkpoint, newest_checkpoint
 from fnn_lightning.runs.run_folder import BEST, CONFIG, LAST, METRICS, run_folder
 from fnn_lightning.runs.settings import MAX_EPOCHS
+from fnn_lightning.training.hparams import OF_DATA
 from fnn_lightning.training.optim import SGD
 
 # in a run's folder before there is a checkpoint, or whatever becomes of it

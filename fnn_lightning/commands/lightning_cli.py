@@ -12,7 +12,6 @@ from lightning.pytorch.utilities import rank_zero_only
 
 from fnn_lightning import __version__
 from fnn_lightning.commands.config_checks import (
-    OF_DATA,
     check_barebones,
     check_ranges,
     check_resumes,
@@ -58,6 +57,7 @@ from fnn_lightning.trainer import quiet_lightning
 from fnn_lightning.training.checkpointing import RunCheckpoint, RunEarlyStopping
 from fnn_lightning.training.console import heading
 from fnn_lightning.training.ema import EMA
+from fnn_lightning.training.hparams import OF_DATA
 from fnn_lightning.training.optim import SGD
 
 DATA_MODULES = {"test": MNISTWithTrainSet, "predict": MNISTOrPictures}

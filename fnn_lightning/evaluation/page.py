@@ -80,7 +80,7 @@ def make_page(
         results=results,
         watches_test_set=data.get("val_size") == 0,
         selected_by=best.get("monitor") if isinstance(best, dict) else None,
-        label_smoothing=tested.module.label_smoothing,
+        label_smoothing=tested.module.training_loss.label_smoothing,
         card=run_card(tested.module, tested.checkpoint, fit),
         changed=changed_settings(config),
         config=config,

@@ -239,10 +239,10 @@ def notes_on_curves(trainer: Trainer, module: FNNLitModule) -> str:
     notes = []
     if validates_on_test_set(trainer.datamodule):  # type: ignore[attr-defined]
         notes.append("- `val/…` is measured on the test set, since `val_size` is 0.")
-    if module.label_smoothing:
+    if smoothing := module.training_loss.label_smoothing:
         notes.append(
             "- `train/loss` is not comparable with `val/loss`: it is that of smoothed targets "
-            f"(`label_smoothing` is {module.label_smoothing:g}), which no net brings to 0."
+            f"(`label_smoothing` is {smoothing:g}), which no net brings to 0."
         )
     return "\n".join(notes)
 

@@ -187,7 +187,8 @@ def describe_run(trainer: Trainer, module: FNNLitModule) -> dict[str, str]:
     elif not trainer.enable_validation:
         lines["validation"] = "none"
     elif not module.training_loss.is_plain:
-        differs = [f"label smoothing {module.label_smoothing:g}"] * (module.label_smoothing > 0)
+        smoothing = module.training_loss.label_smoothing
+        differs = [f"label smoothing {smoothing:g}"] * (smoothing > 0)
         differs += ["class weights"] * (module.training_loss.class_weights is not None)
         lines["losses"] = f"train loss has {' and '.join(differs)}, val loss none: not comparable"
     steps = count_steps(trainer)

@@ -7,12 +7,14 @@ from typing import Any
 from lightning.pytorch import LightningModule, Trainer, callbacks
 from lightning.pytorch.loggers import TensorBoardLogger
 
+from fnn_lightning.data.datasets import DIGITS
 from fnn_lightning.runs.loggers import event_writer
 from fnn_lightning.training.ema import EMA
 from fnn_lightning.training.optim import SGD
 
 NOT_SETTINGS = ("data_dir",)  # of a machine, not of a run
-OF_DATA = ("class_names", "framing")  # `dataset` says them
+# what the data say about the network, and the default: that of MNIST; no settings of their own
+OF_DATA: dict[str, Any] = {"class_names": list(DIGITS), "framing": "mnist"}
 
 
 class HParams(callbacks.Callback):
