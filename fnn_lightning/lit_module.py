@@ -21,6 +21,7 @@ from fnn_lightning.training.compilation import (
     compile_network,
     drop_prefix,
 )
+from fnn_lightning.training.distillation import Teachers
 from fnn_lightning.training.ema import check_no_swa
 from fnn_lightning.training.freezing import FrozenLayers
 from fnn_lightning.training.hard_examples import HardExamples, Sharding
@@ -72,6 +73,8 @@ class FNNLitModule(LightningModule):
         keep_hardest: Fraction of each batch that a step is taken on: the images with the greatest
             loss, found by a first pass. `train/loss` and `train/acc` are those of the first pass,
             so of the whole batch. See `HardExamples`.
+        teachers: Checkpoints or folders of runs, of the same classes. The network learns the mean
+            of the probabilities that they give an image, instead of its label. See `Teachers`.
         optimizer: Class of `torch.optim` and its arguments, `{"class_path": "torch.optim.Adam",
             "init_args": {"lr": 0.001}}`. SGD with a learning rate of 0.1 by default.
         lr_scheduler: Class of `torch.optim.lr_scheduler` and its arguments, likewise. Its length
@@ -107,6 +110,7 @@ class FNNLitModule(LightningModule):
         freeze: int = 0,
         label_smoothing: float = 0.0,
         keep_hardest: float = 1.0,
+        teachers: Sequence[str] = (),
         optimizer: ClassConfig | None = None,
         lr_scheduler: ClassConfig | None = None,
         lr_interval: Literal["epoch", "step"] = "epoch",
@@ -129,12 +133,15 @@ class FNNLitModule(LightningModule):
         self.training_loss = TrainingLoss(label_smoothing)
         hard_examples = HardExamples(keep_hardest, self.training_loss)
         self.hard_examples = hard_examples if keep_hardest < 1 else None
+        self.teachers = Teachers(teachers)
         self.optim = Optim(optimizer or SGD, lr_scheduler, lr_interval, warmup)
         check_num_threads(num_threads)
         self.multi_step = multi_step
         self.num_threads = num_threads
         # `HParams` logs them: the Trainer would log them with `hp_metric: -1` beside them.
-        self.save_hyperparameters(ignore=["multi_step", "num_threads", "compile"], logger=False)
+        # a trained network needs no teachers, which may be gone
+        ignored = ["multi_step", "num_threads", "compile", "teachers"]
+        self.save_hyperparameters(ignore=ignored, logger=False)
         self.hparams.update(NETWORK_DEFAULTS | network | {"class_names": list(class_names)})
         self.class_names = tuple(class_names)
         self.framing = framing
@@ -164,8 +171,9 @@ class FNNLitModule(LightningModule):
             batch, rows, first_pass = self.hard_examples.select(
                 batch, self.network, self._step, sharding
             )
+        targets = self.teachers.targets(batch[0]) if self.teachers else None
         with self._masks(batch_idx, dealt, rows):
-            output = self._step(batch, self.training_loss)
+            output = self._step(batch, self.training_loss, targets)
         self.train_metrics.update(output if first_pass is None else first_pass)
         return output.loss if sharding is None else self._weigh(output, *sharding)
 
@@ -224,11 +232,15 @@ class FNNLitModule(LightningModule):
         check_finite(predicted)
         return Prediction(*(each[0] for each in predicted)) if single else predicted
 
-    def _step(self, batch: Batch, loss_fn: TrainingLoss = CROSS_ENTROPY) -> StepOutput:
+    def _step(
+        self, batch: Batch, loss_fn: TrainingLoss = CROSS_ENTROPY, targets: Tensor | None = None
+    ) -> StepOutput:
+        """Compute the loss of a batch, against its labels if there are no other targets."""
         images, labels = batch
         logits = self(images)
+        targets = labels if targets is None else targets
         # a rank's share can be empty, and then adds nothing
-        loss = loss_fn.mean(logits, labels) if len(labels) else logits.sum()
+        loss = loss_fn.mean(logits, targets) if len(labels) else logits.sum()
         return StepOutput(loss, logits, labels)
 
     def _evaluate(self, batch: Batch, metrics: SplitMetrics) -> dict[str, Tensor]:
@@ -356,6 +368,7 @@ class FNNLitModule(LightningModule):
             check_module_not_compiled(self)
             check_clock(trainer)
             check_no_swa(trainer)
+            self.teachers.load(self.class_names)
         if trainer and any(isinstance(each, TrainLog) for each in trainer.callbacks):
             return []
         log, threads = TrainLog(), Threads()
@@ -377,6 +390,7 @@ class FNNLitModule(LightningModule):
             self.trainer.callback_metrics.clear()
         weights = getattr(self.trainer.datamodule, "class_weights", None)  # type: ignore[attr-defined]
         self.training_loss.class_weights = None if weights is None else weights.to(self.device)
+        self.teachers.start(self.trainer)
 
     def on_train_start(self) -> None:
         self.frozen.eval_batch_norm()  # not before: the Trainer warns of such layers
@@ -390,7 +404,10 @@ class FNNLitModule(LightningModule):
                 f"A weight is no longer a finite number at step {self.global_step}"
             )
         checkpoint["state_dict"] = drop_prefix(checkpoint["state_dict"])
+        if self.teachers:
+            checkpoint["teachers"] = self.teachers.state_dict()
 
     def on_load_checkpoint(self, checkpoint: dict[str, Any]) -> None:
         self._loaded_step = checkpoint["global_step"]
         checkpoint["state_dict"] = add_prefix(checkpoint["state_dict"], self)
+        self.teachers.load_state_dict(checkpoint.get("teachers", {}))

@@ -194,7 +194,10 @@ def stored_settings(run: Path, given: Iterable[str] = ()) -> dict[str, Any]:
                 )
             settings[f"{section}.{name}"] = value
     # in no checkpoint, since a network is tested without it; but it rounds otherwise
-    settings["model.compile"] = (config.get("model") or {}).get("compile") is True
+    model = config.get("model") or {}
+    settings["model.compile"] = model.get("compile") is True
+    if "model.teachers" not in given:  # paths, which are opened as data alone
+        settings["model.teachers"] = [str(path) for path in model.get("teachers") or ()]
     return settings
 
 

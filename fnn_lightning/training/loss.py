@@ -33,8 +33,12 @@ class TrainingLoss:
         """Whether it is the cross-entropy that evaluation measures."""
         return self.label_smoothing == 0 and self.class_weights is None
 
-    def mean(self, logits: Tensor, labels: Tensor) -> Tensor:
+    def mean(self, logits: Tensor, targets: Tensor) -> Tensor:
         """Compute the sum of the losses over the number of images, of shape `()`.
+
+        Args:
+            logits: Shape `(B, classes)`.
+            targets: Labels, `int64` of shape `(B,)`, or probabilities of shape `(B, classes)`.
 
         With class weights that is not PyTorch's weighted mean, which divides by the sum of the
         weights: this one is the same however a batch is dealt to ranks.
@@ -47,16 +51,16 @@ class TrainingLoss:
         """
         if self.class_weights is None:
             return F.cross_entropy(
-                logits, labels, ignore_index=IGNORE_INDEX, label_smoothing=self.label_smoothing
+                logits, targets, ignore_index=IGNORE_INDEX, label_smoothing=self.label_smoothing
             )
-        return self.of_images(logits, labels).sum() / len(labels)
+        return self.of_images(logits, targets).sum() / len(targets)
 
-    def of_images(self, logits: Tensor, labels: Tensor) -> Tensor:
-        """Compute the loss of each image, of shape `(B,)`."""
+    def of_images(self, logits: Tensor, targets: Tensor) -> Tensor:
+        """Compute the loss of each image, of shape `(B,)`, from the arguments of `mean`."""
         weights = self.class_weights
         return F.cross_entropy(
             logits,
-            labels,
+            targets,
             None if weights is None else weights.to(logits.dtype),
             ignore_index=IGNORE_INDEX,
             reduction="none",
