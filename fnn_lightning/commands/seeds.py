@@ -66,7 +66,7 @@ class Run(NamedTuple):
 
 
 def main(argv: list[str]) -> None:
-    """Train with the seeds 0, 1, … one after the other, and print a table of the results.
+    """Train with several seeds, one after the other, and print a table of the results.
 
     With `--data.folds` each seed is trained once for each fold that validates.
 
@@ -87,6 +87,7 @@ def main(argv: list[str]) -> None:
     parser.add_argument(
         "seeds", type=int, metavar="NUMBER", help="Number of seeds, which are 0, 1, …"
     )
+    parser.add_argument("--first", type=int, default=0, help="First seed, in place of 0.")
     parser.add_argument(
         "--folder", type=str | None, help="Folder of all runs; by default a new one."
     )
@@ -95,6 +96,11 @@ def main(argv: list[str]) -> None:
     args = parse(parser, own_argv)
     if args.seeds < 1:
         raise InputError(f"Expected `seeds` to be 1 or more, but got {args.seeds}")
+    if not 0 <= args.first <= 2**32 - args.seeds:
+        raise InputError(
+            f"Expected seeds from 0 to {2**32 - 1}, but got --first {args.first}: give a lower one, "
+            "not below 0"
+        )
     refuse_options(fit_argv, "seeds", RESERVED)
 
     with Subprocesses() as children:
@@ -115,7 +121,7 @@ def main(argv: list[str]) -> None:
             settings = (folder / SEEDS_CONFIG).read_text(encoding="utf-8")
             runs = [
                 Run(seed, run, options)
-                for seed in range(args.seeds)
+                for seed in range(args.first, args.first + args.seeds)
                 for run, options in fold_runs(folder / f"seed_{seed}", settings).items()
             ]
             with StatusLine() as status:
@@ -123,6 +129,7 @@ def main(argv: list[str]) -> None:
                 failed = trainer.train(runs)
             if children.stop_signal:
                 resume = f"{COMMAND} seeds {args.seeds} --folder {quote(folder)}"
+                resume += f" --first {args.first}" if args.first else ""
                 resume += " --test true" * args.test
                 exit_stopped(children.stop_signal, f"resume with: {resume}")
             if failed is None:

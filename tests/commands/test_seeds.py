@@ -232,6 +232,7 @@ def test_a_failed_seed_does_not_stop_the_others(
         (["2", "--data.folds", "1"], "Expected `folds` to be from 2 to 1,000, but got 1\n"),
         (["2", "--data.folds=1000000000"], "from 2 to 1,000, but got 1000000000\n"),
         (["2", "--test", "maybe"], "Expected `test` to be bool"),
+        (["2", "--first", "-1"], "Expected seeds from 0 to 4294967295, but got --first -1"),
     ],
 )
 def test_bad_arguments_end_in_one_line(
@@ -282,25 +283,27 @@ def test_a_stopped_command_resumes_in_the_fold_where_it_stopped(start: Start) ->
         "seeds.write_out_of_fold = lambda folder, runs: print('predicts', len(runs)); main.main(",
     )
     argv = ["-c", parent, STAND_IN, "seeds", "1", "--folder", "new", "--test", "true"]
+    argv += ["--first", "7"]
     Path("hold_fold_1").touch()
     run = start(*argv, "--data.folds", "3")
-    until(Path("new/seed_0/fold_1/began"))
+    until(Path("new/seed_7/fold_1/began"))
     run.send_signal(signal.SIGTERM)
     status, out, err = ended(run)
     assert status == 128 + signal.SIGTERM
-    assert err.endswith("resume with: python -m fnn_lightning seeds 1 --folder new --test true\n")
+    resume = "python -m fnn_lightning seeds 1 --folder new --first 7 --test true"
+    assert err.endswith(f"resume with: {resume}\n")
     assert "predicts" not in out
     Path("hold_fold_1").unlink()
     status, out, err = ended(start(*argv))
     assert (status, err) == (0, "")
     assert rows(out)[-5:] == [
         "seed best val/acc, % test/acc, %",
-        "0 90.10 ± 0.10 40.10 ± 0.10",
+        "7 97.10 ± 0.10 47.10 ± 0.10",
         "of each seed: mean ± standard deviation of 3 folds, which validate in turn",
         "look at them: tensorboard --logdir new",
         "predicts 3",
     ]
-    outputs = [Path(f"new/seed_0/fold_{fold}/output.txt").read_text() for fold in range(3)]
+    outputs = [Path(f"new/seed_7/fold_{fold}/output.txt").read_text() for fold in range(3)]
     assert [text.count("\n") for text in outputs] == [1, 2, 1]  # as often as it was started
 
 
