@@ -14,8 +14,9 @@ from fnn_lightning.errors import DivergenceError, InputError
 from fnn_lightning.evaluation.measures import check_finite
 from fnn_lightning.evaluation.predictions import Prediction, predict_probabilities
 from fnn_lightning.network import FNN
+from fnn_lightning.training.adversarial import AdversarialExamples
 from fnn_lightning.training.augmentation_end import AugmentationEnd
-from fnn_lightning.training.batch_norm import check_batch_norm
+from fnn_lightning.training.batch_norm import batch_statistics_only, check_batch_norm
 from fnn_lightning.training.compilation import (
     add_prefix,
     compile_network,
@@ -73,6 +74,9 @@ class FNNLitModule(LightningModule):
         keep_hardest: Fraction of each batch that a step is taken on: the images with the greatest
             loss, found by a first pass. `train/loss` and `train/acc` are those of the first pass,
             so of the whole batch. See `HardExamples`.
+        adversarial_radius: Euclidean distance, on the [0, 1] scale of the pixels, of an adversarial
+            example from its image. A step then lowers the mean of the losses of both; `train/loss`
+            and `train/acc` are those of the images. 0 is none. See `AdversarialExamples`.
         teachers: Checkpoints or folders of runs, of the same classes. The network learns the mean
             of the probabilities that they give an image, instead of its label. See `Teachers`.
         optimizer: Class of `torch.optim` and its arguments, `{"class_path": "torch.optim.Adam",
@@ -110,6 +114,7 @@ class FNNLitModule(LightningModule):
         freeze: int = 0,
         label_smoothing: float = 0.0,
         keep_hardest: float = 1.0,
+        adversarial_radius: float = 0.0,
         teachers: Sequence[str] = (),
         optimizer: ClassConfig | None = None,
         lr_scheduler: ClassConfig | None = None,
@@ -133,6 +138,7 @@ class FNNLitModule(LightningModule):
         self.training_loss = TrainingLoss(label_smoothing)
         hard_examples = HardExamples(keep_hardest, self.training_loss)
         self.hard_examples = hard_examples if keep_hardest < 1 else None
+        self.adversarial_examples = AdversarialExamples(adversarial_radius)
         self.teachers = Teachers(teachers)
         self.optim = Optim(optimizer or SGD, lr_scheduler, lr_interval, warmup)
         check_num_threads(num_threads)
@@ -173,9 +179,9 @@ class FNNLitModule(LightningModule):
             )
         targets = self.teachers.targets(batch[0]) if self.teachers else None
         with self._masks(batch_idx, dealt, rows):
-            output = self._step(batch, self.training_loss, targets)
+            output, loss = self._step_and_loss(batch, targets)
         self.train_metrics.update(output if first_pass is None else first_pass)
-        return output.loss if sharding is None else self._weigh(output, *sharding)
+        return loss if sharding is None else self._weigh(loss, len(batch[1]), *sharding)
 
     def validation_step(self, batch: Batch, batch_idx: int) -> dict[str, Tensor]:
         return self._evaluate(batch, self.val_metrics)
@@ -243,6 +249,19 @@ class FNNLitModule(LightningModule):
         loss = loss_fn.mean(logits, targets) if len(labels) else logits.sum()
         return StepOutput(loss, logits, labels)
 
+    def _step_and_loss(self, batch: Batch, targets: Tensor | None) -> tuple[StepOutput, Tensor]:
+        """Compute a training step of a batch, and the loss that it lowers."""
+        if not self.adversarial_examples:
+            output = self._step(batch, self.training_loss, targets)
+            return output, output.loss
+        images, labels = batch
+        images = images.to(self.network.dtype).detach().requires_grad_()
+        output = self._step((images, labels), self.training_loss, targets)
+        examples = self.adversarial_examples.of(images, output.loss)
+        with batch_statistics_only(self.network):
+            adversarial = self._step((examples, labels), self.training_loss, targets)
+        return output, (output.loss + adversarial.loss) / 2
+
     def _evaluate(self, batch: Batch, metrics: SplitMetrics) -> dict[str, Tensor]:
         loss, logits, labels = self._step(batch)
         if len(labels):
@@ -275,12 +294,14 @@ class FNNLitModule(LightningModule):
         key = (seed, self.current_epoch, batch_idx + 1)
         return source.seeded(key, self.device, size, share if rows is None else rows)
 
-    def _weigh(self, output: StepOutput, loader: InMemoryDataLoader, batch_idx: int) -> Tensor:
+    def _weigh(
+        self, loss: Tensor, count: int, loader: InMemoryDataLoader, batch_idx: int
+    ) -> Tensor:
         """Weigh a rank's loss by its share of the batch: DDP takes the mean over the ranks."""
         size = loader.global_batch_size(batch_idx)
         if self.hard_examples is not None:
             size = self.hard_examples.count(size)
-        return output.loss * (len(output.labels) * loader.world_size / size)
+        return loss * (count * loader.world_size / size)
 
     def on_validation_epoch_start(self) -> None:
         # not at the end of the last one, whose inference mode the sums would keep

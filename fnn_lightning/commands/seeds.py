@@ -98,8 +98,7 @@ def main(argv: list[str]) -> None:
         raise InputError(f"Expected `seeds` to be 1 or more, but got {args.seeds}")
     if not 0 <= args.first <= 2**32 - args.seeds:
         raise InputError(
-            f"Expected seeds from 0 to {2**32 - 1}, but got --first {args.first}: give a lower one, "
-            "not below 0"
+            f"Expected seeds from 0 to {2**32 - 1}, but got {args.seeds} from --first {args.first}"
         )
     refuse_options(fit_argv, "seeds", RESERVED)
 

@@ -28,6 +28,7 @@ TECHNIQUES = {
     "input_dropout": "input dropout {}",
     "label_smoothing": "label smoothing {}",
     "keep_hardest": "steps on the hardest {} of each batch",
+    "adversarial_radius": "adversarial examples at a distance of {}",
 }
 
 

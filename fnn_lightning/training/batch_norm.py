@@ -1,6 +1,10 @@
-"""Checks that batch normalisation has enough images on every rank."""
+"""Batch normalisation: enough images on every rank, and passes that leave no trace in it."""
+
+from collections.abc import Iterator
+from contextlib import contextmanager
 
 from lightning.pytorch import Trainer
+from torch import nn
 
 from fnn_lightning.data.dataloader import InMemoryDataLoader
 from fnn_lightning.errors import InputError
@@ -37,3 +41,18 @@ def check_batch_norm(trainer: Trainer, hard_examples: HardExamples | None) -> No
             f"but got {last} in an epoch's last batch{hardest} on {ranks} "
             f"rank{'s' * (ranks > 1)}: give another --data.batch_size"
         )
+
+
+@contextmanager
+def batch_statistics_only(network: nn.Module) -> Iterator[None]:
+    """Keep what is normalised out of the running means and variances."""
+    kinds = nn.BatchNorm1d | nn.SyncBatchNorm
+    layers = [each for each in network.modules() if isinstance(each, kinds)]
+    tracking = [layer for layer in layers if layer.training and layer.track_running_stats]
+    for layer in tracking:
+        layer.track_running_stats = False
+    try:
+        yield
+    finally:
+        for layer in tracking:
+            layer.track_running_stats = True

@@ -186,10 +186,11 @@ def describe_run(trainer: Trainer, module: FNNLitModule) -> dict[str, str]:
         lines["validation"] = "watches the test set, since val_size is 0; nothing is selected by it"
     elif not trainer.enable_validation:
         lines["validation"] = "none"
-    elif not module.training_loss.is_plain:
+    elif module.teachers or not module.training_loss.is_plain:
         smoothing = module.training_loss.label_smoothing
         differs = [f"label smoothing {smoothing:g}"] * (smoothing > 0)
         differs += ["class weights"] * (module.training_loss.class_weights is not None)
+        differs += ["teachers"] * bool(module.teachers)
         lines["losses"] = f"train loss has {' and '.join(differs)}, val loss none: not comparable"
     steps = count_steps(trainer)
     for each in trainer.callbacks:  # type: ignore[attr-defined]

@@ -156,7 +156,7 @@ class MultiStep(callbacks.Callback):
             type(module) is self.base
             and loss.is_plain
             and module.hard_examples is None
-            and not module.teachers
+            and not (module.teachers or module.adversarial_examples)
             and not has_hooks(module)
             and supports_manual_backward(module.network)
         )

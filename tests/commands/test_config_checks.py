@@ -68,6 +68,7 @@ def test_a_run_of_an_earlier_version_resumes_as_it_began(
     ):  # which it did not have
         del data[name]
     del data["augmentation"]["end"], checkpoint["hyper_parameters"]["freeze"]
+    del checkpoint["hyper_parameters"]["adversarial_radius"]
     for state in checkpoint["callbacks"]["TrainLog"]["ranks"]:
         del state["offset"]
     torch.save(checkpoint, LAST)
@@ -79,6 +80,7 @@ def test_a_run_of_an_earlier_version_resumes_as_it_began(
         ("data.framing", "resize", "null"),
         ("data.augmentation.end", "0.5", "1.0"),
         ("model.freeze", "1", "0"),
+        ("model.adversarial_radius", "1", "0.0"),
     ):
         error = refused([*resume, f"--{option}", value], capsys)
         assert f"Expected `{option}` to be {was}, with which the run began" in error

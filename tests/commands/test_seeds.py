@@ -232,7 +232,10 @@ def test_a_failed_seed_does_not_stop_the_others(
         (["2", "--data.folds", "1"], "Expected `folds` to be from 2 to 1,000, but got 1\n"),
         (["2", "--data.folds=1000000000"], "from 2 to 1,000, but got 1000000000\n"),
         (["2", "--test", "maybe"], "Expected `test` to be bool"),
-        (["2", "--first", "-1"], "Expected seeds from 0 to 4294967295, but got --first -1"),
+        (
+            ["2", "--first", "-1"],
+            "Expected seeds from 0 to 4294967295, but got 2 from --first -1\n",
+        ),
     ],
 )
 def test_bad_arguments_end_in_one_line(

@@ -12,7 +12,6 @@ from torch.nn.utils import parametrizations
 
 from fnn_lightning import FNN, FNNLitModule, MNISTDataModule
 from fnn_lightning.network import ACTIVATIONS
-from fnn_lightning.training.loss import CROSS_ENTROPY, TrainingLoss
 from fnn_lightning.training.manual_backward import (
     DERIVATIVES,
     ManualBackward,
@@ -179,8 +178,8 @@ def test_a_label_out_of_range_is_an_error(make_model: MakeModel, label: int) -> 
 class HalfLoss(FNNLitModule):
     """Halves the loss."""
 
-    def _step(self, batch: Any, loss_fn: TrainingLoss = CROSS_ENTROPY) -> StepOutput:
-        output = super()._step(batch, loss_fn)
+    def _step(self, batch: Any, *args: Any) -> StepOutput:
+        output = super()._step(batch, *args)
         return output._replace(loss=output.loss / 2)
 
 
@@ -207,6 +206,7 @@ def calls(monkeypatch: pytest.MonkeyPatch) -> list[int]:
         ({"activation": "gelu"}, False),
         ({"label_smoothing": 0.1}, False),
         ({"keep_hardest": 0.5}, False),
+        ({"adversarial_radius": 0.5}, False),
         ({"multi_step": False}, False),
     ],
 )
