@@ -2,10 +2,14 @@ import re
 import shutil
 from pathlib import Path
 
+import numpy as np
 import pytest
+import torch
 import yaml
 
+from fnn_lightning import MNISTDataModule
 from fnn_lightning.commands.configs import describe
+from fnn_lightning.commands.lightning_cli import FNNCLI
 from fnn_lightning.commands.main import main
 from tests.support import CONFIGS, refused
 
@@ -17,6 +21,9 @@ RECIPES = sorted(CONFIGS.glob("*.yaml"))
 def test_every_config_trains(config: Path, data_dir: str, capsys: pytest.CaptureFixture) -> None:  # type: ignore[type-arg]
     shutil.copytree(Path(data_dir, "MNIST"), Path(data_dir, "FashionMNIST"))
     limits = ["--trainer.max_steps", "3", "--trainer.limit_val_batches", "1"]
+    for teacher in yaml.safe_load(config.read_text())["model"].get("teachers", ()):
+        main(["fit", "--run_folder", teacher, "--data.data_dir", data_dir, *limits])
+    capsys.readouterr()
     main(["fit", "--config", str(config), "--data.data_dir", data_dir, *limits])
     assert "3 steps in all" in capsys.readouterr().out
     assert Path("lightning_logs/version_0/checkpoints/last.ckpt").is_file()
@@ -32,6 +39,38 @@ def test_every_config_says_how_to_run_it_and_what_to_expect(config: Path) -> Non
         return
     assert float(accuracy.removeprefix("over ")) > 90
     assert re.search("seconds|minute", time)
+
+
+def test_permutation_invariant_trains_as_well_on_shuffled_pixels(data_dir: str) -> None:
+    data = MNISTDataModule(data_dir=data_dir)
+    data.setup()
+    order = torch.randperm(784, generator=torch.Generator().manual_seed(0))
+    arrays = {}
+    for part, loader in (("train", data.serve("train", 300)), ("test", data.serve("test", 100))):
+        arrays[f"x_{part}"] = loader.images.flatten(1)[:, order].numpy()
+        arrays[f"y_{part}"] = loader.labels.numpy()
+    np.savez("shuffled.npz", **arrays)
+    config = str(CONFIGS / "permutation_invariant.yaml")
+    # without dropout of the input, which treats all pixels alike, but draws another mask for each
+    options = ["fit", "--config", config, "--ema.decay=0", "--model.input_dropout=0"]
+    options += ["--data.val_size=100", "--data.data_dir", data_dir]
+    first = "first/checkpoints/last.ckpt"
+    FNNCLI([*options, "--run_folder", "first", "--trainer.max_steps=1"])
+    checkpoint = torch.load(first, weights_only=True)
+    weight = checkpoint["state_dict"]["network.layers.0.weight"]
+    checkpoint["state_dict"]["network.layers.0.weight"] = weight[:, order]
+    torch.save(checkpoint, "shuffled.ckpt")
+
+    logits = []
+    for dataset, begin, pixels in (
+        ("mnist", first, torch.arange(784)),
+        ("shuffled.npz", "shuffled.ckpt", order),
+    ):
+        new = ["--data.dataset", dataset, "--init_from", begin, "--trainer.max_steps=20"]
+        network = FNNCLI([*options, *new]).model.network
+        logits.append(network(data.serve("test", 100).images.flatten(1)[:, pixels]))
+    assert (logits[0].argmax(1) == data.serve("test", 100).labels).float().mean() > 0.5
+    torch.testing.assert_close(logits[0], logits[1], rtol=0.01, atol=0.01)
 
 
 def test_a_config_of_the_package_is_found_by_its_name_in_any_folder(
