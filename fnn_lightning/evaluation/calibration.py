@@ -23,6 +23,7 @@ def to_probabilities(logits: Tensor, temperature: float | None) -> Tensor:
         Of the shape and dtype of the logits; each row sums to 1.
 
     Example:
+        >>> import math, torch
         >>> to_probabilities(torch.tensor([[0.0, 2.0 * math.log(3)]]), 2.0)
         tensor([[0.2500, 0.7500]])
     """
@@ -51,6 +52,7 @@ def fit_temperature(logits: Tensor, labels: Tensor) -> float | None:
         or if a logit is not finite.
 
     Example:
+        >>> import torch
         >>> logits = torch.tensor([[4.0, 0.0]]).expand(4, 2)  # 98 % sure, right in 3 of 4
         >>> fit_temperature(logits, torch.tensor([0, 0, 0, 1]))  # 4 / log(3)
         3.641
