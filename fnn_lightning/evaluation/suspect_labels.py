@@ -36,7 +36,7 @@ def suspect_labels(predictions: Predictions) -> list[Suspect]:
     They are those that networks which did not train on them take for another class, ranked by the
     probability of the label, the lowest first: "self-confidence" of Northcutt et al. 2021,
     "Confident learning", arXiv:1911.00068. On MNIST it puts more of the labels that were changed
-    among the first than the margin to the other class does, which is 1 for many images alike.
+    among the first than the margin to the other class does, which is close to 1 for many alike.
 
     Args:
         predictions: Of all training images, out of fold.
