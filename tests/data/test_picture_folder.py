@@ -474,5 +474,5 @@ def test_the_files_of_training_pictures_are_those_that_were_read(parts: Path) ->
     ]
     for file, image in zip(files, data.images(train=True), strict=True):
         assert np.array_equal(np.asarray(Image.open(parts / file)), image.numpy())
-    module = MNISTDataModule(dataset=parts, bad_files="skip")
+    module = MNISTDataModule(dataset=str(parts), bad_files="skip")
     assert list(module.train_files()) == list(files)
