@@ -149,6 +149,12 @@ class MNISTDataModule(LightningDataModule):
         """How the network's pictures were brought to 28 × 28: see `FNNLitModule`."""
         return self._framing or self._source.framing
 
+    def train_files(self) -> Sequence[str]:
+        """Return the path of each training image in a folder of pictures; none of other data."""
+        from fnn_lightning.data.own_data import OwnData  # takes SciPy, which is slow to import
+
+        return self._source.train_files() if isinstance(self._source, OwnData) else ()
+
     def is_present(self) -> bool:
         """Tell whether the test set is here, so that nothing has to be downloaded to read it."""
         return self._source.is_present()

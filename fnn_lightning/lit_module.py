@@ -11,8 +11,9 @@ from torch import Tensor
 from fnn_lightning.data.dataloader import Batch, InMemoryDataLoader
 from fnn_lightning.data.datasets import DIGITS, Framing, check_classes
 from fnn_lightning.errors import DivergenceError, InputError
+from fnn_lightning.evaluation.calibration import stored_temperature, to_probabilities
 from fnn_lightning.evaluation.measures import check_finite
-from fnn_lightning.evaluation.predictions import Prediction, predict_probabilities
+from fnn_lightning.evaluation.predictions import Prediction, predict_logits
 from fnn_lightning.network import FNN
 from fnn_lightning.training.adversarial import AdversarialExamples
 from fnn_lightning.training.augmentation_end import AugmentationEnd
@@ -158,6 +159,9 @@ class FNNLitModule(LightningModule):
         self.test_train_set_metrics = EvaluationMetrics("test/train_set_", num_classes)
         self.schedule_lengths = (0, 0)
         """Steps of warm-up and length of the schedule where the run's length gives them, else 0."""
+        self.temperature: float | None = None
+        """What the logits are divided by for probabilities, fitted on held-out images for the
+        weights of the moment; None is 1. It does not enter a loss."""
         self._loaded_step = 0
 
     def setup(self, stage: str) -> None:
@@ -202,8 +206,9 @@ class FNNLitModule(LightningModule):
             probable one, an index into `class_names`: `int64` of shape `(B,)`.
         """
         images = batch if isinstance(batch, Tensor) else batch[0]
-        probabilities = self(images).softmax(dim=1)
-        return {"probabilities": probabilities, "class": probabilities.argmax(dim=1)}
+        logits = self(images)
+        probabilities = to_probabilities(logits, self.temperature)
+        return {"probabilities": probabilities, "class": logits.argmax(dim=1)}
 
     def predict(self, x: Any) -> Prediction:
         """Predict the classes of pictures or arrays, one or many; no Trainer is needed.
@@ -233,8 +238,8 @@ class FNNLitModule(LightningModule):
         from fnn_lightning.data.raw_pixels import raw_pixels  # Pillow is slow to import
 
         pixels, single = raw_pixels(x, self.framing)
-        probabilities = predict_probabilities(self, pixels)
-        predicted = Prediction(probabilities.argmax(dim=1), probabilities)
+        logits = predict_logits(self, pixels)
+        predicted = Prediction(logits.argmax(dim=1), to_probabilities(logits, self.temperature))
         check_finite(predicted)
         return Prediction(*(each[0] for each in predicted)) if single else predicted
 
@@ -414,6 +419,7 @@ class FNNLitModule(LightningModule):
         self.teachers.start(self.trainer)
 
     def on_train_start(self) -> None:
+        self.temperature = None  # of weights that are about to change
         self.frozen.eval_batch_norm()  # not before: the Trainer warns of such layers
         if self.hparams["batch_norm"]:
             check_batch_norm(self.trainer, self.hard_examples)
@@ -427,8 +433,11 @@ class FNNLitModule(LightningModule):
         checkpoint["state_dict"] = drop_prefix(checkpoint["state_dict"])
         if self.teachers:
             checkpoint["teachers"] = self.teachers.state_dict()
+        if self.temperature is not None:
+            checkpoint["temperature"] = self.temperature
 
     def on_load_checkpoint(self, checkpoint: dict[str, Any]) -> None:
         self._loaded_step = checkpoint["global_step"]
         checkpoint["state_dict"] = add_prefix(checkpoint["state_dict"], self)
         self.teachers.load_state_dict(checkpoint.get("teachers", {}))
+        self.temperature = stored_temperature(checkpoint, "the checkpoint")

@@ -15,6 +15,7 @@ from fnn_lightning.data.dataloader import InMemoryDataLoader
 from fnn_lightning.data.datasets import check_classes, is_path
 from fnn_lightning.datamodule import EVAL_BATCH_SIZE, MNISTDataModule
 from fnn_lightning.errors import InputError
+from fnn_lightning.evaluation.calibration import to_probabilities
 from fnn_lightning.network import FNN
 from fnn_lightning.runs.files import output_file, write_atomic
 from fnn_lightning.runs.load import TrainedNetwork
@@ -32,20 +33,24 @@ Predict = Callable[[Tensor], Tensor]
 class Probabilities(nn.Module):
     """The module to export: the network, which scales the pixels itself, and a softmax.
 
+    Args:
+        network: The network.
+        temperature: What its logits are divided by; None for 1.
+
     Example:
         >>> pixels = torch.zeros(2, 28, 28, dtype=torch.uint8)
         >>> Probabilities(FNN(hidden_dims=[8]))(pixels).shape
         torch.Size([2, 10])
     """
 
-    def __init__(self, network: FNN) -> None:
+    def __init__(self, network: FNN, temperature: float | None = None) -> None:
         super().__init__()
         self.network = network
+        self.temperature = temperature
 
     def forward(self, pixels: Tensor) -> Tensor:
         """Turn pixels, `uint8` `(N, 28, 28)`, into probabilities, `float32` `(N, classes)`."""
-        probabilities: Tensor = self.network(pixels).float().softmax(dim=1)
-        return probabilities
+        return to_probabilities(self.network(pixels).float(), self.temperature)
 
 
 def main(argv: list[str]) -> None:
@@ -82,7 +87,9 @@ def main(argv: list[str]) -> None:
     with says(f"exporting {path}"), warnings.catch_warnings():
         warnings.simplefilter("ignore")  # the exporters warn about their own internals
         export = to_onnx if path.suffix.lower() == ".onnx" else to_pt2
-        predict, encode = export(Probabilities(trained.module.network).eval())
+        predict, encode = export(
+            Probabilities(trained.module.network, trained.module.temperature).eval()
+        )
         agreement = check_agreement(predict, trained, images, labels)
         content = encode(metadata(trained, name, agreement))
     write_atomic(path, content)
@@ -277,6 +284,7 @@ def metadata(trained: TrainedNetwork, name: str, agreement: dict[str, float]) ->
         "global_step": str(trained.checkpoint["global_step"]),
         "class_names": json.dumps(list(trained.module.class_names)),
         "framing": trained.module.framing,
+        "temperature": repr(trained.module.temperature or 1.0),
         "config": json.dumps(config, default=str),
         "compared_on": name,
         "classes_agree": "all",

@@ -39,6 +39,7 @@ from fnn_lightning.runs.subprocesses import Subprocesses, exit_stopped, failure_
 SEEDS_CONFIG = "seeds.yaml"  # the settings that all runs of the folder share
 OUTPUT, ERRORS = "output.txt", "errors.txt"  # of each run, in its folder
 OUT_OF_FOLD = "out_of_fold.csv"
+SUSPECTS, GALLERY = "suspect_labels.csv", "suspect_labels.html"
 REFRESH_SECONDS = 0.5  # of the status line, and for warnings and errors
 RESERVED = ("--seed_everything", "--run_folder", "--ckpt_path", "--print_config")
 
@@ -322,14 +323,17 @@ def completed(runs: Sequence[Run], seed: int) -> list[dict[str, Any]] | None:
 def write_out_of_fold(folder: Path, runs: Sequence[Run]) -> None:
     """Write what the networks predict for the images that they did not train on; print how well.
 
+    Beside it comes a list and a gallery of the images whose label is probably wrong.
+
     Args:
-        folder: Folder of the runs; the file is written there.
+        folder: Folder of the runs; the files are written there.
         runs: The runs. Only seeds of which all folds have completed take part.
 
     Raises:
         InputError: If a network or the data cannot be read.
     """
     from fnn_lightning.evaluation.out_of_fold import out_of_fold_csv, predict_out_of_fold  # slow
+    from fnn_lightning.evaluation.suspect_labels import make_gallery, suspect_labels, suspects_csv
 
     seeds = [seed for seed in sorted({run.seed for run in runs}) if completed(runs, seed)]
     if not seeds:
@@ -343,9 +347,13 @@ def write_out_of_fold(folder: Path, runs: Sequence[Run]) -> None:
     with says("predicting out of fold"):
         predictions = predict_out_of_fold(checkpoints)
         write_atomic(folder / OUT_OF_FOLD, out_of_fold_csv(predictions))
+        suspects = suspect_labels(predictions)
+        write_atomic(folder / SUSPECTS, suspects_csv(predictions, suspects))
+        write_atomic(folder / GALLERY, make_gallery(predictions, suspects).encode())
     correct, total = int(predictions.is_correct.sum()), len(predictions.labels)
     averaged = f", probabilities averaged over {len(seeds)} seeds" if len(seeds) > 1 else ""
     print(
         f"out of fold: {correct:,} of {total:,} training images correct "
         f"({100 * correct / total:.2f} %){averaged}; see {folder / OUT_OF_FOLD}"
     )
+    print(f"labels to look at: {len(suspects):,}, the most suspect first; see {folder / GALLERY}")

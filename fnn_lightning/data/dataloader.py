@@ -131,6 +131,15 @@ class InMemoryDataLoader:
         """Return how many images the first batches of the epoch have in all, over all ranks."""
         return min(int(batches * self.batch_size), len(self.indices))
 
+    def indices_within(self, limit: int | float) -> Tensor:
+        """Return the images of the first batches, without an order that changes.
+
+        Args:
+            limit: The Trainer's `limit_val_batches`: number of batches, or a fraction of them.
+        """
+        batches = min(limit, len(self)) if isinstance(limit, int) else limit * len(self)
+        return self.indices[: self.image_count(int(batches))]
+
     def global_batch_size(self, batch_idx: int) -> int:
         """Return how many images a batch of the epoch has, over all ranks."""
         return self.image_count(batch_idx + 1) - self.image_count(batch_idx)

@@ -23,6 +23,8 @@ class Part(NamedTuple):
     """`int64` of shape `(N,)`."""
     bad: dict[str, str]
     """Name of each picture that is left out, and why."""
+    files: Sequence[str] = ()
+    """Path of each picture, relative to the data set's folder; none where it is not a file."""
 
 
 class Content(NamedTuple):
@@ -139,6 +141,10 @@ class OwnData:
     def images(self, train: bool) -> Tensor:
         """Read the images."""
         return self._part(train).images
+
+    def train_files(self) -> Sequence[str]:
+        """Return the path of each training picture, as `Part` has it."""
+        return self._part(train=True).files
 
     def is_present(self) -> bool:
         """Tell whether there is anything at the path."""

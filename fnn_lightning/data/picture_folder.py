@@ -90,7 +90,7 @@ class PictureFolder:
             own = [i for i, each in enumerate(pictures) if each.is_test == is_test]
             sound = [i for i in own if i not in framed.bad]
             bad = {pictures[i].path: framed.bad[i] for i in own if i in framed.bad}
-            return Part(framed.images[sound], labels[sound], bad)
+            return Part(framed.images[sound], labels[sound], bad, [pictures[i].path for i in sound])
 
         return Content(part(is_test=False), part(is_test=True))
 

@@ -16,7 +16,7 @@ from fnn_lightning.datamodule import EVAL_BATCH_SIZE, MNISTDataModule
 from fnn_lightning.errors import InputError
 from fnn_lightning.evaluation import plots
 from fnn_lightning.evaluation.measures import check_finite, measure
-from fnn_lightning.evaluation.predictions import Predictions, predict_probabilities
+from fnn_lightning.evaluation.predictions import Predictions, predict_logits
 from fnn_lightning.lit_module import FNNLitModule
 
 if TYPE_CHECKING:  # slow to import
@@ -141,10 +141,8 @@ def evaluate(
     else:
         images, labels = labelled_images(data, len(model.class_names), model.framing)
         indices = torch.arange(len(images))
-    probabilities = predict_probabilities(model, images[indices])
-    evaluation = Evaluation(
-        images, indices, labels, probabilities, model.class_names, model.framing
-    )
+    logits = predict_logits(model, images[indices])
+    evaluation = Evaluation.of_logits(images, indices, labels, logits, model)
     check_finite(evaluation)
     return evaluation
 

@@ -3,6 +3,7 @@
 from typing import Any, NamedTuple
 
 import torch
+from torch import Tensor
 from torchmetrics.functional.classification import (
     multiclass_calibration_error,
     multiclass_f1_score,
@@ -55,7 +56,8 @@ def measure(predictions: Predictions) -> dict[str, Any]:
     The precision of a class that is never predicted is None, the recall of a class without images
     too, and F1 where both hold. `macro` has the means over the classes, to which a None adds 0;
     classes that are neither there nor predicted are left out of them. `balanced_accuracy` is the
-    mean recall of the classes that have images.
+    mean recall of the classes that have images. With a `temperature`, the calibration error is
+    given without it as well; both are None if there is none.
 
     Example:
         >>> images = torch.zeros(4, 28, 28, dtype=torch.uint8)
@@ -79,16 +81,18 @@ def measure(predictions: Predictions) -> dict[str, Any]:
         "recall": images,
         "f1": [a + b for a, b in zip(predicted, images, strict=True)],
     }
-    calibration_error = multiclass_calibration_error(
-        predictions.probabilities, labels, len(names), CALIBRATION_BINS, norm="l1"
-    )
+    before = predictions.uncalibrated
     recalls = [recall for recall, count in zip(scores["recall"], images, strict=True) if count]
     return {
         "accuracy": correct / total,
         "correct": correct,
         "total": total,
         "interval_95": list(wilson_interval(correct, total)),
-        "expected_calibration_error": float(calibration_error),
+        "expected_calibration_error": calibration_error(predictions.probabilities, labels),
+        "temperature": predictions.temperature,
+        "expected_calibration_error_without_temperature": (
+            None if before is None else calibration_error(before, labels)
+        ),
         "balanced_accuracy": sum(recalls) / len(recalls),
         "macro": {
             name: float(score(classes, labels, len(names), average="macro"))
@@ -103,6 +107,19 @@ def measure(predictions: Predictions) -> dict[str, Any]:
             for k, name in enumerate(names)
         ],
     }
+
+
+def calibration_error(probabilities: Tensor, labels: Tensor) -> float:
+    """Compute the average gap between confidence and accuracy over `CALIBRATION_BINS` bins.
+
+    Args:
+        probabilities: Of shape `(N, classes)`.
+        labels: True classes, `int64` of shape `(N,)`.
+    """
+    error: Tensor = multiclass_calibration_error(
+        probabilities, labels, probabilities.shape[1], CALIBRATION_BINS, norm="l1"
+    )
+    return float(error)
 
 
 def confusions(matrix: list[list[int]]) -> list[Confusion]:

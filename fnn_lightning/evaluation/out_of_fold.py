@@ -22,7 +22,7 @@ def predict_out_of_fold(checkpoints: Sequence[Path]) -> Predictions:
 
     Returns:
         The predictions of all training images, in the order of the data set, with probabilities
-        averaged over the seeds.
+        averaged over the seeds. All that a network has seen of them is one number: its temperature.
 
     Raises:
         InputError: If a network or the data cannot be read, or the networks are not one for each
@@ -51,7 +51,15 @@ def predict_out_of_fold(checkpoints: Sequence[Path]) -> Predictions:
     if predicted is None or predicted.amin() != predicted.amax():
         raise InputError("Expected a network for each fold, but got some more often than others")
     mean = (total / predicted[:, None]).float()
-    return Predictions(images, torch.arange(len(labels)), labels, mean, class_names, data.framing)
+    return Predictions(
+        images,
+        torch.arange(len(labels)),
+        labels,
+        mean,
+        class_names,
+        data.framing,
+        files=data.train_files(),
+    )
 
 
 def out_of_fold_csv(predictions: Predictions) -> bytes:

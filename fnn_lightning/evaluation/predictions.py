@@ -4,7 +4,7 @@ from collections.abc import Iterator, Sequence
 from contextlib import contextmanager
 from dataclasses import dataclass
 from functools import cached_property
-from typing import Any, NamedTuple
+from typing import Any, NamedTuple, TypeVar
 
 import torch
 from lightning.pytorch import LightningModule, Trainer, callbacks
@@ -14,6 +14,9 @@ from torchmetrics.functional.classification import multiclass_confusion_matrix
 from fnn_lightning.data.dataloader import InMemoryDataLoader, all_gather_batch
 from fnn_lightning.data.datasets import DIGITS, Framing
 from fnn_lightning.datamodule import EVAL_BATCH_SIZE
+from fnn_lightning.evaluation.calibration import to_probabilities
+
+Kind = TypeVar("Kind", bound="Predictions")
 
 
 class Prediction(NamedTuple):
@@ -25,15 +28,15 @@ class Prediction(NamedTuple):
     """Of each class, `float32` of shape `(classes,)`, or `(N, classes)`; rows sum to 1."""
 
 
-def predict_probabilities(module: LightningModule, images: Tensor) -> Tensor:
-    """Compute the probabilities of the classes, in evaluation mode.
+def predict_logits(module: LightningModule, images: Tensor) -> Tensor:
+    """Compute the logits of the classes, in evaluation mode.
 
     Args:
         module: Computes logits; may be on another device than the images.
         images: Raw pixels 0–255 of shape `(N, 28, 28)`; `N` may be 0.
 
     Returns:
-        `float32` of shape `(N, classes)`, on the CPU; each row sums to 1.
+        `float32` of shape `(N, classes)`, on the CPU.
     """
     with evaluation_mode(module), torch.inference_mode():
         logits = [
@@ -41,7 +44,7 @@ def predict_probabilities(module: LightningModule, images: Tensor) -> Tensor:
             for batch in torch.split(images, EVAL_BATCH_SIZE)  # one, though empty, of no images
         ]
     # outside of inference mode, so that the result is an ordinary tensor
-    return torch.cat(logits).softmax(dim=1)
+    return torch.cat(logits)
 
 
 @contextmanager
@@ -82,11 +85,48 @@ class Predictions:
     """Name of each class."""
     framing: Framing = "mnist"
     """How the images were brought to 28 × 28 pixels: see `FNNLitModule`."""
+    temperature: float | None = None
+    """What the logits were divided by; None if the network has no temperature."""
+    uncalibrated: Tensor | None = None
+    """With a temperature: what the probabilities are without it."""
+    files: Sequence[str] = ()
+    """Path of each image of the data set in its folder; none if it has no file of its own."""
+
+    @classmethod
+    def of_logits(
+        cls: type[Kind],
+        images: Tensor,
+        indices: Tensor,
+        labels: Tensor,
+        logits: Tensor,
+        module: Any,
+    ) -> Kind:
+        """Make the predictions of a network from its logits.
+
+        Args:
+            images: As in the class.
+            indices: As in the class.
+            labels: As in the class.
+            logits: `float32` of shape `(N, classes)`.
+            module: The network's `FNNLitModule`.
+        """
+        return cls(
+            images,
+            indices,
+            labels,
+            to_probabilities(logits, module.temperature),
+            module.class_names,
+            module.framing,
+            module.temperature,
+            None if module.temperature is None else logits.softmax(dim=1),
+        )
 
     @cached_property
     def classes(self) -> Tensor:
         """Predicted classes, indices into `class_names`: `int64` of shape `(N,)`."""
-        return self.probabilities.argmax(dim=1)
+        # those without the temperature, beside which rounding can make two of them equal
+        given = self.probabilities if self.uncalibrated is None else self.uncalibrated
+        return given.argmax(dim=1)
 
     @cached_property
     def confidence(self) -> Tensor:
@@ -197,15 +237,7 @@ class PredictionCollector(callbacks.Callback):
         logits = torch.cat(self._logits).float().cpu()
         indices = dataloader.indices.cpu()[: len(logits)]
         labels = dataloader.labels.cpu().index_select(0, indices)
-        probabilities = logits.softmax(dim=1)
-        return Predictions(
-            dataloader.images.cpu(),
-            indices,
-            labels,
-            probabilities,
-            module.class_names,
-            module.framing,
-        )
+        return Predictions.of_logits(dataloader.images.cpu(), indices, labels, logits, module)
 
 
 def first_test_dataloader(trainer: Trainer) -> Any:

@@ -134,16 +134,14 @@ def predict_val_images(
         dataloader: Serves the validation images.
         limit: The Trainer's: a number of batches, or a fraction of them.
     """
-    batches = min(limit, len(dataloader)) if isinstance(limit, int) else limit * len(dataloader)
-    indices = dataloader.indices[: dataloader.image_count(int(batches))]
+    indices = dataloader.indices_within(limit)
     trained.module.to(dataloader.images.device)
-    return Predictions(
+    return Predictions.of_logits(
         dataloader.images.cpu(),
         indices.cpu(),
         dataloader.labels[indices].cpu(),
-        trained.probabilities(dataloader.images[indices]).cpu(),
-        trained.module.class_names,
-        trained.module.framing,
+        trained.logits(dataloader.images[indices]),
+        trained.module,
     )
 
 

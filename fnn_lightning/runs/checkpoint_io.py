@@ -15,6 +15,7 @@ from lightning.pytorch.plugins import TorchCheckpointIO
 from torch import Tensor
 
 from fnn_lightning.errors import InputError
+from fnn_lightning.evaluation.calibration import stored_temperature
 from fnn_lightning.runs.files import display_path, write_atomic
 
 # the only names that PyTorch and Lightning themselves write into a checkpoint's pickle
@@ -112,6 +113,7 @@ def read_checkpoint(path: str) -> dict[str, Any]:
             f"Expected a checkpoint of fnn_lightning, but got {path}: it holds something else"
         )
     check_weights(checkpoint, path)
+    stored_temperature(checkpoint, path)
     return checkpoint
 
 

@@ -8,7 +8,8 @@ from torch import Tensor, nn
 from fnn_lightning import __version__
 from fnn_lightning.datamodule import MNISTDataModule
 from fnn_lightning.errors import InputError
-from fnn_lightning.evaluation.predictions import predict_probabilities
+from fnn_lightning.evaluation.calibration import to_probabilities
+from fnn_lightning.evaluation.predictions import predict_logits
 from fnn_lightning.lit_module import FNNLitModule
 from fnn_lightning.runs.checkpoint_io import read_checkpoint
 from fnn_lightning.runs.run_folder import BEST, LAST, RUNS, newest_run, runs_in
@@ -55,7 +56,7 @@ class TrainedNetwork(NamedTuple):
             raise mismatch_error(self.path, error) from error
 
     def probabilities(self, images: Tensor) -> Tensor:
-        """Compute the probabilities of the classes, on the CPU.
+        """Compute the probabilities of the classes, at the network's temperature, on the CPU.
 
         Args:
             images: Raw pixels 0–255, as `FNN` takes them, of shape `(N, 28, 28)`.
@@ -66,9 +67,23 @@ class TrainedNetwork(NamedTuple):
         Raises:
             InputError: If the pixels are on another scale.
         """
+        return to_probabilities(self.logits(images), self.module.temperature)
+
+    def logits(self, images: Tensor) -> Tensor:
+        """Compute the logits of the classes, on the CPU.
+
+        Args:
+            images: Raw pixels 0–255, as `FNN` takes them, of shape `(N, 28, 28)`.
+
+        Returns:
+            `float32` of shape `(N, classes)`.
+
+        Raises:
+            InputError: If the pixels are on another scale.
+        """
         if message := wrong_scale(images):
             raise InputError(message)
-        return predict_probabilities(self.module, images)
+        return predict_logits(self.module, images)
 
 
 def load(run_or_ckpt: str | Path) -> FNNLitModule:
@@ -103,6 +118,7 @@ def load_trained(path: str | Path) -> TrainedNetwork:
     except (AttributeError, KeyError, RuntimeError, TypeError) as error:
         raise mismatch_error(path, error) from error
     load_weights(module, checkpoint, str(path))
+    module.temperature = checkpoint.get("temperature")
     return TrainedNetwork(path, module.eval(), checkpoint)
 
 

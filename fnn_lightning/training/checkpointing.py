@@ -9,6 +9,7 @@ import torch
 from lightning.pytorch import LightningModule, Trainer, callbacks
 from lightning.pytorch.callbacks.early_stopping import EarlyStoppingReason
 
+from fnn_lightning.datamodule import MNISTDataModule, validates_on_test_set
 from fnn_lightning.errors import InputError
 from fnn_lightning.runs.loggers import folder_of_run
 from fnn_lightning.runs.signals import Stopped, StopSignals
@@ -30,6 +31,9 @@ class RunCheckpoint(callbacks.Checkpoint):
     at the end of every epoch and at the end of training, whatever the monitored metric did;
     Lightning's `ModelCheckpoint` writes it only together with a new best one (its issue 5030).
     From either, training resumes bit for bit as if it had never been interrupted.
+
+    When training ends, both get the temperature that makes their probabilities honest, fitted on
+    the validation images that an `MNISTDataModule` holds out. See `fit_temperature`.
 
     A signal to stop (Ctrl-C, SIGTERM) is obeyed after the step, once `last.ckpt` is written. With
     `writes` set to false it is obeyed too, but nothing is written.
@@ -148,7 +152,25 @@ class RunCheckpoint(callbacks.Checkpoint):
     def on_train_end(self, trainer: Trainer, pl_module: LightningModule) -> None:
         if trainer.global_step != self._saved_step:
             self._save_last(trainer)
+        self.calibrate(trainer, pl_module)
         self._signals.release()
+
+    def calibrate(self, trainer: Trainer, module: Any) -> None:
+        """Fit the temperatures of the checkpoints, and give the module that of the last one."""
+        data = trainer.datamodule  # type: ignore[attr-defined]
+        holds_out = isinstance(data, MNISTDataModule) and not validates_on_test_set(data)
+        if not (self.last_model_path and trainer.enable_validation and holds_out):
+            return
+        temperature = None
+        if trainer.is_global_zero:
+            # it imports `FNNLitModule`, whose own imports lead here
+            from fnn_lightning.training.temperature import calibrate_checkpoints
+
+            paths = [path for path in (self.best_model_path, self.last_model_path) if path]
+            temperature = calibrate_checkpoints(
+                paths, data.val_dataloader(), trainer.limit_val_batches
+            )
+        module.temperature = trainer.strategy.broadcast(temperature)
 
     def state_dict(self) -> dict[str, Any]:
         return {

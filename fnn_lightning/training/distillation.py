@@ -20,7 +20,8 @@ class Teachers:
     """A committee of trained networks, whose probabilities another network learns.
 
     Source: Hinton, Vinyals and Dean 2015, "Distilling the knowledge in a neural network",
-    arXiv:1503.02531, at temperature 1.
+    arXiv:1503.02531, at temperature 1: that of a teacher's checkpoint is left out, since it belongs
+    to what the teacher says of images, not to what it was trained to say. The network gets its own.
 
     Args:
         paths: Their checkpoints, or the folders of their runs.

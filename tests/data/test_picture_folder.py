@@ -462,3 +462,17 @@ def test_a_class_that_comes_after_the_split_needs_two_pictures(flat: Path) -> No
 def test_hashes_and_checks_are_for_own_data_alone(monkeypatch: pytest.MonkeyPatch) -> None:
     monkeypatch.setattr(own_data, "count_duplicates", refuse_to_write)
     MNISTDataModule(dataset="digits").prepare_data()
+
+
+def test_the_files_of_training_pictures_are_those_that_were_read(parts: Path) -> None:
+    (parts / "train" / "2" / "00001.png").write_bytes(b"no picture")
+    with pytest.warns(UserWarning, match="1 of the pictures"):
+        data = prepared(parts, bad_files="skip")
+    files = data.train_files()
+    assert sorted(files) == [f"train/10/0000{k}.png" for k in (0, 2, 4)] + [
+        f"train/2/0000{k}.png" for k in (3, 5)
+    ]
+    for file, image in zip(files, data.images(train=True), strict=True):
+        assert np.array_equal(np.asarray(Image.open(parts / file)), image.numpy())
+    module = MNISTDataModule(dataset=str(parts), bad_files="skip")
+    assert list(module.train_files()) == list(files)

@@ -66,11 +66,23 @@ def test_no_net_predicts_an_image_that_it_was_trained_on(
     assert capsys.readouterr().out == (
         f"out of fold: {correct} of 121 training images correct ({100 * correct / 121:.2f} %); "
         "see runs/out_of_fold.csv\n"
+        f"labels to look at: {121 - correct}, the most suspect first; "
+        "see runs/suspect_labels.html\n"
     )
     rows = list(csv.DictReader(Path("runs/out_of_fold.csv").read_text().splitlines()))
     assert [int(row["index"]) for row in rows] == list(range(121))
     assert [int(row["label"]) for row in rows] == source.labels.tolist()
     assert [int(row["class"]) for row in rows] == predictions.classes.tolist()
+    suspects = list(csv.DictReader(Path("runs/suspect_labels.csv").read_text().splitlines()))
+    assert {each["index"] for each in suspects} == {
+        row["index"] for row in rows if row["class"] != row["label"]
+    }
+    shares = [float(each["p_label"]) for each in suspects]
+    assert shares == sorted(shares)
+    assert shares[0] == pytest.approx(
+        min(float(predictions.probabilities[k, source.labels[k]]) for k in range(121)), rel=1e-5
+    )
+    assert Path("runs/suspect_labels.html").read_text().count("<figure>") == 121 - correct
     shown = torch.tensor([[float(row[f"p_{digit}"]) for digit in range(10)] for row in rows])
     assert torch.allclose(shown, predictions.probabilities, atol=1e-6)
 

@@ -84,6 +84,7 @@ CHANGES: dict[str, Callable[[Any], None]] = {
     "negative": put("hyper_parameters", "hidden_dims", [-8]),
     "text for widths": put("hyper_parameters", "hidden_dims", "eight"),
     "steps": put("global_step", "many"),
+    "temperature": put("temperature", float("nan")),
     "version": put("pytorch-lightning_version", None),
     "seed": put("datamodule_hyper_parameters", "seed", -5),
     "batch size": put("datamodule_hyper_parameters", "batch_size", 0),
