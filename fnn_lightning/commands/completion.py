@@ -131,6 +131,8 @@ def describe(action: Action, parser: ArgumentParser) -> None:
         settings["choices"] = list(choices)
     if action.nargs == "*" or last == "images":
         settings["nargs"] = "*"
+    elif action.nargs == "?" and not action.option_strings:
+        settings["nargs"] = "?"
     elif action.dest == "print_config":
         settings |= {"action": "store_true"}
     # `--data.images+`, which appends to a list, is for the few who know of it

@@ -11,6 +11,7 @@ from typing import Any, TypeVar
 from lightning.pytorch import Callback, Trainer
 
 from fnn_lightning.commands.main import COMMAND
+from fnn_lightning.data.dataloader import InMemoryDataLoader
 from fnn_lightning.datamodule import MNISTDataModule, validates_on_test_set
 from fnn_lightning.errors import DivergenceError, InputError, one_line
 from fnn_lightning.evaluation.plots import lr_figure
@@ -231,7 +232,17 @@ class Fit:
             "best": best if checkpoint_callback.best_model_path else None,
             "checkpoint": checkpoint.as_posix(),
             "seconds": round(seconds, 1),
+            "network": self.module.network.summary,
+            "parameters": sum(each.numel() for each in self.module.parameters()),
+            "val_images": self._val_images(),
         }
+
+    def _val_images(self) -> int | None:
+        """Count the images of a validation; None if there is none, or a loader does not tell."""
+        loader = self.trainer.val_dataloaders
+        if not self.trainer.enable_validation or not isinstance(loader, InMemoryDataLoader):
+            return None
+        return loader.image_count(int(self.trainer.num_val_batches[0]))
 
 
 def search_lr(trainer: Trainer, module: FNNLitModule, datamodule: MNISTDataModule) -> float:

@@ -24,6 +24,7 @@ WITH_TRAINER = {
 WITHOUT_TRAINER = {  # each run by `main` of the module of that name
     "compare": "compare runs: settings, accuracies, significance",
     "seeds": "train with several seeds: mean, standard deviation, interval",
+    "runs": "list runs, the best first: recipes, accuracies, times",
     "sweep": "search for the settings with the best validation accuracy",
     "export": "write an ONNX or .pt2 file, and compare it with its checkpoint",
     "demo": "draw in the browser, and see what the net predicts",

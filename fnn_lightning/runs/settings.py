@@ -79,6 +79,10 @@ def to_text(value: Any) -> str:
         return DEFAULT
     if isinstance(value, str):
         return value
+    if isinstance(value, bool):
+        return str(value).lower()
+    if isinstance(value, int):
+        return str(value)
     if isinstance(value, float):
         return str(value).removesuffix(".0")
     dumped: str = yaml.safe_dump(value, default_flow_style=True, width=float("inf"))

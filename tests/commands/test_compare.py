@@ -7,11 +7,8 @@ from typing import Any
 import pytest
 import torch
 
-from fnn_lightning.commands.compare import (
-    collect_settings,
-    pair_lines,
-    settings_lines,
-)
+from fnn_lightning.commands.compare_settings import collect_settings
+from fnn_lightning.commands.compare_tables import pair_lines, settings_lines
 from fnn_lightning.commands.main import main
 from fnn_lightning.datamodule import MNISTDataModule
 from fnn_lightning.lit_module import FNNLitModule

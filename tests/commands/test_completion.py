@@ -78,6 +78,9 @@ def test_bash_completes_without_starting_a_program(capsys: pytest.CaptureFixture
         "fnn seeds 3 --run_f": set(),  # of `fit`, but not for `seeds`
         "fnn sweep --find": set(),
         "fnn sweep --s": {"--space", "--storage", "--seed_everything"},
+        "fnn runs ru": {"runs"},
+        "fnn runs runs --sort val": {"val_acc"},
+        "fnn runs --f": {"--filter"},
         "fnn export --o": {"--output"},
         "fnn configs log": {"logistic"},
         "fnn completion ": {"bash", "zsh"},

@@ -122,6 +122,10 @@ def test_the_report_holds_the_predictions_and_results_of_the_test(
     assert metrics["test"]["checkpoint"] == "checkpoints/last.ckpt"
     assert metrics["test"]["step"] == metrics["fit"]["step"] == 6
     assert metrics["test"]["train_set"]["total"] == 275
+    # for `runs`: 784 × 8 + 8 + 8 × 10 + 10, and the 300 − 275 images that validate
+    assert metrics["fit"]["network"] == "784–8–10 relu"
+    assert metrics["fit"]["parameters"] == 6370
+    assert metrics["fit"]["val_images"] == 25
     assert torch.__version__.startswith(metrics["test"]["made_with"]["torch"])
 
     page = (RUN / "report.html").read_text()
