@@ -1,6 +1,7 @@
 import re
 import shutil
 from pathlib import Path
+from typing import Any
 
 import numpy as np
 import pytest
@@ -45,7 +46,7 @@ def test_permutation_invariant_trains_as_well_on_shuffled_pixels(data_dir: str) 
     data = MNISTDataModule(data_dir=data_dir)
     data.setup()
     order = torch.randperm(784, generator=torch.Generator().manual_seed(0))
-    arrays = {}
+    arrays: dict[str, Any] = {}
     for part, loader in (("train", data.serve("train", 300)), ("test", data.serve("test", 100))):
         arrays[f"x_{part}"] = loader.images.flatten(1)[:, order].numpy()
         arrays[f"y_{part}"] = loader.labels.numpy()
