@@ -29,6 +29,7 @@ from fnn_lightning.evaluation.attribution import (
     draw_attribution,
 )
 from fnn_lightning.evaluation.class_names import short_name
+from fnn_lightning.evaluation.novelty import stored_novelty
 from fnn_lightning.runs.load import TrainedNetwork
 
 HINT = "Draw a digit, try an example, or upload a picture."
@@ -136,7 +137,9 @@ def answer(trained: TrainedNetwork, read: Callable[[], Tensor], name: str = "") 
         return answer_html(class_names, note=one_line(str(error)), name=name)
     probabilities = trained.probabilities(pixels[None])[0]
     like_mnist = class_names == DIGITS and trained.module.framing == "mnist"
-    note = out_of_distribution(pixels, float(probabilities.max()), like_mnist)
+    detector = stored_novelty(trained.checkpoint, str(trained.path))
+    novel = detector is not None and bool(detector.marks(trained.module, pixels[None]))
+    note = out_of_distribution(pixels, float(probabilities.max()), like_mnist, novel)
     note = note and f"may be wrong: {note}"
     return answer_html(class_names, pixels, probabilities, note, name, why_html(trained, pixels))
 
@@ -265,7 +268,8 @@ def answer_html(
         f"<div class='head'><div role='status'>"
         f"<div class='class{' word' * (len(predicted) > 2)}'>{html.escape(predicted)}</div>"
         f"<div class='quiet'>{html.escape(name)}</div><div class='note'>{text}</div></div>"
-        f"<figure>{seen}<figcaption class='quiet'>What the net sees</figcaption></figure>{why}</div>"
+        f"<figure>{seen}<figcaption class='quiet'>What the net sees</figcaption></figure>"
+        f"{why}</div>"
         f"<div class='bars'>{bars}</div>"
     )
 

@@ -152,6 +152,8 @@ class Fit:
         for callback in trainer.callbacks:  # type: ignore[attr-defined]
             if isinstance(callback, TensorBoardPlots):
                 callback.save_losses(trainer, self.module)
+            elif isinstance(callback, RunCheckpoint):
+                callback.add_detectors(trainer)
         if "val/acc" in logged:
             trainer.loggers = []
         if trainer.is_global_zero:

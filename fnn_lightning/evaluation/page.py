@@ -157,9 +157,7 @@ def describe_mistakes(predictions: Predictions) -> list[dict[str, Any]]:
     ]
 
 
-def explain(
-    mistakes: list[dict[str, Any]], module: FNNLitModule, predictions: Predictions
-) -> None:
+def explain(mistakes: list[dict[str, Any]], module: FNNLitModule, predictions: Predictions) -> None:
     """Add to mistakes a picture of why: which pixels speak for the answer, which for the truth.
 
     Args:

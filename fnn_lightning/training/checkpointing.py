@@ -9,6 +9,7 @@ import torch
 from lightning.pytorch import LightningModule, Trainer, callbacks
 from lightning.pytorch.callbacks.early_stopping import EarlyStoppingReason
 
+from fnn_lightning.datamodule import MNISTDataModule, validates_on_test_set
 from fnn_lightning.errors import InputError
 from fnn_lightning.runs.loggers import folder_of_run
 from fnn_lightning.runs.signals import Stopped, StopSignals
@@ -30,6 +31,9 @@ class RunCheckpoint(callbacks.Checkpoint):
     at the end of every epoch and at the end of training, whatever the monitored metric did;
     Lightning's `ModelCheckpoint` writes it only together with a new best one (its issue 5030).
     From either, training resumes bit for bit as if it had never been interrupted.
+
+    When training on an `MNISTDataModule` ends, both get what tells pictures that look like none of
+    the classes. See `NoveltyDetector`.
 
     A signal to stop (Ctrl-C, SIGTERM) is obeyed after the step, once `last.ckpt` is written. With
     `writes` set to false it is obeyed too, but nothing is written.
@@ -148,7 +152,21 @@ class RunCheckpoint(callbacks.Checkpoint):
     def on_train_end(self, trainer: Trainer, pl_module: LightningModule) -> None:
         if trainer.global_step != self._saved_step:
             self._save_last(trainer)
+        self.add_detectors(trainer)
         self._signals.release()
+
+    def add_detectors(self, trainer: Trainer) -> None:
+        """Add to the checkpoints what tells pictures that look like none of the classes."""
+        data = trainer.datamodule  # type: ignore[attr-defined]
+        if not (self.last_model_path and trainer.is_global_zero):
+            return
+        if isinstance(data, MNISTDataModule):
+            # it imports `FNNLitModule`, whose own imports lead here
+            from fnn_lightning.evaluation.novelty import add_detectors
+
+            paths = [path for path in (self.best_model_path, self.last_model_path) if path]
+            held_out = None if validates_on_test_set(data) else data.val_dataloader()
+            add_detectors(paths, data.train_dataloader(), held_out)
 
     def state_dict(self) -> dict[str, Any]:
         return {
