@@ -34,7 +34,8 @@ class NoveltyDetector(NamedTuple):
     class in the first hidden layer: minus twice the log-likelihood, but for a constant, of a
     Gaussian for each class (after Lee et al. 2018, arXiv:1807.03888), whose covariance is that of
     probabilistic PCA (Tipping and Bishop 1999), so that it takes little room. Without hidden layers
-    it is in the scaled pixels. docs/novelty.md compares them with other scores.
+    it is in the scaled pixels. docs/results.md compares them with other
+    scores.
 
     All are `float32`, of `C` classes, `F` features and `K` components.
     """
@@ -140,6 +141,7 @@ def add_detectors(
         apart = min(FITTED, len(indices) // 3)
         fitted, held_out = indices[:-apart][:FITTED], indices[len(indices) - apart :]
     images, labels = training.images.cpu(), training.labels.cpu()
+    found: dict[int, NoveltyDetector | None] = {}  # by the step, which tells the weights of a run
     for path in paths:
         try:
             with torch.random.fork_rng(devices=[]):  # new weights are drawn, then replaced
@@ -148,7 +150,11 @@ def add_detectors(
             return
         if KEY in trained.checkpoint:
             continue
-        detector = fit_novelty(trained.module, images[fitted], labels[fitted], images[held_out])
+        step = trained.checkpoint["global_step"]
+        if step not in found:
+            module = trained.module
+            found[step] = fit_novelty(module, images[fitted], labels[fitted], images[held_out])
+        detector = found[step]
         if detector is not None:
             write_checkpoint({**trained.checkpoint, KEY: detector.state_dict()}, Path(path))
 
