@@ -21,11 +21,20 @@ from fnn_lightning.data.preprocessing import (
     out_of_distribution,
 )
 from fnn_lightning.errors import InputError, one_line
+from fnn_lightning.evaluation.attribution import (
+    AGAINST,
+    FOR,
+    attribute,
+    css_color,
+    draw_attribution,
+)
 from fnn_lightning.evaluation.class_names import short_name
+from fnn_lightning.evaluation.novelty import stored_novelty
 from fnn_lightning.runs.load import TrainedNetwork
 
 HINT = "Draw a digit, try an example, or upload a picture."
 OTHER_HINT = "Draw, or upload a picture."  # the examples are digits
+PNG_URL = "data:image/png;base64,"
 MAX_BARS = 10  # of more classes, the most probable
 MAX_NAMES = 50  # that the page lists of what it expects
 EXAMPLES = '<div class="examples">'  # the last part of the sketchpad
@@ -128,9 +137,38 @@ def answer(trained: TrainedNetwork, read: Callable[[], Tensor], name: str = "") 
         return answer_html(class_names, note=one_line(str(error)), name=name)
     probabilities = trained.probabilities(pixels[None])[0]
     like_mnist = class_names == DIGITS and trained.module.framing == "mnist"
-    note = out_of_distribution(pixels, float(probabilities.max()), like_mnist)
+    detector = stored_novelty(trained.checkpoint, str(trained.path))
+    novel = detector is not None and bool(detector.marks(trained.module, pixels[None]))
+    note = out_of_distribution(pixels, float(probabilities.max()), like_mnist, novel)
     note = note and f"may be wrong: {note}"
-    return answer_html(class_names, pixels, probabilities, note, name)
+    return answer_html(class_names, pixels, probabilities, note, name, why_html(trained, pixels))
+
+
+def why_html(trained: TrainedNetwork, pixels: Tensor) -> str:
+    """Show which pixels speak for the answer, and which for the second most probable class.
+
+    Args:
+        trained: The net.
+        pixels: Its input, `uint8` of shape `(28, 28)`.
+
+    Returns:
+        A figure with its legend; "" if there is but one class.
+    """
+    names = trained.module.class_names
+    if len(names) < 2:
+        return ""
+    first, second = trained.probabilities(pixels[None]).topk(2).indices.unbind(dim=1)
+    contributions = attribute(trained.module, pixels[None], first, second)[0]
+    legend = " ".join(
+        f"<span class='key' style='--key: {css_color(color)}'>"
+        f"{html.escape(short_name(names[int(which)]))}</span>"
+        for color, which in ((FOR, first), (AGAINST, second))
+    )
+    return (
+        "<figure><img alt='pixels that speak for the answer, and against it' "
+        f"src='{PNG_URL}{draw_attribution(contributions)}'>"
+        f"<figcaption class='quiet'>What speaks for {legend}</figcaption></figure>"
+    )
 
 
 def read_asset(name: str) -> str:
@@ -189,6 +227,7 @@ def answer_html(
     probabilities: Tensor | None = None,
     note: str = "",
     name: str = "",
+    why: str = "",
 ) -> str:
     """Lay out the answer: the class, what the net saw, and a bar for each of up to ten classes.
 
@@ -200,6 +239,7 @@ def answer_html(
         probabilities: Of the classes, shape `(classes,)`; None if there is no answer.
         note: A warning in plain text.
         name: The picture's file; "" for a drawing.
+        why: A figure of what speaks for the answer, as HTML.
     """
     predicted, bars = "", ""
     shown = list(range(len(class_names)))
@@ -228,7 +268,8 @@ def answer_html(
         f"<div class='head'><div role='status'>"
         f"<div class='class{' word' * (len(predicted) > 2)}'>{html.escape(predicted)}</div>"
         f"<div class='quiet'>{html.escape(name)}</div><div class='note'>{text}</div></div>"
-        f"<figure>{seen}<figcaption class='quiet'>What the net sees</figcaption></figure></div>"
+        f"<figure>{seen}<figcaption class='quiet'>What the net sees</figcaption></figure>"
+        f"{why}</div>"
         f"<div class='bars'>{bars}</div>"
     )
 
@@ -237,4 +278,4 @@ def data_url(pixels: Tensor) -> str:
     """Write an image, `uint8` of shape `(H, W)`, as a PNG in a URL."""
     png = io.BytesIO()
     Image.fromarray(pixels.numpy()).save(png, "PNG")
-    return f"data:image/png;base64,{base64.b64encode(png.getvalue()).decode()}"
+    return PNG_URL + base64.b64encode(png.getvalue()).decode()

@@ -154,7 +154,7 @@ class Fit:
             if isinstance(callback, TensorBoardPlots):
                 callback.save_losses(trainer, self.module)
             elif isinstance(callback, RunCheckpoint):
-                callback.calibrate(trainer, self.module)
+                callback.complete(trainer, self.module)
         if "val/acc" in logged:
             trainer.loggers = []
         if trainer.is_global_zero:

@@ -10,6 +10,7 @@ from lightning.pytorch.loggers import TensorBoardLogger
 
 from fnn_lightning.data.datasets import same_dataset
 from fnn_lightning.errors import InputError
+from fnn_lightning.evaluation.novelty import stored_novelty
 from fnn_lightning.evaluation.prediction_writer import PredictionWriter
 from fnn_lightning.evaluation.report import PREDICTIONS, REPORT, Report, is_replaceable
 from fnn_lightning.runs.loggers import DropLostSteps, RunLogger, resuming_logger
@@ -67,7 +68,8 @@ def setup_trainer(
         writes = config.enable_checkpointing is not False and config.logger
         section.checkpoint.writes = bool(writes)
     if subcommand == "predict":
-        callbacks.append(PredictionWriter(section.output, section.save_inputs))
+        novelty = stored_novelty(checkpoint or {}, str(ckpt_path))
+        callbacks.append(PredictionWriter(section.output, section.save_inputs, novelty))
     if subcommand == "test" and (folder := report_folder(section, run, checkpoint)):
         assert checkpoint is not None
         callbacks.append(Report(folder, run, Path(str(ckpt_path)), checkpoint))

@@ -498,14 +498,17 @@ def center(digit: FloatImage) -> NDArray[np.uint8]:
     return np.rint(255 * pixels).astype(np.uint8)
 
 
-def out_of_distribution(pixels: Tensor, confidence: float, like_mnist: bool = True) -> str:
+def out_of_distribution(
+    pixels: Tensor, confidence: float, like_mnist: bool = True, novel: bool = False
+) -> str:
     """Say why an image is unlike the training data, so that its prediction may be wrong.
 
     Args:
         pixels: The network's input, `uint8` of shape `(28, 28)`, ink 255 on 0.
         confidence: Probability of the predicted class.
         like_mnist: Whether the training data are digits in MNIST's form. Of other data only the
-            confidence tells.
+            confidence tells, and what the network makes of it.
+        novel: What a `NoveltyDetector` says of the image.
 
     Returns:
         The reasons, separated by commas; "" if there are none.
@@ -516,13 +519,19 @@ def out_of_distribution(pixels: Tensor, confidence: float, like_mnist: bool = Tr
         >>> out_of_distribution(pixels, 0.99)
         'thicker than any MNIST digit'
     """
+    reasons: list[Any]
     if not like_mnist:
-        return "unsure" if confidence < MIN_CONFIDENCE else ""
+        reasons = [
+            novel and "looks like none of the classes",
+            confidence < MIN_CONFIDENCE and "unsure",
+        ]
+        return ", ".join(filter(None, reasons))
     image = pixels.numpy()
     ink = float(pixels.sum()) / 255
     rows, columns = bounding_box(image > 0)
     aspect = float(columns.stop - columns.start) / float(rows.stop - rows.start)
-    reasons: list[Any] = [
+    reasons = [
+        novel and "looks like no digit",
         confidence < MIN_CONFIDENCE and "unsure",
         ink < INK_RANGE[0] and "thinner than any MNIST digit",
         ink > INK_RANGE[1] and "thicker than any MNIST digit",

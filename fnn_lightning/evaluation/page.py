@@ -9,6 +9,13 @@ from typing import Any, NamedTuple
 import torch
 from PIL import Image
 
+from fnn_lightning.evaluation.attribution import (
+    AGAINST,
+    FOR,
+    attribute,
+    css_color,
+    draw_attribution,
+)
 from fnn_lightning.evaluation.charts import Chart, line_chart, reliability_chart
 from fnn_lightning.evaluation.class_names import short_name
 from fnn_lightning.evaluation.measures import CALIBRATION_BINS, confusions, reliability
@@ -69,6 +76,7 @@ def make_page(
     pairs = confusions(matrix)
     names = [short_name(name) for name in predictions.class_names]
     mistakes = describe_mistakes(predictions)
+    explain(mistakes[:MAX_LARGE], tested.module, predictions)
     best = fit.get("best")
     template = resources.files(__package__).joinpath("report.html").read_text(encoding="utf-8")
     environment = Environment(
@@ -95,6 +103,8 @@ def make_page(
         reliability=reliability_chart(reliability(predictions)),
         bins=CALIBRATION_BINS,
         large=mistakes[:MAX_LARGE],
+        for_colour=css_color(FOR),
+        against_colour=css_color(AGAINST),
         mistakes=mistakes,
         mistakes_of_pair=by_pair(mistakes),
         made_with=made_with,
@@ -141,9 +151,27 @@ def describe_mistakes(predictions: Predictions) -> list[dict[str, Any]]:
                 predictions.probabilities[position, int(predictions.labels[position])]
             ),
             "png": as_png(predictions.image_as_seen(position)),
+            "why": None,
         }
         for position in predictions.most_confident_mistakes(MAX_MISTAKES)
     ]
+
+
+def explain(mistakes: list[dict[str, Any]], module: FNNLitModule, predictions: Predictions) -> None:
+    """Add to mistakes a picture of why: which pixels speak for the answer, which for the truth.
+
+    Args:
+        mistakes: A few of `describe_mistakes`; a picture of each would double the page.
+        module: The network that made them.
+        predictions: Its predictions.
+    """
+    if not mistakes:
+        return
+    columns = [[each[name] for each in mistakes] for name in ("index", "predicted", "label")]
+    indices, predicted, labels = (torch.tensor(column) for column in columns)
+    contributions = attribute(module, predictions.images[indices], predicted, labels)
+    for each, contribution in zip(mistakes, contributions, strict=True):
+        each["why"] = draw_attribution(contribution)
 
 
 def as_png(image: torch.Tensor) -> str:

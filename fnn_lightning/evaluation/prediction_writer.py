@@ -7,6 +7,7 @@ from collections.abc import Sequence
 from pathlib import Path
 from typing import Any
 
+import torch
 from lightning.pytorch import LightningModule, Trainer, callbacks
 from torch import Tensor
 
@@ -14,6 +15,7 @@ from fnn_lightning.data.dataloader import InMemoryDataLoader, all_gather_batch
 from fnn_lightning.data.datasets import DIGITS
 from fnn_lightning.errors import InputError
 from fnn_lightning.evaluation.class_names import short_name
+from fnn_lightning.evaluation.novelty import NoveltyDetector
 from fnn_lightning.lit_module import FNNLitModule
 from fnn_lightning.runs.files import check_writable, output_file, write_atomic
 from fnn_lightning.runs.progress import progress_bar
@@ -35,13 +37,21 @@ class PredictionWriter(callbacks.Callback):
     Args:
         output: File to write, `.csv` or `.json`. Probabilities are from 0 to 1.
         save_inputs: Folder for the 28 × 28 image that the network gets from each picture, as PNG.
+        novelty: Tells pictures that look like none of the classes; None for a network that was
+            trained before there were detectors, or on too few images for one.
 
     Raises:
         InputError: If `output` or `save_inputs` cannot be written; when prediction starts, if it
             would overwrite a picture.
     """
 
-    def __init__(self, output: str | None = None, save_inputs: str | None = None) -> None:
+    def __init__(
+        self,
+        output: str | None = None,
+        save_inputs: str | None = None,
+        novelty: NoveltyDetector | None = None,
+    ) -> None:
+        self.novelty = novelty
         self.output = output_file(output, (".csv", ".json")) if output is not None else None
         self.save_inputs = Path(save_inputs).expanduser() if save_inputs is not None else None
         if self.save_inputs:
@@ -108,7 +118,11 @@ class PredictionWriter(callbacks.Callback):
         if not trainer.is_global_zero or self._prints_csv:
             return
         if self._pictures is not None:
-            add_warnings(self._records, self._inputs, self._like_mnist)
+            novel = [False] * len(self._inputs)
+            if self.novelty is not None:
+                assert isinstance(pl_module, FNNLitModule)
+                novel = self.novelty.marks(pl_module, torch.stack(self._inputs)).tolist()
+            add_warnings(self._records, self._inputs, self._like_mnist, novel)
             if not self.output or len(self._records) <= MAX_TABLE:
                 print_table(self._records)
         if self.output:
@@ -124,21 +138,24 @@ class PredictionWriter(callbacks.Callback):
             save_pngs(self.save_inputs, self._pictures[: len(self._inputs)], self._inputs)
 
 
-def add_warnings(records: list[Record], inputs: list[Tensor], like_mnist: bool) -> None:
+def add_warnings(
+    records: list[Record], inputs: list[Tensor], like_mnist: bool, novel: list[bool]
+) -> None:
     """Add to each picture's record its warning, "" if it looks like the training data.
 
     Args:
         records: The records, with probabilities.
         inputs: The network's input for each, `uint8` of shape `(28, 28)`.
         like_mnist: Whether the training data are digits in MNIST's form.
+        novel: Whether each looks like none of the classes.
     """
     from fnn_lightning.data.preprocessing import out_of_distribution  # slow to import
 
-    checked = zip(records, inputs, strict=True)
+    checked = zip(records, inputs, novel, strict=True)
     with progress_bar(checked, "checking", total=len(records), delay=1) as bar:
-        for record, pixels in bar:
+        for record, pixels, is_novel in bar:
             confidence = max(record["probabilities"])
-            record["warning"] = out_of_distribution(pixels, confidence, like_mnist)
+            record["warning"] = out_of_distribution(pixels, confidence, like_mnist, is_novel)
 
 
 def print_table(records: list[Record]) -> None:

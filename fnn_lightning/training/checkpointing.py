@@ -32,8 +32,8 @@ class RunCheckpoint(callbacks.Checkpoint):
     Lightning's `ModelCheckpoint` writes it only together with a new best one (its issue 5030).
     From either, training resumes bit for bit as if it had never been interrupted.
 
-    When training ends, both get the temperature that makes their probabilities honest, fitted on
-    the validation images that an `MNISTDataModule` holds out. See `fit_temperature`.
+    When training on an `MNISTDataModule` ends, both get what is fitted to their weights: see
+    `complete_checkpoints`.
 
     A signal to stop (Ctrl-C, SIGTERM) is obeyed after the step, once `last.ckpt` is written. With
     `writes` set to false it is obeyed too, but nothing is written.
@@ -152,23 +152,25 @@ class RunCheckpoint(callbacks.Checkpoint):
     def on_train_end(self, trainer: Trainer, pl_module: LightningModule) -> None:
         if trainer.global_step != self._saved_step:
             self._save_last(trainer)
-        self.calibrate(trainer, pl_module)
+        self.complete(trainer, pl_module)
         self._signals.release()
 
-    def calibrate(self, trainer: Trainer, module: Any) -> None:
-        """Fit the temperatures of the checkpoints, and give the module that of the last one."""
+    def complete(self, trainer: Trainer, module: Any) -> None:
+        """Complete the checkpoints, and give the module the temperature of the last one."""
         data = trainer.datamodule  # type: ignore[attr-defined]
-        holds_out = isinstance(data, MNISTDataModule) and not validates_on_test_set(data)
-        if not (self.last_model_path and trainer.enable_validation and holds_out):
+        if not (self.last_model_path and isinstance(data, MNISTDataModule)):
             return
         temperature = None
         if trainer.is_global_zero:
             # it imports `FNNLitModule`, whose own imports lead here
-            from fnn_lightning.training.temperature import calibrate_checkpoints
+            from fnn_lightning.training.post_hoc import complete_checkpoints
 
-            paths = [path for path in (self.best_model_path, self.last_model_path) if path]
-            temperature = calibrate_checkpoints(
-                paths, data.val_dataloader(), trainer.limit_val_batches
+            validates = trainer.enable_validation and not validates_on_test_set(data)
+            temperature = complete_checkpoints(
+                [path for path in (self.best_model_path, self.last_model_path) if path],
+                data.train_dataloader(),
+                data.val_dataloader() if validates else None,
+                trainer.limit_val_batches,
             )
         module.temperature = trainer.strategy.broadcast(temperature)
 

@@ -34,10 +34,10 @@ class Falling(RunCheckpoint):
     def improves(self, trainer: Any) -> bool:
         return not self.best_model_path
 
-    def calibrate(self, trainer: Any, module: Any) -> None:
+    def complete(self, trainer: Any, module: Any) -> None:
         self.before = read(Path(self.last_model_path))
         self.unfitted = module.temperature
-        super().calibrate(trainer, module)
+        super().complete(trainer, module)
 
 
 def best_temperature(path: Path, data: MNISTDataModule) -> float:
