@@ -25,7 +25,7 @@ from fnn_lightning.evaluation.attribution import (
     AGAINST,
     FOR,
     attribute,
-    css_color,
+    css_colour,
     draw_attribution,
 )
 from fnn_lightning.evaluation.class_names import short_name
@@ -47,8 +47,9 @@ def make_page(trained: TrainedNetwork) -> tuple[Any, dict[str, Any]]:
         Gradio's `Blocks`, and arguments for its `launch`.
 
     Raises:
-        InputError: If Gradio is not installed.
+        InputError: If Gradio is not installed, or the checkpoint holds a damaged detector.
     """
+    stored_novelty(trained.checkpoint, str(trained.path))  # refused now, not at every drawing
     try:
         import gradio as gr
     except ImportError as error:
@@ -141,15 +142,17 @@ def answer(trained: TrainedNetwork, read: Callable[[], Tensor], name: str = "") 
     novel = detector is not None and bool(detector.marks(trained.module, pixels[None]))
     note = out_of_distribution(pixels, float(probabilities.max()), like_mnist, novel)
     note = note and f"may be wrong: {note}"
-    return answer_html(class_names, pixels, probabilities, note, name, why_html(trained, pixels))
+    why = why_html(trained, pixels, probabilities)
+    return answer_html(class_names, pixels, probabilities, note, name, why)
 
 
-def why_html(trained: TrainedNetwork, pixels: Tensor) -> str:
+def why_html(trained: TrainedNetwork, pixels: Tensor, probabilities: Tensor) -> str:
     """Show which pixels speak for the answer, and which for the second most probable class.
 
     Args:
         trained: The net.
         pixels: Its input, `uint8` of shape `(28, 28)`.
+        probabilities: Of the classes, shape `(classes,)`.
 
     Returns:
         A figure with its legend; "" if there is but one class.
@@ -157,12 +160,12 @@ def why_html(trained: TrainedNetwork, pixels: Tensor) -> str:
     names = trained.module.class_names
     if len(names) < 2:
         return ""
-    first, second = trained.probabilities(pixels[None]).topk(2).indices.unbind(dim=1)
-    contributions = attribute(trained.module, pixels[None], first, second)[0]
+    first, second = probabilities.topk(2).indices
+    contributions = attribute(trained.module, pixels[None], first[None], second[None])[0]
     legend = " ".join(
-        f"<span class='key' style='--key: {css_color(color)}'>"
+        f"<span class='key' style='--key: {css_colour(colour)}'>"
         f"{html.escape(short_name(names[int(which)]))}</span>"
-        for color, which in ((FOR, first), (AGAINST, second))
+        for colour, which in ((FOR, first), (AGAINST, second))
     )
     return (
         "<figure><img alt='pixels that speak for the answer, and against it' "

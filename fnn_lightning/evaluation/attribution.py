@@ -83,10 +83,10 @@ def shade(level: int) -> tuple[int, ...]:
     return tuple(round(255 - (255 - part) * abs(level) / SHADES) for part in colour)
 
 
-def css_color(color: tuple[int, int, int]) -> str:
+def css_colour(colour: tuple[int, int, int]) -> str:
     """Write a colour for a style sheet.
 
-    >>> css_color(FOR)
+    >>> css_colour(FOR)
     '#d55e00'
     """
-    return "#" + bytes(color).hex()
+    return "#" + bytes(colour).hex()

@@ -13,7 +13,7 @@ from fnn_lightning.evaluation.attribution import (
     AGAINST,
     FOR,
     attribute,
-    css_color,
+    css_colour,
     draw_attribution,
 )
 from fnn_lightning.evaluation.charts import Chart, line_chart, reliability_chart
@@ -103,8 +103,8 @@ def make_page(
         reliability=reliability_chart(reliability(predictions)),
         bins=CALIBRATION_BINS,
         large=mistakes[:MAX_LARGE],
-        for_colour=css_color(FOR),
-        against_colour=css_color(AGAINST),
+        for_colour=css_colour(FOR),
+        against_colour=css_colour(AGAINST),
         mistakes=mistakes,
         mistakes_of_pair=by_pair(mistakes),
         made_with=made_with,
@@ -161,7 +161,7 @@ def explain(mistakes: list[dict[str, Any]], module: FNNLitModule, predictions: P
     """Add to mistakes a picture of why: which pixels speak for the answer, which for the truth.
 
     Args:
-        mistakes: A few of `describe_mistakes`; a picture of each would double the page.
+        mistakes: A few of `describe_mistakes`; of all, a page would grow by half.
         module: The network that made them.
         predictions: Its predictions.
     """

@@ -119,7 +119,7 @@ class PredictionWriter(callbacks.Callback):
             return
         if self._pictures is not None:
             novel = [False] * len(self._inputs)
-            if self.novelty is not None:
+            if self.novelty is not None and self._inputs:
                 assert isinstance(pl_module, FNNLitModule)
                 novel = self.novelty.marks(pl_module, torch.stack(self._inputs)).tolist()
             add_warnings(self._records, self._inputs, self._like_mnist, novel)

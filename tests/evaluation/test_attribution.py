@@ -1,5 +1,7 @@
 import base64
 import io
+import re
+from pathlib import Path
 from typing import Any
 
 import pytest
@@ -7,8 +9,10 @@ import torch
 from PIL import Image
 from torch import nn
 
+from fnn_lightning.commands.demo_page import answer
 from fnn_lightning.evaluation.attribution import AGAINST, FOR, SHADES, attribute, draw_attribution
 from fnn_lightning.lit_module import FNNLitModule
+from fnn_lightning.runs.load import TrainedNetwork
 
 CLASSES, OTHERS = torch.tensor([3, 0]), torch.tensor([8, 5])
 
@@ -34,8 +38,7 @@ def test_without_hidden_layers_pixels_and_biases_add_up_to_the_lead() -> None:
     torch.testing.assert_close(contributions.sum((1, 2)) + biases, lead[:, 0])
 
 
-@pytest.mark.parametrize("compile", [False, True])  # what is compiled is never called
-def test_with_hidden_layers_it_is_the_slope_along_each_pixel(compile: bool) -> None:
+def test_with_hidden_layers_it_is_the_slope_along_each_pixel() -> None:
     torch.manual_seed(0)
     network: dict[str, Any] = {
         "hidden_dims": [8, 6],
@@ -43,7 +46,7 @@ def test_with_hidden_layers_it_is_the_slope_along_each_pixel(compile: bool) -> N
         "batch_norm": True,
         "dropout": 0.5,
     }
-    module = FNNLitModule(**network, compile=compile).train()
+    module = FNNLitModule(**network).train()
     pixels = images()
     contributions = attribute(module, pixels, CLASSES, OTHERS)
     assert module.training
@@ -65,6 +68,27 @@ def test_with_hidden_layers_it_is_the_slope_along_each_pixel(compile: bool) -> N
     slope = (lead(higher) - lead(lower)) / (2 * step)
     expected = slope * float(pixels[0, row, column])
     assert float(contributions[0, row, column]) == pytest.approx(expected, rel=1e-3)
+
+
+def test_the_demo_compares_the_answer_with_the_second_most_probable_class() -> None:
+    names = ["a", "b <i>", "c"]
+    module = FNNLitModule(class_names=names, hidden_dims=[])
+    layer = module.network.layers[-1]
+    assert isinstance(layer, nn.Linear)
+    with torch.no_grad():
+        layer.weight.zero_()
+        layer.bias.copy_(torch.tensor([1.0, 2.0, 3.0]))
+        layer.weight[2, 30], layer.weight[1, 31] = 1.0, 0.5
+    pixels = torch.full((28, 28), 255, dtype=torch.uint8)
+    page = answer(TrainedNetwork(Path("last.ckpt"), module, {}), lambda: pixels)
+    assert re.findall(r"--key: (#\w+)'>([^<]+)<", page) == [
+        *(("#d55e00", "c"), ("#0072b2", "b &lt;i&gt;"))
+    ]
+    contributions = torch.zeros(28, 28)
+    contributions[1, 2], contributions[1, 3] = 1.0, -0.5
+    assert f"src='data:image/png;base64,{draw_attribution(contributions)}'" in page
+    alone = TrainedNetwork(Path("last.ckpt"), FNNLitModule(class_names=["a"]), {})
+    assert "What speaks for" not in answer(alone, lambda: pixels)
 
 
 def test_the_greatest_contribution_has_full_colour_and_none_is_white() -> None:
