@@ -162,7 +162,9 @@ def fit_novelty(
     fewest = int(labels.bincount(minlength=classes).min())
     if k < 1 or fewest < MIN_IMAGES or len(held_out) < MIN_CALIBRATION:
         return None
-    fitted = [fit_gaussian(features[labels == each], k) for each in range(classes)]
+    with torch.random.fork_rng(devices=[]):  # of the randomised SVD
+        torch.manual_seed(0)  # once, since it takes milliseconds
+        fitted = [fit_gaussian(features[labels == each], k) for each in range(classes)]
     gaussians = [torch.stack(parts) for parts in zip(*fitted, strict=True)]
     features, logits = features_and_logits(module, held_out)
     parts = torch.stack([energy(logits), distances(features, *gaussians)], dim=1)
@@ -176,7 +178,7 @@ def fit_novelty(
 
 
 def fit_gaussian(features: Tensor, k: int) -> tuple[Tensor, Tensor, Tensor]:
-    """Fit the Gaussian of probabilistic PCA to the features of a class.
+    """Fit the Gaussian of probabilistic PCA to the features of a class, by a randomised SVD.
 
     Args:
         features: Shape `(N, F)`, `N` at least 2.
@@ -187,9 +189,7 @@ def fit_gaussian(features: Tensor, k: int) -> tuple[Tensor, Tensor, Tensor]:
     """
     mean = features.mean(dim=0)
     deviations = features - mean
-    with torch.random.fork_rng(devices=[]):  # the algorithm is randomised
-        torch.manual_seed(0)
-        _, singular, axes = torch.svd_lowrank(deviations, q=min(k + 10, *deviations.shape))
+    _, singular, axes = torch.svd_lowrank(deviations, q=min(k + 10, *deviations.shape))
     along = singular[:k].square() / len(features)
     total = deviations.square().sum() / len(features)
     rest = (total - along.sum()) / (features.shape[1] - k)
