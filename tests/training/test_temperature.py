@@ -112,6 +112,32 @@ def test_without_held_out_images_there_is_no_temperature(
         assert model.temperature is None
 
 
+class OwnTraining(MNISTDataModule):
+    def train_dataloader(self) -> Any:
+        return as_torch_loader(super().train_dataloader())
+
+
+class OwnValidation(MNISTDataModule):
+    def val_dataloader(self) -> Any:
+        return as_torch_loader(super().val_dataloader())
+
+
+def as_torch_loader(loader: Any) -> Any:
+    return DataLoader(TensorDataset(loader.images[:60], loader.labels[:60]), batch_size=20)
+
+
+@pytest.mark.parametrize("kind", [OwnTraining, OwnValidation])
+def test_dataloaders_of_a_derived_data_module_are_left_alone(
+    make_data: MakeData, make_model: MakeModel, tmp_path: Path, kind: type[MNISTDataModule]
+) -> None:
+    data = make_data()
+    data.__class__ = kind
+    keeper, model = RunCheckpoint(), make_model()
+    trainer(tmp_path, callbacks=[keeper], max_epochs=1).fit(model, datamodule=data)
+    assert "temperature" not in read(Path(keeper.last_model_path))
+    assert model.temperature is None
+
+
 def test_the_temperature_goes_where_the_checkpoint_goes(
     make_data: MakeData, make_model: MakeModel, tmp_path: Path
 ) -> None:
