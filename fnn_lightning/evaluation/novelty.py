@@ -168,8 +168,8 @@ def fit_novelty(
         torch.manual_seed(0)  # once, since it takes milliseconds
         try:
             fitted = [fit_gaussian(features[labels == each], k) for each in range(classes)]
-        except RuntimeError:  # features so large that they overflow
-            return None
+        except torch.linalg.LinAlgError:  # type: ignore[attr-defined]
+            return None  # features so large that they overflow
     gaussians = [torch.stack(parts) for parts in zip(*fitted, strict=True)]
     features, logits = features_and_logits(module, held_out)
     parts = torch.stack([energy(logits), distances(features, *gaussians)], dim=1)
