@@ -140,6 +140,11 @@ class FNNLitModule(LightningModule):
         hard_examples = HardExamples(keep_hardest, self.training_loss)
         self.hard_examples = hard_examples if keep_hardest < 1 else None
         self.adversarial_examples = AdversarialExamples(adversarial_radius)
+        if compile and self.adversarial_examples:  # it frees what the second gradient needs
+            raise InputError(
+                "Expected a network that is not compiled to train on adversarial examples, but got "
+                f"`compile` and `adversarial_radius` {adversarial_radius}: leave out one of them"
+            )
         self.teachers = Teachers(teachers)
         self.optim = Optim(optimizer or SGD, lr_scheduler, lr_interval, warmup)
         check_num_threads(num_threads)

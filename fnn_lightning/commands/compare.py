@@ -221,7 +221,7 @@ class SharedTestImages:
         check_dataset(self.first, run)
         check_classes(run.module.class_names, self.data.class_names)
         self._check_images(run)
-        return run.probabilities(self.images).argmax(dim=1) == self.labels
+        return run.logits(self.images).argmax(dim=1) == self.labels
 
     def _check_images(self, run: TrainedNetwork) -> None:
         """Refuse a network whose own test images are here and are others."""

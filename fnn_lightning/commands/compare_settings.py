@@ -54,7 +54,7 @@ def collect_settings(run: TrainedNetwork) -> dict[str, str]:
 
 
 def trainer_settings(path: Path) -> dict[str, Any]:
-    """Read the settings of trainer, checkpoints and early stopping from the run's config.yaml.
+    """Read the settings that no checkpoint holds, the Trainer's above all, from config.yaml.
 
     Args:
         path: The checkpoint.
@@ -71,9 +71,11 @@ def trainer_settings(path: Path) -> dict[str, Any]:
         return {}
     sections = {
         section: config.get(section) if isinstance(config, dict) else None
-        for section in ("trainer", "checkpoint", "early_stopping")
+        for section in ("trainer", "checkpoint", "early_stopping", "model")
     }
-    return {
+    model = sections.pop("model")
+    teachers = model.get("teachers", []) if isinstance(model, dict) else []
+    return {"model.teachers": teachers} | {
         f"{section}.{name}": value
         for section, values in sections.items()
         if isinstance(values, dict)

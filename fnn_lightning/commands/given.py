@@ -197,7 +197,9 @@ def stored_settings(run: Path, given: Iterable[str] = ()) -> dict[str, Any]:
     model = config.get("model") or {}
     settings["model.compile"] = model.get("compile") is True
     if "model.teachers" not in given:  # paths, which are opened as data alone
-        settings["model.teachers"] = [str(path) for path in model.get("teachers") or ()]
+        teachers = model.get("teachers")
+        paths = teachers if isinstance(teachers, list) else []
+        settings["model.teachers"] = [str(path) for path in paths]
     return settings
 
 

@@ -99,7 +99,8 @@ def main(argv: list[str]) -> None:
     listed = sort_records(listed, options.sort)
     if output:
         encode = to_json if output.suffix.lower() == ".json" else to_csv
-        write_atomic(output, encode(listed).encode())
+        # a folder's name can be any bytes
+        write_atomic(output, encode(listed).encode(errors="backslashreplace"))
         print(f"{len(listed):,} of {len(records):,} runs in {display_path(output)}")
     elif listed:
         print(to_table(listed))

@@ -17,7 +17,7 @@ from fnn_lightning.network import ACTIVATIONS
 MARKED = 0.01
 """Fraction of the images of the classes that are marked all the same."""
 KEY = "novelty"  # in a checkpoint
-FITTED = 5000  # training images that a detector is fitted to; more make it no better
+FITTED = 5000  # images that a detector, or its threshold, is fitted to; more make it no better
 MAX_COMPONENTS = 20
 MAX_NUMBERS = 250_000  # that a detector holds: 1 MB
 MIN_IMAGES = 50  # of every class, to fit a covariance to
@@ -127,9 +127,11 @@ def fit_detector(
     Returns:
         The detector; None where `fit_novelty` makes none.
     """
-    order = torch.randperm(len(training.indices), generator=torch.Generator().manual_seed(0))
+    generator = torch.Generator().manual_seed(0)
+    order = torch.randperm(len(training.indices), generator=generator)
     indices = training.indices.cpu()[order]
     held_out = torch.empty(0, dtype=torch.int64) if validation is None else validation.indices.cpu()
+    held_out = held_out[torch.randperm(len(held_out), generator=generator)[:FITTED]]
     fitted = indices[:FITTED]
     if len(held_out) < MIN_CALIBRATION:
         apart = min(FITTED, len(indices) // 3)
@@ -164,7 +166,10 @@ def fit_novelty(
         return None
     with torch.random.fork_rng(devices=[]):  # of the randomised SVD
         torch.manual_seed(0)  # once, since it takes milliseconds
-        fitted = [fit_gaussian(features[labels == each], k) for each in range(classes)]
+        try:
+            fitted = [fit_gaussian(features[labels == each], k) for each in range(classes)]
+        except torch.linalg.LinAlgError:  # type: ignore[attr-defined]
+            return None  # features so large that they overflow
     gaussians = [torch.stack(parts) for parts in zip(*fitted, strict=True)]
     features, logits = features_and_logits(module, held_out)
     parts = torch.stack([energy(logits), distances(features, *gaussians)], dim=1)
@@ -255,5 +260,8 @@ def stored_novelty(checkpoint: Mapping[str, Any], path: str) -> NoveltyDetector 
         "weights": (3,),
     }
     if shapes != expected or not (state["variances"] > 0).all():
-        raise InputError(f"Expected a detector of novelty in {path}, but got something else")
+        raise InputError(
+            f"Expected a detector of novelty in {path}, but got something else: train "
+            "the network again"
+        )
     return NoveltyDetector(**state)

@@ -4,7 +4,6 @@ Importing this file must stay quick: no torch, no SciPy.
 """
 
 import contextlib
-import math
 import os
 import re
 from collections.abc import Iterator
@@ -37,6 +36,7 @@ HELD_OUT = {**dict.fromkeys(OF_60000, 5000), "digits": 119}  # unless the user s
 PIXELS = 784
 LIMITS = ("limit_val_batches", "overfit_batches")
 MAX_LINE = 10_000  # bytes from the end of an output, in which its last line begins
+MAX_NUMBER, MAX_DIGITS = 2**53, 15  # any more are damage
 SECTION = re.compile(r"^(?=[a-z])", re.MULTILINE)  # where one begins in config.yaml
 OUTPUTS = ("errors.txt", "output.txt")  # of runs of `seeds` and `sweep`
 
@@ -106,6 +106,7 @@ def read_record(folder: Path, root: Path) -> RunRecord:
     widths = layer_widths(settings, test)
     activation = settings.get("model.activation", "") if len(widths) > 2 else ""
     network = fit.get("network") or f"{'–'.join(map(str, widths))} {activation}".strip()
+    when = section(fit or test, "made_with").get("time")
     columns: Columns = {
         "run": folder.absolute().name if name == os.curdir else name,
         "state": state(folder, metrics),
@@ -117,7 +118,7 @@ def read_record(folder: Path, root: Path) -> RunRecord:
         "seconds": number(fit.get("seconds")),
         "epochs": number(fit.get("epochs")),
         "steps": number(fit.get("step")),
-        "when": section(fit or test, "made_with").get("time"),
+        "when": when if isinstance(when, str) else None,
     }
     return RunRecord(columns, settings)
 
@@ -238,7 +239,7 @@ def layer_widths(settings: dict[str, str], test: dict[str, Any]) -> list[int]:
     """Return the widths of a network's layers, from the pixels on; empty if they are not known."""
     dataset, classes = settings.get("data.dataset"), test.get("classes")
     count = len(classes) if isinstance(classes, list) else CLASSES.get(str(dataset))
-    hidden = re.findall(r"\d+", settings.get("model.hidden_dims", ""))
+    hidden = re.findall(rf"\d{{1,{MAX_DIGITS}}}", settings.get("model.hidden_dims", ""))
     if count is None or "model.hidden_dims" not in settings:
         return []
     return [PIXELS, *map(int, hidden), count]
@@ -258,16 +259,16 @@ def section(values: dict[str, Any], name: str) -> dict[str, Any]:
 
 
 def number(value: Any) -> float | int | None:
-    """Return a finite number; None for anything else.
+    """Return a number of any size that a run can have; None for anything else.
 
-    >>> number(3), number(True), number("3"), number(float("nan"))
-    (3, None, None, None)
+    >>> number(3), number(True), number("3"), number(float("nan")), number(10**400)
+    (3, None, None, None, None)
     """
     is_number = isinstance(value, int | float) and not isinstance(value, bool)
-    return value if is_number and math.isfinite(value) else None
+    return value if is_number and abs(value) < MAX_NUMBER else None
 
 
 def number_in(settings: dict[str, str], name: str) -> int | None:
     """Return a setting that is a whole number from 0; None if it is none."""
     text = settings.get(name, "")
-    return int(text) if text.isdecimal() else None
+    return int(text) if text.isdecimal() and len(text) <= MAX_DIGITS else None

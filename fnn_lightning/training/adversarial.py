@@ -56,6 +56,10 @@ class AdversarialExamples:
                     [ 153.,    0., -204.]])
         """
         (gradient,) = torch.autograd.grad(loss, images, retain_graph=True)
-        length = gradient.flatten(1).norm(dim=1).clamp_min(torch.finfo(gradient.dtype).tiny)
-        direction: Tensor = gradient / length.view(-1, *(1,) * (images.dim() - 1))
-        return images.detach() + WHITE * self.radius * direction
+        tiny = torch.finfo(gradient.dtype).tiny
+        rows = gradient.flatten(1)
+        # scaled first: of an image whose loss is close to 0, the squares would be 0
+        rows = rows / rows.abs().amax(dim=1, keepdim=True).clamp_min(tiny)
+        directions = rows / rows.norm(dim=1, keepdim=True).clamp_min(tiny)
+        examples: Tensor = images.detach() + WHITE * self.radius * directions.view_as(images)
+        return examples

@@ -9,6 +9,7 @@ import torch
 from lightning.pytorch import LightningModule, Trainer, callbacks
 from lightning.pytorch.callbacks.early_stopping import EarlyStoppingReason
 
+from fnn_lightning.data.dataloader import InMemoryDataLoader
 from fnn_lightning.datamodule import MNISTDataModule, validates_on_test_set
 from fnn_lightning.errors import InputError
 from fnn_lightning.runs.loggers import folder_of_run
@@ -156,22 +157,32 @@ class RunCheckpoint(callbacks.Checkpoint):
         self._signals.release()
 
     def complete(self, trainer: Trainer, module: Any) -> None:
-        """Complete the checkpoints, and give the module the temperature of the last one."""
+        """Complete the checkpoints, and give the module the temperature of the last one.
+
+        Those of a module or of dataloaders that are not this package's are left as they are.
+        """
+        # their imports lead here
+        from fnn_lightning.lit_module import FNNLitModule
+        from fnn_lightning.training.post_hoc import complete_checkpoints
+
         data = trainer.datamodule  # type: ignore[attr-defined]
-        if not (self.last_model_path and isinstance(data, MNISTDataModule)):
+        fits = isinstance(module, FNNLitModule) and isinstance(data, MNISTDataModule)
+        if not (self.last_model_path and fits):
             return
         temperature = None
         if trainer.is_global_zero:
-            # it imports `FNNLitModule`, whose own imports lead here
-            from fnn_lightning.training.post_hoc import complete_checkpoints
-
             validates = trainer.enable_validation and not validates_on_test_set(data)
-            temperature = complete_checkpoints(
-                [path for path in (self.best_model_path, self.last_model_path) if path],
-                data.train_dataloader(),
-                data.val_dataloader() if validates else None,
-                trainer.limit_val_batches,
-            )
+            training: Any = data.train_dataloader()  # a derived data module may return any
+            held_out: Any = data.val_dataloader() if validates else None
+            if isinstance(training, InMemoryDataLoader) and isinstance(
+                held_out, InMemoryDataLoader | None
+            ):
+                temperature = complete_checkpoints(
+                    [path for path in (self.best_model_path, self.last_model_path) if path],
+                    training,
+                    held_out,
+                    trainer.limit_val_batches,
+                )
         module.temperature = trainer.strategy.broadcast(temperature)
 
     def state_dict(self) -> dict[str, Any]:

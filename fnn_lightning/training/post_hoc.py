@@ -49,7 +49,7 @@ def complete_checkpoints(
             with torch.random.fork_rng(devices=[]):  # new weights are drawn, then replaced
                 trained = load_trained(path)
         except InputError:  # of a derived module, or written by a plugin of the user's
-            return None
+            continue
         checkpoint = trained.checkpoint
         if not checkpoint.keys() >= {*FITTED}:
             step = checkpoint["global_step"]

@@ -190,6 +190,15 @@ def test_an_unreadable_config_leaves_the_trainer_unknown(
     assert "\nB: no readable config.yaml, so trainer.* is not known\n" in output
 
 
+def test_teachers_are_among_the_settings(save: Save, tmp_path: Path, capsys: Capture) -> None:
+    paths = [save(f"{name}/checkpoints/last.ckpt") for name in "ab"]
+    for name, teachers in (("a", ""), ("b", "x, y")):
+        text = f"model: {{teachers: [{teachers}]}}\ntrainer: {{max_epochs: 1}}\n"
+        (tmp_path / name / "config.yaml").write_text(text)
+    compare(*paths)
+    assert re.search(r"^model.teachers +\[\] +\[x, y\]$", capsys.readouterr().out, re.MULTILINE)
+
+
 def test_unknown_settings_are_marked() -> None:
     known = {"A": {"trainer.max_epochs": "3"}, "B": {}, "C": {"trainer.max_epochs": "4"}}
     lines = settings_lines(known)

@@ -131,6 +131,19 @@ def test_files_have_all_columns(capsys: Capture) -> None:
     assert objects[1]["settings"]["data.batch_size"] == "50"
 
 
+@pytest.mark.skipif(os.name == "nt", reason="names are Unicode there")
+def test_a_folder_whose_name_is_no_text_is_listed() -> None:
+    try:
+        write(os.fsdecode(b"\xff"), 5, None)
+    except OSError:
+        pytest.skip("the file system takes no such name")
+    main(["runs", "--output", "runs.csv"])
+    main(["runs", "--output", "runs.json"])
+    assert "\\udcff," in Path("runs.csv").read_text(encoding="utf-8")
+    names = [each["run"] for each in json.loads(Path("runs.json").read_text(encoding="utf-8"))]
+    assert os.fsdecode(b"\xff") in names
+
+
 def test_bad_arguments_end_in_one_line(capsys: Capture) -> None:
     Path("empty").mkdir()
     cases = {

@@ -105,6 +105,9 @@ def test_there_is_none_of_too_few_images_or_too_many_classes(
     images, labels = rows(600)
     assert fit_novelty(module, images[:140], labels[:140], images) is None  # 46 of a class
     assert fit_novelty(module, images, labels, images[:299]) is None
+    with torch.no_grad():  # finite weights after a far too large step
+        next(module.network.parameters()).fill_(3e38)
+    assert fit_novelty(module, images, labels, images) is None
     monkeypatch.setattr(novelty, "MAX_NUMBERS", 2 * CLASSES * 12 - 1)
     assert fit_novelty(module, images, labels, images) is None
 

@@ -6,6 +6,8 @@ import pytest
 import yaml
 from scipy.stats import binomtest
 
+from fnn_lightning.commands.runs import read_records
+from fnn_lightning.commands.runs_table import to_table
 from fnn_lightning.evaluation.run_card import section_defaults
 from fnn_lightning.lit_module import FNNLitModule
 from fnn_lightning.runs.records import find_runs, flatten, parameters, read_record, read_settings
@@ -66,6 +68,9 @@ def test_accuracies_are_of_the_result_and_have_wilsons_interval(tmp_path: Path) 
         ({"optimizer": {"class_path": 3}, "data": 4}, {"fit": 1}, None, "not finished"),
         (MNIST, {"fit": {**FIT, "val/acc": "1"}, "test": {"accuracy": 7, "total": -1}}, None,
          "complete"),
+        (f"seed_everything: '{'1' * 5000}'\nmodel: {{hidden_dims: {'9' * 4000}}}",
+         {"fit": {**FIT, "val_images": 1e308, "parameters": 10**400, "made_with": {"time": [3]}}},
+         None, "complete"),
     ],
 )  # fmt: skip
 def test_damaged_and_unfinished_runs_are_told(
@@ -74,7 +79,10 @@ def test_damaged_and_unfinished_runs_are_told(
     run = write_run(tmp_path / "run", config, metrics)
     if output:
         (run / "output.txt").write_text(output)
-    assert read_record(run, tmp_path).columns["state"] == state
+    record = read_record(run, tmp_path)
+    assert record.columns["state"] == state
+    assert to_table(read_records(tmp_path))
+    assert isinstance(record.columns["when"], str | None)  # to sort by
 
 
 def test_runs_are_found_wherever_they_are_and_once(tmp_path: Path) -> None:

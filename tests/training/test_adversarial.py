@@ -40,6 +40,13 @@ def test_an_image_without_a_gradient_stays_as_it_is() -> None:
     assert AdversarialExamples(1.0).of(none, none.sum()).shape == (0, 4)
 
 
+@pytest.mark.parametrize("slope", [1e-25, 1e-37, 1e18])
+def test_a_gradient_whose_squares_underflow_or_overflow_moves_no_farther(slope: float) -> None:
+    images = torch.zeros(2, 784, requires_grad=True)
+    moved = AdversarialExamples(1.5).of(images, slope * images.sum()) / 255
+    torch.testing.assert_close(moved, torch.full((2, 784), 1.5 / 28))
+
+
 @pytest.mark.parametrize("keep_hardest", [1.0, 0.5])
 def test_a_step_lowers_the_mean_of_both_losses(
     make_model: MakeModel, tmp_path: Path, keep_hardest: float
@@ -95,3 +102,8 @@ def test_floating_point_images_of_the_user_are_left_as_they_are(
 def test_a_radius_out_of_range_is_refused(make_model: MakeModel, radius: float) -> None:
     with pytest.raises(InputError, match="`adversarial_radius` to be a finite number from 0"):
         make_model(adversarial_radius=radius)
+
+
+def test_a_compiled_network_is_refused(make_model: MakeModel) -> None:
+    with pytest.raises(InputError, match=r"`compile` and `adversarial_radius` 0\.5: leave out one"):
+        make_model(compile=True, adversarial_radius=0.5)

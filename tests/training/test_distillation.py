@@ -1,3 +1,4 @@
+import re
 from collections.abc import Callable
 from pathlib import Path
 from typing import Any
@@ -94,6 +95,14 @@ def test_teachers_on_the_command_line(
     assert "too high" not in capsys.readouterr().err
     main(["fit", "--ckpt_path", "run", "--trainer.max_epochs=2"])  # its config.yaml names them
     main(["test", "--ckpt_path", "run"])
+    config = Path("run", "config.yaml")
+    text = config.read_text(encoding="utf-8")
+    config.write_text(re.sub(r"(?s)teachers:.*?(?=\n  \w)", "teachers: 5", text), encoding="utf-8")
+    capsys.readouterr()
+    with pytest.raises(SystemExit):
+        main(["fit", "--ckpt_path", "run", "--trainer.max_epochs=3"])
+    assert "with which the run began" in capsys.readouterr().err
+    config.write_text(text, encoding="utf-8")
     Path(teachers[0]).unlink()
     main(["test", "--ckpt_path", "run"])  # needs none
     capsys.readouterr()

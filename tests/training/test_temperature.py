@@ -4,7 +4,9 @@ from typing import Any
 
 import pytest
 import torch
+from lightning.pytorch import LightningModule
 from scipy.optimize import minimize_scalar
+from torch import nn
 from torch.nn.functional import cross_entropy
 from torch.utils.data import DataLoader, TensorDataset
 
@@ -110,6 +112,56 @@ def test_without_held_out_images_there_is_no_temperature(
         run.fit(model, **data)
         assert "temperature" not in read(Path(keeper.last_model_path))
         assert model.temperature is None
+
+
+class OwnTraining(MNISTDataModule):
+    def train_dataloader(self) -> Any:
+        return as_torch_loader(super().train_dataloader())
+
+
+class OwnValidation(MNISTDataModule):
+    def val_dataloader(self) -> Any:
+        return as_torch_loader(super().val_dataloader())
+
+
+def as_torch_loader(loader: Any) -> Any:
+    return DataLoader(TensorDataset(loader.images[:60], loader.labels[:60]), batch_size=20)
+
+
+@pytest.mark.parametrize("kind", [OwnTraining, OwnValidation])
+def test_dataloaders_of_a_derived_data_module_are_left_alone(
+    make_data: MakeData, make_model: MakeModel, tmp_path: Path, kind: type[MNISTDataModule]
+) -> None:
+    data = make_data()
+    data.__class__ = kind
+    keeper, model = RunCheckpoint(), make_model()
+    trainer(tmp_path, callbacks=[keeper], max_epochs=1).fit(model, datamodule=data)
+    assert "temperature" not in read(Path(keeper.last_model_path))
+    assert model.temperature is None
+
+
+class OwnModule(LightningModule):
+    """Has a temperature of its own, which it learns."""
+
+    def __init__(self) -> None:
+        super().__init__()
+        self.temperature = nn.Parameter(torch.ones(10))
+
+    def training_step(self, batch: Any, batch_idx: int) -> torch.Tensor:
+        return cross_entropy(self.temperature.expand(len(batch[1]), 10), batch[1])
+
+    def validation_step(self, batch: Any, batch_idx: int) -> None:
+        """Lightning warns of a module without one."""
+
+    def configure_optimizers(self) -> Any:
+        return torch.optim.SGD(self.parameters(), 0.1)
+
+
+def test_a_module_of_another_kind_is_left_alone(make_data: MakeData, tmp_path: Path) -> None:
+    module = OwnModule()
+    run = trainer(tmp_path, callbacks=[RunCheckpoint()], max_epochs=1)
+    run.fit(module, datamodule=make_data())
+    assert isinstance(module.temperature, nn.Parameter)
 
 
 def test_the_temperature_goes_where_the_checkpoint_goes(
