@@ -35,6 +35,8 @@ def find_recipes(paths: list[str]) -> list[Recipe]:
         InputError: If a path is something else, or fewer than two seeds in it have completed.
     """
     for path in paths:
+        if not Path(path).expanduser().exists():
+            raise InputError(f"Expected folders of seeds, but got {path}: there is no such folder")
         if not holds_seeds(path):
             folder = next(filter(holds_seeds, paths))
             raise InputError(

@@ -283,7 +283,8 @@ def explain_wrong_value(text: str) -> str:
         near = difflib.get_close_matches(value[1].lower(), choices, n=1)
         hint = f"; did you mean {near[0]}?" if near else ""
     elif "Sequence" in expected[0] and "[" not in value[1]:
-        hint = ": write '[100, 50]'"
+        is_number = re.fullmatch(r"[\d.]+", value[1])
+        hint = ": write '[100, 50]'" if is_number else f": write '[{value[1]}]'"
     kinds = " or ".join(dict.fromkeys(expected)).replace("NoneType", "null")
     kinds = kinds.replace("Sequence", "a list")
     return f"Expected `{wrong['key']}` to be {kinds}, but got {value[1]}{hint}"

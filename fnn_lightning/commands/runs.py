@@ -30,7 +30,9 @@ COMPARISONS: dict[str, Callable[[Any, Any], bool]] = {
     **{"=": operator.eq, "!=": operator.ne, "<": operator.lt, "<=": operator.le},
     **{">": operator.gt, ">=": operator.ge},
 }
+CONDITION = re.compile(r"\s*([\w.]+)\s*(=|!=|<=|>=|<|>)\s*(.+?)\s*")
 DESCENDING = ("val_acc", "test_acc", "when")
+NUMBERS = ("parameters", "seed", "seconds", "epochs", "steps")
 
 
 class Condition(NamedTuple):
@@ -76,7 +78,7 @@ def main(argv: list[str]) -> None:
         type=Column | None,
         default=None,
         help="Column to sort by: accuracies and dates from the highest, all else from the lowest. "
-        "By default test_acc or, if no run has one, val_acc.",
+        "By default test_acc; runs that are not tested come after, by val_acc.",
     )
     parser.add_argument(
         "--filter",
@@ -91,6 +93,7 @@ def main(argv: list[str]) -> None:
         "--output", type=str | None, default=None, help="File for all columns, .csv or .json."
     )
     options = parse(parser, argv)
+    check_filter(argv, options.filter)
     output = output_file(options.output, (".csv", ".json")) if options.output else None
     root = Path(options.folder).expanduser()
     records = read_records(root)
@@ -129,6 +132,26 @@ def read_records(root: Path) -> list[RunRecord]:
     return records
 
 
+def check_filter(argv: list[str], texts: list[str]) -> None:
+    """Check that `--filter` stands once, and that conditions alone follow it.
+
+    Raises:
+        InputError: If it is given twice, or a text after it is no condition.
+    """
+    if sum(word.partition("=")[0] == "--filter" for word in argv) > 1:
+        raise InputError(
+            "Expected --filter once, but got it twice: give all conditions after one, as --filter "
+            "'test_acc>98%' seed=1"
+        )
+    for text in texts:
+        if CONDITION.fullmatch(text) is None:
+            raise InputError(
+                f"Expected --filter to be a name, one of {' '.join(COMPARISONS)}, and a value, but "
+                f"got {text!r}: give it as 'test_acc>=98%' or data.batch_size=200, and a folder "
+                "before --filter"
+            )
+
+
 def parse_condition(text: str, records: list[RunRecord]) -> Condition:
     """Read a condition of `--filter`.
 
@@ -140,12 +163,8 @@ def parse_condition(text: str, records: list[RunRecord]) -> Condition:
     Raises:
         InputError: If it cannot be read, or there is no such column or setting.
     """
-    parts = re.fullmatch(r"\s*([\w.]+)\s*(=|!=|<=|>=|<|>)\s*(.+?)\s*", text)
-    if parts is None:
-        raise InputError(
-            f"Expected --filter to be a name, one of {' '.join(COMPARISONS)}, and a value, but got "
-            f"{text!r}: give it as 'test_acc>=0.98' or data.batch_size=200"
-        )
+    parts = CONDITION.fullmatch(text)
+    assert parts is not None  # `check_filter` has seen to it
     given, comparison, value = parts.groups()
     columns = records[0].columns.keys()
     settings = {name for record in records for name in record.settings}
@@ -161,6 +180,11 @@ def parse_condition(text: str, records: list[RunRecord]) -> Condition:
         raise InputError(
             f"Expected {name} in --filter to be from 0 to 1, or in per cent, but got {value}: "
             f"give it as '{name}{comparison}98%'"
+        )
+    if name in NUMBERS and not isinstance(wanted, float):
+        raise InputError(
+            f"Expected {name} in --filter to be a number, but got {value}: give it as "
+            f"'{name}{comparison}1000'"
         )
     return Condition(name, comparison, wanted)
 
@@ -186,11 +210,11 @@ def sort_records(records: list[RunRecord], column: str | None) -> list[RunRecord
 
     Args:
         records: The runs.
-        column: The column; None for the test accuracy or, if no run has one, that of validation.
+        column: The column; None for the test accuracy, and of runs that are not tested for that of
+            validation.
     """
     if column is None:
-        tested = any(record.columns["test_acc"] is not None for record in records)
-        column = "test_acc" if tested else "val_acc"
+        return sort_records(sort_records(records, "val_acc"), "test_acc")
     known = [record for record in records if record.columns[column] is not None]
     known.sort(key=lambda record: record.columns[column], reverse=column in DESCENDING)
     return known + [record for record in records if record.columns[column] is None]

@@ -88,7 +88,12 @@ def main(argv: list[str]) -> None:
     parser.add_argument(
         "seeds", type=int, metavar="NUMBER", help="Number of seeds, which are 0, 1, …"
     )
-    parser.add_argument("--first", type=int, default=0, help="First seed, in place of 0.")
+    parser.add_argument(
+        "--first",
+        type=int | None,
+        default=None,
+        help="First seed; by default 0 or, of an earlier --folder, the first in it.",
+    )
     parser.add_argument(
         "--folder", type=str | None, help="Folder of all runs; by default a new one."
     )
@@ -97,6 +102,8 @@ def main(argv: list[str]) -> None:
     args = parse(parser, own_argv)
     if args.seeds < 1:
         raise InputError(f"Expected `seeds` to be 1 or more, but got {args.seeds}")
+    if args.first is None:
+        args.first = first_seed(Path(args.folder).expanduser()) if args.folder else 0
     if not 0 <= args.first <= 2**32 - args.seeds:
         raise InputError(
             f"Expected seeds from 0 to {2**32 - 1}, but got {args.seeds} from --first {args.first}"
@@ -144,6 +151,12 @@ def main(argv: list[str]) -> None:
         where = f"{OUTPUT} and {ERRORS} in {all_runs(folder, runs)}"
         print(f"error: seed {names} failed; see {where}", file=sys.stderr)
         raise SystemExit(1)
+
+
+def first_seed(folder: Path) -> int:
+    """Return the first seed that has been trained in a folder; 0 if there is none."""
+    names = [path.name.removeprefix("seed_") for path in folder.glob("seed_*")]
+    return min((int(name) for name in names if name.isdecimal()), default=0)
 
 
 def all_runs(folder: Path, runs: Sequence[Run]) -> Path:

@@ -13,7 +13,7 @@ from fnn_lightning.data.datasets import shown
 from fnn_lightning.errors import InputError
 from fnn_lightning.network import FNN
 
-HELD_OUT = ("dataset", "val_size", "folds", "fold")  # what says which images are held out
+HELD_OUT = ("val_size", "folds", "fold")  # what says which images are held out
 
 
 class Teachers:
@@ -64,7 +64,8 @@ class Teachers:
     def start(self, trainer: Trainer) -> None:
         """Move the networks to the device of a run, when its checkpoint has been loaded.
 
-        Warns of a teacher that may have trained on images which the run holds out.
+        Warns of a teacher of another data set, and of one that may have trained on images which the
+        run holds out.
 
         Raises:
             InputError: If the networks are not those that the run began with.
@@ -77,10 +78,15 @@ class Teachers:
         device = trainer.strategy.root_device
         self._networks = [network.to(device) for network in self._networks]
         own: Any = getattr(trainer.datamodule, "hparams", {})  # type: ignore[attr-defined]
-        if not trainer.enable_validation or own.get("val_size") == 0:
-            return
+        validates = trainer.enable_validation and own.get("val_size") != 0
         for path, data in zip(self.paths, self._data, strict=True):
-            if any(data.get(name) != own.get(name) for name in HELD_OUT):
+            learned, dataset = data.get("dataset"), own.get("dataset")
+            if learned != dataset:
+                rank_zero_warn(
+                    f"The teacher {path} has learned {learned}, but this run learns {dataset}: "
+                    "expect it to teach little"
+                )
+            elif validates and any(data.get(name) != own.get(name) for name in HELD_OUT):
                 rank_zero_warn(
                     f"The teacher {path} held out other images than this run, and may have trained "
                     "on those that it is validated on: val/acc can be too high"

@@ -65,9 +65,10 @@ def test_the_best_run_is_first_and_the_table_fits(
     # 784 × 200 + 200 + 200 × 10 + 10; the intervals of 4,900 of 5,000, and of 9,850 of 10,000
     words = "version_10 784–200–10 relu, batch_size 50 159k 1 98.00 ±0.39 98.50 ±0.24 59 s 70 2"
     assert lines[1].split() == [*words.split(), "2026-11-02"]
-    order = ["version_10", "version_9", "broken", "deeper/in/seed_2", "unfinished"]
+    # tested, then validated, then by name
+    order = ["version_10", "version_9", "deeper/in/seed_2", "broken", "unfinished"]
     assert first_cells("\n".join(lines)) == order
-    assert "damaged" in lines[3]
+    assert "damaged" in lines[4]
     assert "not finished" in lines[5]
     for width in (80, 60):
         monkeypatch.setenv("COLUMNS", str(width))
@@ -151,6 +152,10 @@ def test_bad_arguments_end_in_one_line(capsys: Capture) -> None:
         ("nowhere",): "Expected a folder with runs, but nowhere is no folder",
         ("--sort", "accuracy"): "Expected `sort` to be one of 'run', 'recipe'",
         ("--filter", "seed"): "and a value, but got 'seed': give it as",
+        ("--filter", "seed=1", "empty"): "but got 'empty': give it as 'test_acc>=98%' or "
+        "data.batch_size=200, and a folder before --filter",
+        ("--filter", "seed=1", "--filter=seed=2"): "Expected --filter once, but got it twice",
+        ("--filter", "parameters>100k"): "parameters in --filter to be a number, but got 100k",
         ("--filter", "sead=1"): "but got sead: did you mean seed?",
         ("--filter", "xyz=1"): "but got xyz: the columns are run, recipe",
         ("--filter", "test_acc>98"): "from 0 to 1, or in per cent, but got 98: give it as "

@@ -128,6 +128,15 @@ def test_a_teacher_of_other_classes_is_refused(
         trainer(tmp_path).fit(model, datamodule=make_data())
 
 
+def test_a_teacher_of_another_data_set_is_told(
+    teachers: list[str], make_model: MakeModel, tmp_path: Path
+) -> None:
+    with pytest.warns(UserWarning, match=r"a.ckpt has learned mnist, but this run learns digits"):
+        trainer(tmp_path, max_steps=1).fit(
+            make_model(teachers=teachers[:1]), datamodule=MNISTDataModule("digits")
+        )
+
+
 def test_a_teacher_that_has_seen_the_held_out_images_is_told(
     teachers: list[str], make_model: MakeModel, make_data: MakeData, tmp_path: Path
 ) -> None:
