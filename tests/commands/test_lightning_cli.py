@@ -95,6 +95,9 @@ def test_fit_prints_and_writes_a_run(data_dir: str, capsys: Capture) -> None:
         },
         "best": {"monitor": "val/acc", "score": keeper.best_score},
         "checkpoint": "checkpoints/best.ckpt",
+        "network": "784–8–10 relu",
+        "parameters": 785 * 8 + 9 * 10,
+        "val_images": 25,
     }
 
 
@@ -232,8 +235,9 @@ def test_predict_prints_csv(data_dir: str, capsys: Capture) -> None:
     assert [int(row["index"]) for row in rows] == list(range(TEST_SIZE))
     trained.datamodule.setup("predict")
     images, _ = next(iter(trained.datamodule.predict_dataloader()))
+    temperature = torch.load(LAST, weights_only=True)["temperature"]
     with torch.no_grad():
-        probabilities = trained.model(images).softmax(1)
+        probabilities = (trained.model(images) / temperature).softmax(1)
     assert [int(row["class"]) for row in rows] == probabilities.argmax(1).tolist()
     assert float(rows[3]["p_7"]) == pytest.approx(float(probabilities[3, 7]), abs=1e-6)
 
