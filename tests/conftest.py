@@ -44,6 +44,14 @@ def pytest_collection_modifyitems(config: pytest.Config, items: list[pytest.Item
         items.sort(key=lambda item: long.isdisjoint(mark.name for mark in item.iter_markers()))
 
 
+def pytest_make_parametrize_id(val: object, argname: str) -> str | None:
+    """Name bytes by their argument: each worker of pytest has to collect the same names.
+
+    A gzip archive made while tests are collected holds the second in which it was made.
+    """
+    return argname if isinstance(val, bytes) else None
+
+
 @pytest.fixture(autouse=True)
 def _isolated(monkeypatch: pytest.MonkeyPatch, tmp_path: Path) -> None:
     """Write under tmp_path, and never reach for the network or the real data by accident."""

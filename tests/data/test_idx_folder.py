@@ -99,7 +99,7 @@ IMAGES = "train-images-idx3-ubyte"
     [
         (LABELS, None, f"{LABELS} is missing"),
         (IMAGES, b"", f"{IMAGES} is damaged"),
-        (IMAGES, gzip.compress(b"x" * 9000)[:-20], f"{IMAGES} cannot be read"),
+        (IMAGES, gzip.compress(b"x" * 9000, mtime=0)[:-20], f"{IMAGES} cannot be read"),
         (IMAGES, files()[IMAGES][:-1], "promises 31,376 bytes, but it has 31,375"),
         (LABELS, idx_bytes(np.zeros(0, np.uint8)), "labels in .*, but got none"),
         (LABELS, files()["t10k-labels-idx1-ubyte"], "20 labels of 40 pictures"),
