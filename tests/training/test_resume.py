@@ -34,13 +34,18 @@ PLATEAU = {
 
 
 class KeepsAll(RunCheckpoint):
-    """Keeps a copy of every `last.ckpt`."""
+    """Keeps a copy of every `last.ckpt`; in a resumed run, which nobody resumes, it writes none."""
 
     acts_every_n_steps = RunCheckpoint.acts_every_n_steps
     copies: list[Path]
 
+    def _save(self, trainer: Trainer, name: str) -> str:
+        return str(self.folder / name) if trainer.ckpt_path else super()._save(trainer, name)
+
     def _save_last(self, trainer: Trainer) -> None:
         super()._save_last(trainer)
+        if trainer.ckpt_path:
+            return
         self.copies = getattr(self, "copies", [])
         self.copies.append(Path(trainer.default_root_dir) / f"copy{len(self.copies)}.ckpt")
         shutil.copy(self.last_model_path, self.copies[-1])
