@@ -26,6 +26,7 @@ from torchvision.datasets import EMNIST, KMNIST, MNIST, QMNIST, FashionMNIST
 from fnn_lightning.data.downloads import fetch
 from fnn_lightning.data.published import PUBLISHED
 from fnn_lightning.datamodule import MNISTDataModule
+from fnn_lightning.evaluation.tensorboard import TensorBoardPlots
 from fnn_lightning.lit_module import FNNLitModule
 from fnn_lightning.runs import subprocesses
 from tests.forks import Fork, StartFork
@@ -99,6 +100,13 @@ def mirror(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> Path:
         digests.append((f"{name}.gz", hashlib.md5(archive).hexdigest()))
     monkeypatch.setattr(MNIST, "resources", digests)
     return folder
+
+
+@pytest.fixture(autouse=True)
+def _no_pictures(request: pytest.FixtureRequest, monkeypatch: pytest.MonkeyPatch) -> None:
+    """Draw TensorBoard's pictures, a third of a short run, in tests marked `pictures` alone."""
+    if request.node.get_closest_marker("pictures") is None:
+        monkeypatch.setattr(TensorBoardPlots, "_draw", lambda *_: None)
 
 
 @pytest.fixture

@@ -23,6 +23,8 @@ from fnn_lightning.runs.load import load_trained
 from fnn_lightning.runs.loggers import read_curves
 from tests.support import LAST, RUN, ask, fetch, fit
 
+pytestmark = pytest.mark.pictures
+
 
 @pytest.fixture
 def trained(data_dir: str) -> FNNCLI:

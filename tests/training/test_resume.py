@@ -181,6 +181,7 @@ def test_a_checkpoint_that_was_tested_is_not_resumed_by_the_next_fit(
         assert torch.equal(ours, theirs)
 
 
+@pytest.mark.pictures
 @pytest.mark.parametrize(
     "before", [["validate"], ["test", "predict"], ["tuner"], ["validate with it", "tuner", "test"]]
 )
