@@ -6,7 +6,7 @@ from contextlib import AbstractContextManager, nullcontext
 from typing import Any, Literal, get_args
 
 from lightning.pytorch import Callback, LightningModule
-from torch import Tensor
+from torch import Tensor, autocast
 
 from fnn_lightning.data.dataloader import Batch, InMemoryDataLoader
 from fnn_lightning.data.datasets import DIGITS, Framing, check_classes
@@ -211,7 +211,8 @@ class FNNLitModule(LightningModule):
             probable one, an index into `class_names`: `int64` of shape `(B,)`.
         """
         images = batch if isinstance(batch, Tensor) else batch[0]
-        logits = self(images)
+        with self._weights_precision():
+            logits = self(images)
         probabilities = to_probabilities(logits, self.temperature)
         return {"probabilities": probabilities, "class": logits.argmax(dim=1)}
 
@@ -273,10 +274,18 @@ class FNNLitModule(LightningModule):
         return output, (output.loss + adversarial.loss) / 2
 
     def _evaluate(self, batch: Batch, metrics: SplitMetrics) -> dict[str, Tensor]:
-        loss, logits, labels = self._step(batch)
+        with self._weights_precision():
+            loss, logits, labels = self._step(batch)
         if len(labels):
             metrics.update(preds=logits, target=labels, value=loss, weight=len(labels))
         return {"logits": logits}  # for callbacks
+
+    def _weights_precision(self) -> AbstractContextManager[None]:
+        """Compute with the weights as they are, which may have been trained in mixed precision.
+
+        So a test gives the figures of the network that `load` and `export` make of a checkpoint.
+        """
+        return autocast(self.device.type, enabled=False)
 
     def _sharding(self, batch_idx: int) -> Sharding | None:
         """Tell how a batch was dealt to the ranks, if there are several."""

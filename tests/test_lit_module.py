@@ -1,3 +1,4 @@
+import copy
 import math
 from collections.abc import Callable
 from pathlib import Path
@@ -12,6 +13,7 @@ from torch.nn import functional as F
 from fnn_lightning import FNNLitModule, MNISTDataModule
 from fnn_lightning.commands.datamodules import MNISTWithTrainSet
 from fnn_lightning.errors import DivergenceError, InputError
+from fnn_lightning.evaluation.predictions import predict_logits
 from tests.support import scalars, trainer
 
 MakeData = Callable[..., MNISTDataModule]
@@ -277,6 +279,36 @@ class OwnCallbacks(FNNLitModule):
 class AllCallbacks(FNNLitModule):
     def configure_callbacks(self) -> list[Callback]:
         return [*super().configure_callbacks(), Poison(step=100)]
+
+
+def test_mixed_precision_is_for_training_alone(
+    make_data: MakeData, make_model: MakeModel, tmp_path: Path
+) -> None:
+    data = make_data(batch_size=50)
+    model = make_model(keep_hardest=0.5, adversarial_radius=0.5)
+    single = make_model(keep_hardest=0.5, adversarial_radius=0.5)
+    start = copy.deepcopy(model.state_dict())
+    run = trainer(tmp_path, precision="bf16-mixed")
+    run.fit(model, datamodule=data)
+    trainer(tmp_path).fit(single, datamodule=data)
+    losses, expected = (each.train_metrics.losses() for each in (model, single))
+    torch.testing.assert_close(losses, expected, rtol=0.02, atol=0)
+    assert not torch.equal(losses, expected)
+    for name, weights in model.network.named_parameters():
+        assert weights.dtype == torch.float32
+        assert not torch.equal(weights, start[f"network.{name}"])
+
+    # the figures of a test are those of the network that `load` makes of a checkpoint
+    data.setup("test")
+    source = data.test_dataloader()
+    assert not isinstance(source, list)
+    logits = predict_logits(model, source.images)
+    predicted: Any = run.predict(model, datamodule=data)
+    probabilities = torch.cat([each["probabilities"] for each in predicted])
+    torch.testing.assert_close(probabilities, logits.softmax(1), rtol=1e-5, atol=1e-8)
+    (tested,) = run.test(model, datamodule=data, verbose=False)
+    loss = F.cross_entropy(logits.double(), source.labels).item()
+    assert tested["test/loss"] == pytest.approx(loss, rel=1e-6)
 
 
 def test_a_derived_module_has_to_keep_the_callbacks(make_data: MakeData, tmp_path: Path) -> None:
