@@ -18,6 +18,8 @@ from tensorboard.backend.event_processing.event_accumulator import EventAccumula
 
 from fnn_lightning.commands.lightning_cli import FNNCLI
 from fnn_lightning.commands.main import main
+from fnn_lightning.datamodule import MNISTDataModule
+from fnn_lightning.lit_module import FNNLitModule
 from fnn_lightning.training.multi_step import MultiStep
 from tests.forks import Fork
 
@@ -52,6 +54,27 @@ def write_tiny_files(data_dir: Path) -> str:
     for name, content in tiny_files().items():
         (data_dir / "MNIST" / "raw" / name).write_bytes(content)
     return str(data_dir)
+
+
+def blind_checkpoint(blind: tuple[int, ...] = (), step: int = 6, **data: Any) -> dict[str, Any]:
+    """Return a checkpoint of a network that reads the bright row of the tiny images.
+
+    It classifies all test images correctly but those of the digits that it is blind to.
+    """
+    module = FNNLitModule(hidden_dims=[])
+    weight, bias = module.parameters()
+    rows = weight.detach().zero_().view(10, 28, 28)
+    for digit in range(10):
+        rows[digit, 4 + 2 * digit] = 1
+    bias.detach().zero_()[list(blind)] = -100
+    stored = MNISTDataModule(**data)
+    return {
+        "state_dict": module.state_dict(),
+        "hyper_parameters": dict(module.hparams),
+        "datamodule_hyper_parameters": dict(stored.hparams),
+        "global_step": step,
+        "pytorch-lightning_version": "2.6.6",
+    }
 
 
 def trainer(tmp_path: Path, **kwargs: Any) -> Trainer:

@@ -17,7 +17,7 @@ from fnn_lightning.network import ACTIVATIONS
 MARKED = 0.01
 """Fraction of the images of the classes that are marked all the same."""
 KEY = "novelty"  # in a checkpoint
-FITTED = 5000  # images that a detector, or its threshold, is fitted to; more make it no better
+MAX_FITTED = 5000  # images that a detector, or its threshold, is fitted to; more make it no better
 MAX_COMPONENTS = 20
 MAX_NUMBERS = 250_000  # that a detector holds: 1 MB
 MIN_IMAGES = 50  # of every class, to fit a covariance to
@@ -131,11 +131,11 @@ def fit_detector(
     order = torch.randperm(len(training.indices), generator=generator)
     indices = training.indices.cpu()[order]
     held_out = torch.empty(0, dtype=torch.int64) if validation is None else validation.indices.cpu()
-    held_out = held_out[torch.randperm(len(held_out), generator=generator)[:FITTED]]
-    fitted = indices[:FITTED]
+    held_out = held_out[torch.randperm(len(held_out), generator=generator)[:MAX_FITTED]]
+    fitted = indices[:MAX_FITTED]
     if len(held_out) < MIN_CALIBRATION:
-        apart = min(FITTED, len(indices) // 3)
-        fitted, held_out = indices[:-apart][:FITTED], indices[len(indices) - apart :]
+        apart = min(MAX_FITTED, len(indices) // 3)
+        fitted, held_out = indices[:-apart][:MAX_FITTED], indices[len(indices) - apart :]
     images, labels = training.images.cpu(), training.labels.cpu()
     return fit_novelty(module, images[fitted], labels[fitted], images[held_out])
 

@@ -14,7 +14,7 @@ from fnn_lightning.evaluation.novelty import fit_detector
 from fnn_lightning.runs.checkpoint_io import write_checkpoint
 from fnn_lightning.runs.load import TrainedNetwork, load_trained
 
-FITTED = ("temperature", "novelty")  # under these names in a checkpoint
+KEYS = ("temperature", "novelty")  # of a checkpoint
 
 
 def complete_checkpoints(
@@ -51,7 +51,7 @@ def complete_checkpoints(
         except InputError:  # of a derived module, or written by a plugin of the user's
             continue
         checkpoint = trained.checkpoint
-        if not checkpoint.keys() >= {*FITTED}:
+        if not checkpoint.keys() >= {*KEYS}:
             step = checkpoint["global_step"]
             if step not in found:
                 with one_thread():
@@ -69,7 +69,7 @@ def fit_post_hoc(
     held_out: InMemoryDataLoader | None,
     limit: int | float,
 ) -> dict[str, Any]:
-    """Fit what can be fitted, and return it under the names of `FITTED`."""
+    """Fit what can be fitted, and return it under the keys of a checkpoint."""
     trained.module.to(training.device)
     fitted: dict[str, Any] = {}
     if held_out is not None:

@@ -11,10 +11,9 @@ from fnn_lightning.commands.compare_settings import collect_settings
 from fnn_lightning.commands.compare_tables import pair_lines, settings_lines
 from fnn_lightning.commands.main import main
 from fnn_lightning.datamodule import MNISTDataModule
-from fnn_lightning.lit_module import FNNLitModule
 from fnn_lightning.runs.checkpoint_io import ema_decay
 from fnn_lightning.runs.load import load_trained
-from tests.support import TEST_SIZE
+from tests.support import TEST_SIZE, blind_checkpoint
 
 Capture = pytest.CaptureFixture[str]
 Save = Callable[..., str]
@@ -23,29 +22,12 @@ CHANCE, MORE = "could be chance", "more than chance"
 
 @pytest.fixture
 def save(tmp_path: Path, data_dir: str) -> Save:
-    """Return a function that writes a checkpoint of a network that reads the bright row.
-
-    It classifies all test images correctly but those of the digits that it is blind to.
-    """
+    """Return a function that writes a checkpoint of a network that is blind to some digits."""
 
     def write(name: str, blind: tuple[int, ...] = (), **data: Any) -> str:
-        module = FNNLitModule(hidden_dims=[])
-        weight, bias = module.parameters()
-        rows = weight.detach().zero_().view(10, 28, 28)
-        for digit in range(10):
-            rows[digit, 4 + 2 * digit] = 1
-        bias.detach().zero_()[list(blind)] = -100
-        stored = MNISTDataModule(**{"data_dir": data_dir, **data})
         path = tmp_path / name
         path.parent.mkdir(parents=True, exist_ok=True)
-        checkpoint = {
-            "state_dict": module.state_dict(),
-            "hyper_parameters": dict(module.hparams),
-            "datamodule_hyper_parameters": dict(stored.hparams),
-            "global_step": 6,
-            "pytorch-lightning_version": "2.6.6",
-        }
-        torch.save(checkpoint, path)
+        torch.save(blind_checkpoint(blind, **{"data_dir": data_dir, **data}), path)
         return str(path)
 
     return write

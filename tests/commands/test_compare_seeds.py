@@ -13,8 +13,7 @@ from scipy.stats import ttest_rel
 
 from fnn_lightning.commands.main import main
 from fnn_lightning.datamodule import MNISTDataModule
-from fnn_lightning.lit_module import FNNLitModule
-from tests.support import TEST_SIZE, refused, write_tiny_files
+from tests.support import TEST_SIZE, blind_checkpoint, refused, write_tiny_files
 
 Capture = pytest.CaptureFixture[str]
 Save = Callable[..., Path]
@@ -29,21 +28,8 @@ def save(data_dir: str) -> Save:
         step: int = 6, **data: Any,
     ) -> Path:  # fmt: skip
         folder = Path(run)
-        module = FNNLitModule(hidden_dims=[])
-        weight, bias = module.parameters()
-        rows = weight.detach().zero_().view(10, 28, 28)
-        for digit in range(10):
-            rows[digit, 4 + 2 * digit] = 1
-        bias.detach().zero_()[list(blind)] = -100
-        stored = MNISTDataModule(**{"data_dir": data_dir, **data})
-        checkpoint = {
-            "state_dict": module.state_dict(),
-            "hyper_parameters": dict(module.hparams),
-            "datamodule_hyper_parameters": dict(stored.hparams),
-            "global_step": step,
-            "pytorch-lightning_version": "2.6.6",
-        }
         (folder / "checkpoints").mkdir(parents=True)
+        checkpoint = blind_checkpoint(blind, step, **{"data_dir": data_dir, **data})
         torch.save(checkpoint, folder / "checkpoints" / "last.ckpt")
         fit = {"best": None, "checkpoint": "checkpoints/last.ckpt", "seconds": 1.0}
         if complete:
