@@ -14,17 +14,27 @@ from fnn_lightning.commands.datamodules import MNISTOrPictures
 from fnn_lightning.commands.main import main
 from fnn_lightning.data.preprocessing import read_picture
 from fnn_lightning.runs.load import TrainedNetwork, load_trained
-from tests.support import TEST_SIZE
+from tests.support import TEST_SIZE, write_tiny_files
 
 Capture = pytest.CaptureFixture[str]
 LAST = "lightning_logs/version_0/checkpoints/last.ckpt"
 
 
+@pytest.fixture(scope="module")
+def folder_of_run(tmp_path_factory: pytest.TempPathFactory) -> Path:
+    """Train a network for all tests."""
+    folder = tmp_path_factory.mktemp("trained")
+    data_dir = write_tiny_files(folder / "tiny")
+    with pytest.MonkeyPatch.context() as patch:
+        patch.chdir(folder)
+        main(["fit", "--data.data_dir", data_dir, "--model.hidden_dims", "[8]",
+              "--trainer.max_epochs", "1", "--tensorboard.enabled", "false"])  # fmt: skip
+    return folder
+
+
 @pytest.fixture
-def trained(data_dir: str, capsys: Capture) -> TrainedNetwork:
-    main(["fit", "--data.data_dir", data_dir, "--model.hidden_dims", "[8]",
-          "--trainer.max_epochs", "1"])  # fmt: skip
-    capsys.readouterr()
+def trained(folder_of_run: Path) -> TrainedNetwork:
+    shutil.copytree(folder_of_run / "lightning_logs", "lightning_logs")
     return load_trained(LAST)
 
 

@@ -2,6 +2,7 @@
 
 import io
 import re
+import shutil
 import time
 from collections.abc import Callable
 from pathlib import Path
@@ -15,26 +16,37 @@ from PIL import Image
 from selenium.webdriver.remote.webdriver import WebDriver
 from tensorboard.backend.event_processing.event_accumulator import EventAccumulator
 
-from fnn_lightning.commands.lightning_cli import FNNCLI
 from fnn_lightning.commands.main import main
 from fnn_lightning.data.datasets import DIGITS
 from fnn_lightning.evaluation import plots
 from fnn_lightning.runs.load import load_trained
 from fnn_lightning.runs.loggers import read_curves
-from tests.support import LAST, RUN, ask, fetch, fit
+from fnn_lightning.runs.run_folder import read_metrics
+from tests.support import LAST, RUN, ask, fetch, fit, write_tiny_files
 
 pytestmark = pytest.mark.pictures
 
 
+@pytest.fixture(scope="module")
+def folder_of_run(tmp_path_factory: pytest.TempPathFactory) -> Path:
+    """Train and test a network for all tests, so that there is a run to look at."""
+    folder = tmp_path_factory.mktemp("trained")
+    data_dir = write_tiny_files(folder / "tiny")
+    with pytest.MonkeyPatch.context() as patch:
+        patch.chdir(folder)
+        main(["fit", "--data.data_dir", data_dir, "--model.hidden_dims", "[8, 9]",
+              "--trainer.max_steps", "6", "--trainer.max_epochs", "9",
+              "--data.batch_size", "70", "--trainer.log_every_n_steps", "2",
+              "--tensorboard.histograms", "true"])  # fmt: skip
+        main(["test", "--ckpt_path", LAST, "--tensorboard.projector", "true"])
+    return folder
+
+
 @pytest.fixture
-def trained(data_dir: str) -> FNNCLI:
-    """Train and test a network, so that there is a run to look at."""
-    cli = FNNCLI(["fit", "--data.data_dir", data_dir, "--model.hidden_dims", "[8, 9]",
-                  "--trainer.max_steps", "6", "--trainer.max_epochs", "9",
-                  "--data.batch_size", "70", "--trainer.log_every_n_steps", "2",
-                  "--tensorboard.histograms", "true"])  # fmt: skip
-    main(["test", "--ckpt_path", LAST, "--tensorboard.projector", "true"])
-    return cli
+def trained(folder_of_run: Path) -> Path:
+    """Return the folder of a run that has been trained and tested."""
+    shutil.copytree(folder_of_run / "lightning_logs", "lightning_logs")
+    return RUN
 
 
 def confusion(split: str) -> torch.Tensor:
@@ -57,7 +69,7 @@ def picture(url: str, tag: str, index: int = 0) -> np.ndarray:
         f"{url}/plugin/images/individualImage?{shown[index]['query']}"))))  # fmt: skip
 
 
-def test_tensorboard_shows_the_run(trained: FNNCLI, tensorboard: str) -> None:
+def test_tensorboard_shows_the_run(trained: Path, tensorboard: str) -> None:
     # the curves
     tags = set(ask(f"{tensorboard}/plugin/scalars/tags")["version_0"])
     metrics = {
@@ -120,7 +132,7 @@ def test_tensorboard_shows_the_run(trained: FNNCLI, tensorboard: str) -> None:
                 assert len([tag for tag in tags if re.match(pattern, tag)]) == 1
 
 
-def test_tensorboard_compares_settings_and_results(trained: FNNCLI, tensorboard: str) -> None:
+def test_tensorboard_compares_settings_and_results(trained: Path, tensorboard: str) -> None:
     experiment = ask(f"{tensorboard}/plugin/hparams/experiment", {"experimentName": ""})
     metrics = [info["name"]["tag"] for info in experiment["metricInfos"]]
     statuses = {"allowedStatuses": ["STATUS_UNKNOWN", "STATUS_SUCCESS", "STATUS_RUNNING"]}
@@ -134,7 +146,7 @@ def test_tensorboard_compares_settings_and_results(trained: FNNCLI, tensorboard:
     assert settings.items() <= run["hparams"].items()
     shown = {value["name"]["tag"]: value["value"] for value in run["metricValues"]}
     assert "hp_metric" not in shown
-    assert shown["val/acc"] == pytest.approx(float(trained.trainer.callback_metrics["val/acc"]))
+    assert shown["val/acc"] == pytest.approx(read_metrics(trained)["fit"]["val/acc"])
     assert "z_test/acc" in shown
     # the tab shows the first five metrics
     assert metrics[:5] == ["train/acc", "train/loss", "val/acc", "val/loss", "z_test/acc"]
@@ -202,7 +214,7 @@ def test_notes_say_which_curves_cannot_be_compared(data_dir: str) -> None:
     assert "measured on the test set" in notes
 
 
-def test_the_projector_shows_the_last_hidden_layer(trained: FNNCLI, tensorboard: str) -> None:
+def test_the_projector_shows_the_last_hidden_layer(trained: Path, tensorboard: str) -> None:
     fetch(f"{tensorboard}/plugin/images/tags")  # it has started, and read the run
     (shown,) = ask(f"{tensorboard}/plugin/projector/info?run=version_0")["embeddings"]
     name = quote(shown["tensorName"])
@@ -230,7 +242,7 @@ def test_the_projector_shows_the_last_hidden_layer(trained: FNNCLI, tensorboard:
 
 
 def test_a_second_test_replaces_the_projection(
-    trained: FNNCLI, capsys: pytest.CaptureFixture[str]
+    trained: Path, capsys: pytest.CaptureFixture[str]
 ) -> None:
     main(["test", "--ckpt_path", LAST, "--tensorboard.projector", "true"])
     assert "warning" not in capsys.readouterr().out
@@ -273,7 +285,7 @@ return drawn;
 
 
 def test_tensorboard_shows_its_pictures_in_a_browser(
-    trained: FNNCLI, tensorboard: str, browser: WebDriver
+    trained: Path, tensorboard: str, browser: WebDriver
 ) -> None:
     fetch(f"{tensorboard}/plugin/images/tags")  # it has started, and read the run
     page = tensorboard.removesuffix("/data")
