@@ -211,7 +211,7 @@ class FNNLitModule(LightningModule):
             probable one, an index into `class_names`: `int64` of shape `(B,)`.
         """
         images = batch if isinstance(batch, Tensor) else batch[0]
-        with self._weights_precision():
+        with self._without_autocast():
             logits = self(images)
         probabilities = to_probabilities(logits, self.temperature)
         return {"probabilities": probabilities, "class": logits.argmax(dim=1)}
@@ -274,16 +274,16 @@ class FNNLitModule(LightningModule):
         return output, (output.loss + adversarial.loss) / 2
 
     def _evaluate(self, batch: Batch, metrics: SplitMetrics) -> dict[str, Tensor]:
-        with self._weights_precision():
+        with self._without_autocast():
             loss, logits, labels = self._step(batch)
         if len(labels):
             metrics.update(preds=logits, target=labels, value=loss, weight=len(labels))
         return {"logits": logits}  # for callbacks
 
-    def _weights_precision(self) -> AbstractContextManager[None]:
-        """Compute with the weights as they are, which may have been trained in mixed precision.
+    def _without_autocast(self) -> AbstractContextManager[None]:
+        """Compute in the dtype of the weights, even if they are trained in mixed precision.
 
-        So a test gives the figures of the network that `load` and `export` make of a checkpoint.
+        So `test` gives the figures of the network that `load` and `export` make of a checkpoint.
         """
         return autocast(self.device.type, enabled=False)
 

@@ -82,6 +82,16 @@ def drawn() -> None:
     """Draw the figures, for a test that looks at them."""
 
 
+@pytest.fixture(autouse=True)
+def _no_pictures(request: pytest.FixtureRequest, monkeypatch: pytest.MonkeyPatch) -> None:
+    """Leave out TensorBoard's pictures and histograms, but for tests marked `pictures`.
+
+    They take a third of a tiny run, without ink too. Fixtures of a module and other processes draw.
+    """
+    if request.node.get_closest_marker("pictures") is None:
+        monkeypatch.setattr(TensorBoardPlots, "_draw", lambda *_: None)
+
+
 @pytest.fixture
 def data_dir(tmp_path: Path) -> str:
     """Return a `data_dir` that holds tiny files."""
@@ -100,13 +110,6 @@ def mirror(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> Path:
         digests.append((f"{name}.gz", hashlib.md5(archive).hexdigest()))
     monkeypatch.setattr(MNIST, "resources", digests)
     return folder
-
-
-@pytest.fixture(autouse=True)
-def _no_pictures(request: pytest.FixtureRequest, monkeypatch: pytest.MonkeyPatch) -> None:
-    """Draw TensorBoard's pictures, a third of a short run, in tests marked `pictures` alone."""
-    if request.node.get_closest_marker("pictures") is None:
-        monkeypatch.setattr(TensorBoardPlots, "_draw", lambda *_: None)
 
 
 @pytest.fixture

@@ -12,6 +12,7 @@ from torch.nn import functional as F
 
 from fnn_lightning import FNNLitModule, MNISTDataModule
 from fnn_lightning.commands.datamodules import MNISTWithTrainSet
+from fnn_lightning.data.dataloader import InMemoryDataLoader
 from fnn_lightning.errors import DivergenceError, InputError
 from fnn_lightning.evaluation.predictions import predict_logits
 from tests.support import scalars, trainer
@@ -298,7 +299,7 @@ def test_mixed_precision_is_for_training_alone(
         assert weights.dtype == torch.float32
         assert not torch.equal(weights, start[f"network.{name}"])
 
-    # the figures of a test are those of the network that `load` makes of a checkpoint
+    # the figures of an evaluation are those of the network that `load` makes of a checkpoint
     data.setup("test")
     source = data.test_dataloader()
     assert not isinstance(source, list)
@@ -309,6 +310,12 @@ def test_mixed_precision_is_for_training_alone(
     (tested,) = run.test(model, datamodule=data, verbose=False)
     loss = F.cross_entropy(logits.double(), source.labels).item()
     assert tested["test/loss"] == pytest.approx(loss, rel=1e-6)
+    (validated,) = run.validate(model, datamodule=data, verbose=False)
+    held_out = data.val_dataloader()
+    assert isinstance(held_out, InMemoryDataLoader)
+    logits = predict_logits(model, held_out.images[held_out.indices])
+    loss = F.cross_entropy(logits.double(), held_out.labels[held_out.indices]).item()
+    assert validated["val/loss"] == pytest.approx(loss, rel=1e-6)
 
 
 def test_a_derived_module_has_to_keep_the_callbacks(make_data: MakeData, tmp_path: Path) -> None:

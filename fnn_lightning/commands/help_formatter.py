@@ -36,7 +36,7 @@ HELP = {
     "trainer.strategy": "How several devices share the work: auto, ddp, …",
     "trainer.devices": "Number of devices, or a list of their numbers; -1: all.",
     "trainer.num_nodes": "Number of machines.",
-    "trainer.precision": "Floating-point numbers of the network.",
+    "trainer.precision": "Floating-point numbers of the network; mixed ones in training alone.",
     "trainer.logger": "Logger, or a list of them, beside the run's own for TensorBoard. `false` "
     "writes nothing at all.",
     "trainer.callbacks": "Callback, or a list of them, beside the run's own.",

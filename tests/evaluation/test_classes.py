@@ -97,6 +97,7 @@ def predicted_by_hand(names: list[str]) -> tuple[list[int], Tensor]:
     return stub.labels(train=False).tolist(), probabilities
 
 
+@pytest.mark.pictures
 @pytest.mark.usefixtures("drawn", "run")
 def test_the_report_and_tensorboard_name_the_classes(names: list[str]) -> None:
     main(["test", "--ckpt_path", LAST, "--tensorboard.projector", "true"])

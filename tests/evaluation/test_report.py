@@ -210,6 +210,7 @@ def test_validation_on_the_test_set_or_on_part_of_the_images_shows_in_the_report
     assert f"{round(25 * score)} of 25;" in Path("b/report.html").read_text()
 
 
+@pytest.mark.pictures
 @pytest.mark.parametrize(
     "option",
     ["limit_val_batches=0", "logger=false", "fast_dev_run=true", "enable_checkpointing=false"],
@@ -379,6 +380,7 @@ def test_a_report_replaces_no_file_of_another_origin(
     assert Path("mine/report.html").is_file()
 
 
+@pytest.mark.pictures
 def test_no_report_without_a_logger_or_a_writable_folder(
     fit: Callable[..., None], capsys: pytest.CaptureFixture[str]
 ) -> None:

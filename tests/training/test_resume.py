@@ -8,6 +8,7 @@ from typing import Any
 import pytest
 import torch
 from lightning.pytorch import Callback, LightningModule, Trainer
+from lightning.pytorch.plugins.io import TorchCheckpointIO
 from lightning.pytorch.tuner.tuning import Tuner
 from torch import nn
 
@@ -34,13 +35,10 @@ PLATEAU = {
 
 
 class KeepsAll(RunCheckpoint):
-    """Keeps a copy of every `last.ckpt`; in a resumed run, which nobody resumes, it writes none."""
+    """Keeps a copy of every `last.ckpt` of a run that was not resumed."""
 
     acts_every_n_steps = RunCheckpoint.acts_every_n_steps
     copies: list[Path]
-
-    def _save(self, trainer: Trainer, name: str) -> str:
-        return str(self.folder / name) if trainer.ckpt_path else super()._save(trainer, name)
 
     def _save_last(self, trainer: Trainer) -> None:
         super()._save_last(trainer)
@@ -49,6 +47,14 @@ class KeepsAll(RunCheckpoint):
         self.copies = getattr(self, "copies", [])
         self.copies.append(Path(trainer.default_root_dir) / f"copy{len(self.copies)}.ckpt")
         shutil.copy(self.last_model_path, self.copies[-1])
+
+
+class WritesTheEnd(TorchCheckpointIO):
+    """Writes no checkpoint but `end.ckpt`: a resumed run makes many that nobody reads."""
+
+    def save_checkpoint(self, checkpoint: Any, path: Any, storage_options: Any = None) -> None:
+        if Path(path).name == "end.ckpt":
+            super().save_checkpoint(checkpoint, path, storage_options)
 
 
 class Dropping(FNNLitModule):
@@ -71,6 +77,7 @@ def fit(
         **{
             "callbacks": [*averaging, *extra, KeepsAll(monitor="val/acc", every_n_steps=every)],
             "enable_checkpointing": True,
+            "plugins": [WritesTheEnd()] if ckpt_path else None,
             "log_every_n_steps": 4,
             "max_epochs": 2,
             **kwargs,
