@@ -30,6 +30,11 @@ from fnn_lightning.training.hard_examples import HardExamples, Sharding
 from fnn_lightning.training.hparams import HParams
 from fnn_lightning.training.loss import CROSS_ENTROPY, TrainingLoss
 from fnn_lightning.training.lr_finder import FINDERS
+from fnn_lightning.training.matmul_precision import (
+    MatmulPrecision,
+    Precision,
+    check_matmul_precision,
+)
 from fnn_lightning.training.metrics import EvaluationMetrics, SplitMetrics, StepOutput, TrainMetrics
 from fnn_lightning.training.multi_step import (
     MultiStep,
@@ -92,6 +97,9 @@ class FNNLitModule(LightningModule):
             same. See `MultiStep`.
         num_threads: Number of CPU threads that compute a step. Chosen by the work of a step and
             the cores by default, and kept when the run is resumed. See `Threads`.
+        matmul_precision: How exactly training steps multiply matrices of `float32`: `medium` rounds
+            what is multiplied to `bfloat16`, `high` less coarsely, each where the hardware is
+            faster at it; elsewhere they are `highest`, PyTorch's default. See `MatmulPrecision`.
         compile: Whether the network is compiled by `torch.compile`, when it is first used. That
             takes half a minute, needs a C++ compiler, and pays off only for a large network. The
             result is the same but for rounding.
@@ -123,6 +131,7 @@ class FNNLitModule(LightningModule):
         warmup: float = 0.0,
         multi_step: bool = True,
         num_threads: int | None = None,
+        matmul_precision: Precision | None = None,
         compile: bool = False,
         **network: Any,
     ) -> None:
@@ -150,6 +159,8 @@ class FNNLitModule(LightningModule):
         check_num_threads(num_threads)
         self.multi_step = multi_step
         self.num_threads = num_threads
+        check_matmul_precision(matmul_precision)
+        self.matmul_precision = matmul_precision
         # `HParams` logs them: the Trainer would log them with `hp_metric: -1` beside them.
         # a trained network needs no teachers, which may be gone
         ignored = ["multi_step", "num_threads", "compile", "teachers"]
@@ -413,7 +424,8 @@ class FNNLitModule(LightningModule):
             return []
         log, threads = TrainLog(), Threads()
         steps = MultiStep(log, threads, FNNLitModule)
-        return [log, threads, Resume(), HParams(), PixelScale(), AugmentationEnd(), steps]
+        parts = [Resume(), HParams(), PixelScale(), AugmentationEnd(), MatmulPrecision()]
+        return [log, threads, *parts, steps]
 
     def on_fit_start(self) -> None:
         attached = [type(each) for each in self.trainer.callbacks]  # type: ignore[attr-defined]

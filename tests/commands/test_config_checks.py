@@ -36,6 +36,7 @@ def test_resuming_keeps_what_defines_the_run(data_dir: str, capsys: Capture) -> 
         "--lr_scheduler null": "`lr_scheduler` to be StepLR, .* but got null",
         "--lr_scheduler.step_size 2": "`lr_scheduler.step_size` to be 1",
         "--trainer.accumulate_grad_batches 2": "`trainer.accumulate_grad_batches` to be 1",
+        "--model.matmul_precision medium": "`model.matmul_precision` to be null, .* but got medium",
         "--model.compile true": "`model.compile` to be False",
         "--trainer.precision bf16-mixed": "`trainer.precision` to be null",
     }
@@ -69,6 +70,7 @@ def test_a_run_of_an_earlier_version_resumes_as_it_began(
         del data[name]
     del data["augmentation"]["end"], checkpoint["hyper_parameters"]["freeze"]
     del checkpoint["hyper_parameters"]["adversarial_radius"]
+    del checkpoint["hyper_parameters"]["matmul_precision"]
     for state in checkpoint["callbacks"]["TrainLog"]["ranks"]:
         del state["offset"]
     torch.save(checkpoint, LAST)
@@ -81,6 +83,7 @@ def test_a_run_of_an_earlier_version_resumes_as_it_began(
         ("data.augmentation.end", "0.5", "1.0"),
         ("model.freeze", "1", "0"),
         ("model.adversarial_radius", "1", "0.0"),
+        ("model.matmul_precision", "medium", "null"),
     ):
         error = refused([*resume, f"--{option}", value], capsys)
         assert f"Expected `{option}` to be {was}, with which the run began" in error
