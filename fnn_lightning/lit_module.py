@@ -99,7 +99,8 @@ class FNNLitModule(LightningModule):
             the cores by default, and kept when the run is resumed. See `Threads`.
         matmul_precision: How exactly training steps multiply matrices of `float32`: `medium` rounds
             what is multiplied to `bfloat16`, `high` less coarsely, each where the hardware is
-            faster at it; elsewhere they are `highest`, PyTorch's default. See `MatmulPrecision`.
+            faster at it. None leaves what the process has set, by default `highest`. See
+            `MatmulPrecision`.
         compile: Whether the network is compiled by `torch.compile`, when it is first used. That
             takes half a minute, needs a C++ compiler, and pays off only for a large network. The
             result is the same but for rounding.

@@ -16,6 +16,7 @@ ANSWERS = {
     "--trainer.max_steps": "steps num_steps iterations max_iters",
     "--trainer.accelerator gpu --trainer.devices 1": "gpu gpus device cuda use_cuda",
     "--trainer.accelerator cpu": "cpu no_cuda",
+    "--model.matmul_precision medium": "tf32 allow_tf32 float32_matmul_precision",
     "--trainer.precision 16-mixed": "amp fp16 half amp_backend",
     "--trainer.strategy": "distributed distributed_backend",
     "--trainer.gradient_clip_val": "clip grad_clip max_grad_norm clip_grad_norm",

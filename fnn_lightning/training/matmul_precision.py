@@ -38,9 +38,6 @@ class MatmulPrecision(callbacks.Callback):
     def on_train_end(self, trainer: Trainer, pl_module: LightningModule) -> None:
         self._restore()
 
-    def teardown(self, trainer: Trainer, pl_module: LightningModule, stage: str) -> None:
-        self._restore()
-
     def on_exception(
         self, trainer: Trainer, pl_module: LightningModule, exception: BaseException
     ) -> None:
@@ -48,12 +45,20 @@ class MatmulPrecision(callbacks.Callback):
 
     def _use(self, module: LightningModule) -> None:
         precision = getattr(module, "matmul_precision", None)
-        if precision is not None:
-            self._before = torch.get_float32_matmul_precision()
+        if precision is None:
+            return
+        try:
+            before = torch.get_float32_matmul_precision()
             torch.set_float32_matmul_precision(precision)
+        except RuntimeError as error:  # from a program that has used the other interface
+            raise InputError(
+                "Expected `matmul_precision` to be None where `torch.backends` has been told an "
+                f"`fp32_precision`, but got {precision}: {error}"
+            ) from error
+        self._before = before
 
     def _restore(self) -> None:
-        """Leave the process as it was."""
+        """Set what `torch.get_float32_matmul_precision` said before."""
         if self._before is not None:
             torch.set_float32_matmul_precision(self._before)
             self._before = None

@@ -80,6 +80,7 @@ def test_training_alone_is_less_exact(
         val_check_interval=2,
     )
     run.fit(module, datamodule=make_data(batch_size=50))
+    run.validate(module, datamodule=make_data(), verbose=False)
     module.note("afterwards")
     run.test(module, datamodule=make_data(), verbose=False)
     assert module.seen == {
@@ -114,6 +115,20 @@ def test_an_error_leaves_the_process_as_it_was(make_data: MakeData, tmp_path: Pa
     with pytest.raises(RuntimeError, match="broken"):
         trainer(tmp_path).fit(Breaks(matmul_precision="medium"), datamodule=make_data())
     assert torch.get_float32_matmul_precision() == "highest"
+
+
+def test_both_interfaces_of_torch_are_not_mixed(
+    make_data: MakeData, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    def refuse(precision: str) -> None:
+        raise RuntimeError("a mix of the legacy and new APIs")
+
+    module = Watched(matmul_precision="medium")
+    message = "to be None where .* but got medium: a mix"
+    with monkeypatch.context() as patch:
+        patch.setattr(torch, "set_float32_matmul_precision", refuse)
+        with pytest.raises(InputError, match=message):
+            trainer(tmp_path).fit(module, datamodule=make_data())
 
 
 @pytest.mark.parametrize("given", ["low", "", 1])
