@@ -1,5 +1,6 @@
 """Tiny MNIST-format files made from a seed, and a command line that runs in a folder of its own."""
 
+import gc
 import gzip
 import hashlib
 import os
@@ -31,6 +32,10 @@ from fnn_lightning.lit_module import FNNLitModule
 from fnn_lightning.runs import subprocesses
 from tests.forks import Fork, StartFork
 from tests.support import STAND_IN, Start, alive, tiny_files, write_tiny_files
+
+# The command line makes a million objects for each parser, and what is imported stays: to look
+# through it all ten times a second took a tenth of the time.
+gc.set_threshold(100_000, 20, 20)
 
 REAL_MIRROR = os.environ.get("FNN_LIGHTNING_MIRROR")
 
@@ -86,7 +91,8 @@ def drawn() -> None:
 def _no_pictures(request: pytest.FixtureRequest, monkeypatch: pytest.MonkeyPatch) -> None:
     """Leave out TensorBoard's pictures and histograms, but for tests marked `pictures`.
 
-    They take a third of a tiny run, without ink too. Fixtures of a module and other processes draw.
+    They take a third of a tiny run, without ink too. Fixtures of a module draw, and processes that
+    are no forks.
     """
     if request.node.get_closest_marker("pictures") is None:
         monkeypatch.setattr(TensorBoardPlots, "_draw", lambda *_: None)
@@ -194,7 +200,7 @@ def start() -> Iterator[Start]:
 
 
 @pytest.fixture
-def fork(tmp_path: Path) -> Iterator[StartFork]:
+def fork(request: pytest.FixtureRequest, tmp_path: Path) -> Iterator[StartFork]:
     """Return a function that runs the command line in a fork; what still runs is killed."""
     if os.name == "nt":
         pytest.skip("needs forks of POSIX")
@@ -205,7 +211,8 @@ def fork(tmp_path: Path) -> Iterator[StartFork]:
     ) -> Fork:
         environment = {**os.environ, "OMP_NUM_THREADS": "1", **env}
         folder = tmp_path / f"fork{len(forks)}"
-        forks.append(Fork(words, environment, folder, *files, before=before))
+        pictures = request.node.get_closest_marker("pictures") is not None
+        forks.append(Fork(words, environment, folder, *files, before=before, pictures=pictures))
         return forks[-1]
 
     yield run

@@ -1,5 +1,6 @@
 """The command line in forks of a process that has imported it: each starts 5 s sooner."""
 
+import ctypes
 import functools
 import json
 import multiprocessing
@@ -17,6 +18,7 @@ from lightning.pytorch.strategies.launchers import subprocess_script
 from lightning.pytorch.utilities import rank_zero_only
 
 from fnn_lightning.commands.main import main
+from fnn_lightning.evaluation.tensorboard import TensorBoardPlots
 
 if TYPE_CHECKING:
     from multiprocessing.context import ForkServerContext
@@ -31,7 +33,12 @@ PRELOADED = [  # all that a run imports, which is what a fork saves
 
 
 def run(
-    words: tuple[str, ...], env: dict[str, str], folder: Path, outputs: list[int], before: str
+    words: tuple[str, ...],
+    env: dict[str, str],
+    folder: Path,
+    outputs: list[int],
+    before: str,
+    pictures: bool,
 ) -> None:
     """Become `python -m fnn_lightning`, as far as a process can that has imported it already."""
     missing = [name for name in PRELOADED if name not in sys.modules]
@@ -47,6 +54,8 @@ def run(
     sys.stderr = os.fdopen(2, "w", buffering=1, errors="backslashreplace", closefd=False)
     # as Lightning reads it when imported
     rank_zero_only.rank = int(env.get("RANK") or env.get("SLURM_PROCID") or 0)  # type: ignore[attr-defined]
+    if not pictures:
+        patch.object(TensorBoardPlots, "_draw").start()
     exec(before, {})
     main(list(words))
 
@@ -74,6 +83,14 @@ def fork_second_rank() -> None:
     os.environ.clear()
     os.environ.update(json.loads(env))
     rank_zero_only.rank = int(os.environ["LOCAL_RANK"])  # type: ignore[attr-defined]
+
+
+def enter(machine: str) -> None:
+    """Go on in a network namespace that `ip netns add` has made."""
+    with Path("/run/netns", machine).open() as namespace:
+        # os.setns, which came with Python 3.12; 0: of any kind
+        if ctypes.CDLL(None, use_errno=True).setns(namespace.fileno(), 0):
+            raise OSError(ctypes.get_errno(), f"cannot enter {machine}")
 
 
 class SecondRank:
@@ -132,6 +149,7 @@ class Fork:
         stdout: A file of the test's own.
         stderr: Another, or the same.
         before: Code that the process runs first.
+        pictures: Draw TensorBoard's pictures.
     """
 
     def __init__(
@@ -142,6 +160,7 @@ class Fork:
         stdout: IO[Any] | None = None,
         stderr: IO[Any] | None = None,
         before: str = "",
+        pictures: bool = False,
     ) -> None:
         self._outputs = [folder / name for name in ("fork.out", "fork.err")]
         folder.mkdir()
@@ -150,7 +169,7 @@ class Fork:
                 DupOnStart((given or own).fileno()) for given, own in ((stdout, out), (stderr, err))
             ]
             self._process = fork_context().Process(
-                target=run, args=(words, env, Path.cwd(), files, before)
+                target=run, args=(words, env, Path.cwd(), files, before, pictures)
             )
             self._process.start()
         assert self._process.pid is not None

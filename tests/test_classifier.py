@@ -1,5 +1,4 @@
 import pickle
-import subprocess
 import sys
 from pathlib import Path
 from typing import Any
@@ -14,6 +13,7 @@ from sklearn.pipeline import make_pipeline
 from sklearn.preprocessing import MinMaxScaler
 from sklearn.utils.estimator_checks import parametrize_with_checks
 
+import fnn_lightning
 from fnn_lightning import FNNClassifier
 from fnn_lightning.errors import InputError
 
@@ -123,12 +123,9 @@ def test_other_settings_are_refused(settings: dict[str, Any], message: str) -> N
     assert "\n" not in str(caught.value)
 
 
-def test_without_scikit_learn_it_says_what_to_install() -> None:
-    program = (
-        "import sys; sys.modules['sklearn'] = None; sys.modules['sklearn.base'] = None\n"
-        "import fnn_lightning\n"
-        "try: fnn_lightning.FNNClassifier\n"
-        "except ValueError as error: print(error)"
-    )
-    output = subprocess.run([sys.executable, "-c", program], check=True, capture_output=True)
-    assert b"pip install -e '.[quickstart]'" in output.stdout
+def test_without_scikit_learn_it_says_what_to_install(monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.delitem(sys.modules, "fnn_lightning.classifier")
+    for name in ("sklearn", "sklearn.base"):
+        monkeypatch.setitem(sys.modules, name, None)
+    with pytest.raises(ValueError, match=r"pip install -e '\.\[quickstart\]'"):
+        fnn_lightning.FNNClassifier  # noqa: B018

@@ -10,7 +10,7 @@ import pytest
 from PIL import Image
 
 from tests.forks import StartFork
-from tests.support import ROOT, Start, ended, tiny_files
+from tests.support import ROOT, ended, tiny_files
 
 README = (ROOT / "README.md").read_text(encoding="utf-8")
 LEFT_OUT = {
@@ -80,12 +80,10 @@ def test_the_commands_work_in_order_as_they_stand(fork: StartFork) -> None:
 
 
 @pytest.mark.usefixtures("in_a_new_folder")
-def test_its_python_works_as_it_stands(start: Start, fork: StartFork) -> None:
+def test_its_python_works_as_it_stands(fork: StartFork, capsys: pytest.CaptureFixture[str]) -> None:
     train, callback = blocks("python")
-    Path("train.py").write_text(train)
-    status, out, err = ended(start("train.py", PYTHONPATH=str(ROOT)))
-    assert status == 0, err
-    assert re.search(r"^Evaluation: \d+ / 100 correct", out, re.MULTILINE)
+    exec(train, {"__name__": "__main__"})
+    assert re.search(r"^Evaluation: \d+ / 100 correct", capsys.readouterr().out, re.MULTILINE)
     assert Path("mistakes.png").is_file()
     assert Path("lightning_logs/version_0/checkpoints").is_dir()
     Path("my_callbacks.py").write_text(callback)

@@ -2,7 +2,6 @@
 
 import base64
 import io
-from importlib import resources
 from pathlib import Path
 from typing import Any, NamedTuple
 
@@ -18,6 +17,7 @@ from fnn_lightning.evaluation.attribution import (
 )
 from fnn_lightning.evaluation.charts import Chart, line_chart, reliability_chart
 from fnn_lightning.evaluation.class_names import short_name
+from fnn_lightning.evaluation.html_template import html_template
 from fnn_lightning.evaluation.measures import CALIBRATION_BINS, confusions, reliability
 from fnn_lightning.evaluation.predictions import Predictions
 from fnn_lightning.evaluation.run_card import changed_settings, config_text, run_card
@@ -65,9 +65,6 @@ def make_page(
         stage: `fit`, of which the page shows the validation images, or `test`.
         made_with: Versions and hardware of this stage.
     """
-    # slow to import, and only needed here
-    from jinja2 import Environment, StrictUndefined
-
     fit = read_metrics(tested.run).get("fit") if tested.run else None
     fit = fit if isinstance(fit, dict) else {}
     data = tested.checkpoint.get("datamodule_hyper_parameters", {})
@@ -78,11 +75,7 @@ def make_page(
     mistakes = describe_mistakes(predictions)
     explain(mistakes[:MAX_LARGE], tested.module, predictions)
     best = fit.get("best")
-    template = resources.files(__package__).joinpath("report.html").read_text(encoding="utf-8")
-    environment = Environment(
-        autoescape=True, undefined=StrictUndefined, trim_blocks=True, lstrip_blocks=True
-    )
-    return environment.from_string(template).render(
+    return html_template("report.html").render(
         title="/".join((tested.run or tested.ckpt_path).absolute().parts[-2:]),
         stage=stage,
         results=results,

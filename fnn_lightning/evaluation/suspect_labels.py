@@ -3,11 +3,11 @@
 import csv
 import io
 from dataclasses import dataclass
-from importlib import resources
 from typing import Any
 
 from fnn_lightning.errors import one_line
 from fnn_lightning.evaluation.class_names import short_name
+from fnn_lightning.evaluation.html_template import html_template
 from fnn_lightning.evaluation.page import as_png
 from fnn_lightning.evaluation.predictions import Predictions, seen
 
@@ -103,14 +103,7 @@ def make_gallery(predictions: Predictions, suspects: list[Suspect]) -> str:
         predictions: What they were found in.
         suspects: As `suspect_labels` returns them.
     """
-    # slow to import, and only needed here
-    from jinja2 import Environment, StrictUndefined
-
-    template = resources.files(__package__).joinpath("suspect_labels.html")
-    environment = Environment(
-        autoescape=True, undefined=StrictUndefined, trim_blocks=True, lstrip_blocks=True
-    )
-    return environment.from_string(template.read_text(encoding="utf-8")).render(
+    return html_template("suspect_labels.html").render(
         total=len(predictions.labels),
         found=len(suspects),
         suspects=[describe(predictions, each) for each in suspects[:MAX_SHOWN]],

@@ -1,10 +1,10 @@
 import base64
 import html
 import io
+import os
 import re
 import signal
 import socket
-import subprocess
 import sys
 import urllib.request
 from collections.abc import Callable, Iterator
@@ -33,11 +33,13 @@ from fnn_lightning.data.datasets import DIGITS
 from fnn_lightning.data.preprocessing import read_picture
 from fnn_lightning.lit_module import FNNLitModule
 from fnn_lightning.runs.load import TrainedNetwork, load_trained
+from tests.forks import Fork, StartFork
 from tests.support import tiny_files
 
 Capture = pytest.CaptureFixture[str]
 RUN = "lightning_logs/version_0"
 SECONDS = 60  # Gradio is slow to import
+SERVES = r"draw at (http://127\.0\.0\.1:\d+), stop with Ctrl-C\n"
 
 
 @pytest.fixture
@@ -64,22 +66,17 @@ def served(tmp_path_factory: pytest.TempPathFactory) -> Path:
 def address(served: Path) -> Iterator[str]:
     """Serve the net, and end that with SIGTERM; return the address."""
     pytest.importorskip("gradio", reason="needs the extra [demo]")
-    process = subprocess.Popen(
-        [sys.executable, "-m", "fnn_lightning", "demo", "--ckpt_path", served, "--port", "0"],
-        stdout=subprocess.PIPE,
-        stderr=subprocess.PIPE,
-        text=True,
-    )
+    words = ("demo", "--ckpt_path", str(served), "--port", "0")
+    process = Fork(words, dict(os.environ), served / "fork")
     try:
-        assert process.stdout is not None
-        line = process.stdout.readline()
-        found = re.fullmatch(r"draw at (http://127\.0\.0\.1:\d+), stop with Ctrl-C\n", line)
-        assert found, line
+        found = re.fullmatch(SERVES, next(process.stdout))
+        assert found
         yield found[1]
         process.send_signal(signal.SIGTERM)
         output, errors = process.communicate(timeout=SECONDS)
         assert process.returncode == 0
-        assert output == errors == ""
+        assert re.fullmatch(SERVES, output)
+        assert errors == ""
     finally:
         process.kill()
         process.communicate()
@@ -291,10 +288,10 @@ print(make_page(TrainedNetwork(Path("last.ckpt"), module, {}))[0].get_config_fil
 """
 
 
-def test_a_page_for_other_classes_says_what_it_expects() -> None:
+def test_a_page_for_other_classes_says_what_it_expects(fork: StartFork) -> None:
     pytest.importorskip("gradio", reason="needs the extra [demo]")
     # on its own: Gradio leaves an event loop open
-    shown = subprocess.check_output([sys.executable, "-c", OTHER_PAGE], text=True)
+    shown, _ = fork("--version", before=OTHER_PAGE).communicate(SECONDS)
     assert "# Draw or upload a picture" in shown
     assert "One of 2 classes: &lt;b&gt;, a,b." in shown
     assert "Drawing area" in shown

@@ -347,13 +347,6 @@ def test_version_needs_no_torch() -> None:
     assert result.stdout.split() == ["fnn_lightning", __version__, "False"]
 
 
-def test_the_module_runs_as_a_program() -> None:
-    command = [sys.executable, "-m", "fnn_lightning", "test"]
-    result = subprocess.run(command, capture_output=True, text=True, timeout=60, check=False)
-    assert result.returncode == 2
-    assert result.stderr.startswith("error: Expected --ckpt_path")
-
-
 BAD = {
     "--epochs 3": r"Unknown option epochs: use --trainer.max_epochs",
     "--lr 0.1": r"Unknown option lr: use --optimizer.lr",

@@ -6,7 +6,6 @@ import shutil
 import signal
 import socket
 import subprocess
-import sys
 import time
 from collections.abc import Iterator
 from pathlib import Path
@@ -363,7 +362,7 @@ def test_a_full_disk_keeps_the_last_checkpoint(data_dir: str, fork: StartFork) -
 
 @pytest.fixture
 def machines() -> Iterator[list[str]]:
-    """Make two network namespaces, joined by a cable: what `ip netns exec` takes for each."""
+    """Make two network namespaces, joined by a cable; return their names."""
     names = [f"fnn{os.getpid()}n{node}" for node in (0, 1)]
     ip = shutil.which("ip")
     commands = [
@@ -398,12 +397,12 @@ def test_a_cut_network_ends_the_run_which_resumes_bit_for_bit(
     options += ["--trainer.strategy.timeout=00:00:10"]
 
     fit(fork, *options, "--run_folder", "straight", processes=2, nodes=True)
-    rendezvous = "-m torch.distributed.run --nnodes=2 --nproc-per-node=1 --master-port=29500"
+    env = {"MASTER_ADDR": "10.201.0.1", "MASTER_PORT": "29500", "LOCAL_RANK": "0"}
     cut = [
-        start("bash", "-c", 'exec ip netns exec "$@"', "bash", name, sys.executable,
-              *rendezvous.split(), "--master-addr=10.201.0.1", f"--node-rank={node}",
-              *FIT, *options, "--run_folder", "cut", GLOO_SOCKET_IFNAME=f"cable{node}")
-        for node, name in enumerate(machines)
+        fork("fit", "--trainer.accelerator=cpu", *options, "--run_folder", "cut",
+             before=f"from tests.forks import enter; enter({machine!r})", **env,
+             GLOO_SOCKET_IFNAME=f"cable{node}", RANK=str(node), NODE_RANK=str(node))
+        for node, machine in enumerate(machines)
     ]  # fmt: skip
     wait_for(cut[0], 8 * STEPS)
     cable = ["ip", "-n", machines[0], "link", "set", "cable0"]
