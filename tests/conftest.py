@@ -33,9 +33,9 @@ from fnn_lightning.runs import subprocesses
 from tests.forks import Fork, StartFork
 from tests.support import STAND_IN, Start, alive, tiny_files, write_tiny_files
 
-# The command line makes a million objects for each parser, and what is imported stays: to look
-# through it all ten times a second took a tenth of the time.
-gc.set_threshold(100_000, 20, 20)
+# Each parser allocates a million objects: collecting as often as Python does by itself took a tenth
+# of the time.
+gc.set_threshold(10_000)
 
 REAL_MIRROR = os.environ.get("FNN_LIGHTNING_MIRROR")
 
@@ -91,8 +91,8 @@ def drawn() -> None:
 def _no_pictures(request: pytest.FixtureRequest, monkeypatch: pytest.MonkeyPatch) -> None:
     """Leave out TensorBoard's pictures and histograms, but for tests marked `pictures`.
 
-    They take a third of a tiny run, without ink too. Fixtures of a module draw, and processes that
-    are no forks.
+    They take a third of a tiny run, without ink too. Module fixtures still draw, and so do
+    processes that are not forks.
     """
     if request.node.get_closest_marker("pictures") is None:
         monkeypatch.setattr(TensorBoardPlots, "_draw", lambda *_: None)

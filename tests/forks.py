@@ -31,6 +31,8 @@ PRELOADED = [  # all that a run imports, which is what a fork saves
     "torch.utils.tensorboard",
 ]
 
+MAX_SILENCE = 120  # seconds in which a fork has to print a line that a test waits for
+
 
 def run(
     words: tuple[str, ...],
@@ -55,7 +57,7 @@ def run(
     # as Lightning reads it when imported
     rank_zero_only.rank = int(env.get("RANK") or env.get("SLURM_PROCID") or 0)  # type: ignore[attr-defined]
     if not pictures:
-        patch.object(TensorBoardPlots, "_draw").start()
+        patch.object(TensorBoardPlots, "_draw", lambda *_: None).start()
     exec(before, {})
     main(list(words))
 
@@ -86,11 +88,11 @@ def fork_second_rank() -> None:
 
 
 def enter(machine: str) -> None:
-    """Go on in a network namespace that `ip netns add` has made."""
+    """Move this process into a network namespace made by `ip netns add`."""
     with Path("/run/netns", machine).open() as namespace:
-        # os.setns, which came with Python 3.12; 0: of any kind
+        # `os.setns` needs Python 3.12; 0 accepts any kind of namespace
         if ctypes.CDLL(None, use_errno=True).setns(namespace.fileno(), 0):
-            raise OSError(ctypes.get_errno(), f"cannot enter {machine}")
+            raise OSError(ctypes.get_errno(), os.strerror(ctypes.get_errno()), machine)
 
 
 class SecondRank:
@@ -205,14 +207,18 @@ class Fork:
     def _lines(self) -> Iterator[str]:
         """Yield what it prints, line by line, until it has ended."""
         out, shown = self._outputs[0], 0
+        began = time.monotonic()
         while True:
             ended = self.returncode is not None
             lines = out.read_text().splitlines(keepends=True)
             while shown < len(lines) and lines[shown].endswith("\n"):
                 yield lines[shown]
                 shown += 1
+                began = time.monotonic()
             if ended:
                 return
+            if time.monotonic() > began + MAX_SILENCE:
+                raise TimeoutExpired("a fork", MAX_SILENCE)
             time.sleep(0.01)
 
 

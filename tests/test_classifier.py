@@ -1,5 +1,4 @@
 import pickle
-import sys
 from pathlib import Path
 from typing import Any
 
@@ -13,9 +12,10 @@ from sklearn.pipeline import make_pipeline
 from sklearn.preprocessing import MinMaxScaler
 from sklearn.utils.estimator_checks import parametrize_with_checks
 
-import fnn_lightning
 from fnn_lightning import FNNClassifier
 from fnn_lightning.errors import InputError
+from tests.forks import StartFork
+from tests.support import ended
 
 
 @parametrize_with_checks([FNNClassifier()])  # type: ignore[untyped-decorator]
@@ -123,9 +123,19 @@ def test_other_settings_are_refused(settings: dict[str, Any], message: str) -> N
     assert "\n" not in str(caught.value)
 
 
-def test_without_scikit_learn_it_says_what_to_install(monkeypatch: pytest.MonkeyPatch) -> None:
-    monkeypatch.delitem(sys.modules, "fnn_lightning.classifier")
-    for name in ("sklearn", "sklearn.base"):
-        monkeypatch.setitem(sys.modules, name, None)
-    with pytest.raises(ValueError, match=r"pip install -e '\.\[quickstart\]'"):
-        fnn_lightning.FNNClassifier  # noqa: B018
+# in a process without the package and scikit-learn, as far as a fork can be one
+WITHOUT_SCIKIT_LEARN = """
+import sys
+for name in [name for name in sys.modules if name.startswith(("fnn_lightning", "sklearn"))]:
+    del sys.modules[name]
+sys.modules["sklearn"] = None
+import fnn_lightning
+try: fnn_lightning.FNNClassifier
+except ValueError as error: print(error)
+"""
+
+
+def test_without_scikit_learn_it_says_what_to_install(fork: StartFork) -> None:
+    status, out, err = ended(fork("--version", before=WITHOUT_SCIKIT_LEARN))
+    assert status == 0, err
+    assert "pip install -e '.[quickstart]'" in out

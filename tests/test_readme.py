@@ -46,6 +46,7 @@ def in_a_new_folder() -> None:
 
 
 @pytest.mark.slow
+@pytest.mark.pictures
 @pytest.mark.usefixtures("in_a_new_folder")
 def test_the_commands_work_in_order_as_they_stand(fork: StartFork) -> None:
     printed = {}
@@ -79,7 +80,8 @@ def test_the_commands_work_in_order_as_they_stand(fork: StartFork) -> None:
     assert made == {"data", "my_pictures", "runs", "lightning_logs", "digits.csv", "model.onnx"}
 
 
-@pytest.mark.usefixtures("in_a_new_folder")
+@pytest.mark.pictures
+@pytest.mark.usefixtures("drawn", "in_a_new_folder")
 def test_its_python_works_as_it_stands(fork: StartFork, capsys: pytest.CaptureFixture[str]) -> None:
     train, callback = blocks("python")
     exec(train, {"__name__": "__main__"})

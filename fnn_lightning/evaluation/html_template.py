@@ -1,4 +1,4 @@
-"""The templates of the pages, compiled once in a process."""
+"""The HTML templates, each compiled once per process."""
 
 import functools
 from importlib import resources
@@ -10,9 +10,9 @@ if TYPE_CHECKING:
 
 @functools.cache
 def html_template(name: str) -> "Template":
-    """Compile the template in the file `name` of this package: what it is given is shown as text.
+    """Return the compiled template in the file `name` of this package. Values are escaped.
 
-    A value that it names and does not get is an error.
+    Rendering it without a value that it names raises `jinja2.UndefinedError`.
     """
     from jinja2 import Environment, StrictUndefined  # slow to import, and only needed here
 

@@ -34,12 +34,13 @@ from fnn_lightning.data.preprocessing import read_picture
 from fnn_lightning.lit_module import FNNLitModule
 from fnn_lightning.runs.load import TrainedNetwork, load_trained
 from tests.forks import Fork, StartFork
-from tests.support import tiny_files
+from tests.support import ended, tiny_files
 
 Capture = pytest.CaptureFixture[str]
 RUN = "lightning_logs/version_0"
 SECONDS = 60  # Gradio is slow to import
 SERVES = r"draw at (http://127\.0\.0\.1:\d+), stop with Ctrl-C\n"
+PIPED = "import sys; sys.stdout.reconfigure(line_buffering=False)"
 
 
 @pytest.fixture
@@ -63,18 +64,19 @@ def served(tmp_path_factory: pytest.TempPathFactory) -> Path:
 
 
 @pytest.fixture(scope="module")
-def address(served: Path) -> Iterator[str]:
+def address(served: Path, tmp_path_factory: pytest.TempPathFactory) -> Iterator[str]:
     """Serve the net, and end that with SIGTERM; return the address."""
     pytest.importorskip("gradio", reason="needs the extra [demo]")
     words = ("demo", "--ckpt_path", str(served), "--port", "0")
-    process = Fork(words, dict(os.environ), served / "fork")
+    folder = tmp_path_factory.mktemp("outputs") / "fork"
+    process = Fork(words, dict(os.environ), folder, before=PIPED)
     try:
-        found = re.fullmatch(SERVES, next(process.stdout))
-        assert found
+        found = re.fullmatch(SERVES, next(process.stdout, ""))
+        assert found, process.communicate(SECONDS)
         yield found[1]
         process.send_signal(signal.SIGTERM)
-        output, errors = process.communicate(timeout=SECONDS)
-        assert process.returncode == 0
+        status, output, errors = ended(process, SECONDS)
+        assert status == 0
         assert re.fullmatch(SERVES, output)
         assert errors == ""
     finally:
@@ -291,7 +293,8 @@ print(make_page(TrainedNetwork(Path("last.ckpt"), module, {}))[0].get_config_fil
 def test_a_page_for_other_classes_says_what_it_expects(fork: StartFork) -> None:
     pytest.importorskip("gradio", reason="needs the extra [demo]")
     # on its own: Gradio leaves an event loop open
-    shown, _ = fork("--version", before=OTHER_PAGE).communicate(SECONDS)
+    status, shown, err = ended(fork("--version", before=OTHER_PAGE))
+    assert status == 0, err
     assert "# Draw or upload a picture" in shown
     assert "One of 2 classes: &lt;b&gt;, a,b." in shown
     assert "Drawing area" in shown

@@ -390,7 +390,7 @@ def machines() -> Iterator[list[str]]:
 
 @pytest.mark.soak
 def test_a_cut_network_ends_the_run_which_resumes_bit_for_bit(
-    data_dir: str, start: Start, fork: StartFork, machines: list[str]
+    data_dir: str, fork: StartFork, machines: list[str]
 ) -> None:
     options = ["--data.data_dir", data_dir, *LONG, "--trainer.max_epochs=16", "--trainer.devices=1"]
     options += ["--trainer.num_nodes=2", "--trainer.strategy=DDPStrategy"]
