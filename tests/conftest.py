@@ -1,6 +1,5 @@
 """Tiny MNIST-format files made from a seed, and a command line that runs in a folder of its own."""
 
-import gc
 import gzip
 import hashlib
 import os
@@ -32,10 +31,6 @@ from fnn_lightning.lit_module import FNNLitModule
 from fnn_lightning.runs import subprocesses
 from tests.forks import Fork, StartFork
 from tests.support import STAND_IN, Start, alive, tiny_files, write_tiny_files
-
-# Each parser allocates a million objects: collecting as often as Python does by itself took a tenth
-# of the time.
-gc.set_threshold(10_000)
 
 REAL_MIRROR = os.environ.get("FNN_LIGHTNING_MIRROR")
 
