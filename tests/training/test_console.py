@@ -25,7 +25,7 @@ needs_terminal = pytest.mark.skipif(os.name != "posix", reason="needs a Unix ter
 COLUMNS, SECONDS = 80, 100
 # evaluation is slow, so that Ctrl-C comes while its bar is there
 IN_A_TERMINAL = """
-import fcntl, os, termios, time
+import fcntl, os, signal, termios, time
 from fnn_lightning import FNNLitModule
 
 def slow(step):
@@ -33,6 +33,7 @@ def slow(step):
 
 os.dup2(1, 0)
 fcntl.ioctl(0, termios.TIOCSCTTY, 0)
+signal.signal(signal.SIGINT, signal.default_int_handler)  # a job in the background ignores it
 FNNLitModule.validation_step = slow(FNNLitModule.validation_step)
 FNNLitModule.test_step = slow(FNNLitModule.test_step)
 """
