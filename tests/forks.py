@@ -207,17 +207,17 @@ class Fork:
     def _lines(self) -> Iterator[str]:
         """Yield what it prints, line by line, until it has ended."""
         out, shown = self._outputs[0], 0
-        began = time.monotonic()
+        heard = time.monotonic()
         while True:
             ended = self.returncode is not None
             lines = out.read_text().splitlines(keepends=True)
             while shown < len(lines) and lines[shown].endswith("\n"):
                 yield lines[shown]
                 shown += 1
-                began = time.monotonic()
+                heard = time.monotonic()
             if ended:
                 return
-            if time.monotonic() > began + MAX_SILENCE:
+            if time.monotonic() > heard + MAX_SILENCE:
                 raise TimeoutExpired("a fork", MAX_SILENCE)
             time.sleep(0.01)
 

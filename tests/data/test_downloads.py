@@ -2,10 +2,12 @@ import io
 import sys
 from collections.abc import Callable
 from pathlib import Path
+from weakref import WeakSet
 
 import numpy as np
 import pytest
 import torch
+from tqdm import tqdm
 
 from fnn_lightning.data.downloads import fetch
 from fnn_lightning.data.idx_file import read_images, read_labels
@@ -70,6 +72,8 @@ def test_a_terminal_shows_a_bar_while_a_file_is_downloaded(
     terminal = io.StringIO()
     terminal.isatty = lambda: True  # type: ignore[method-assign]
     monkeypatch.setattr(sys, "stderr", terminal)
+    # a bar that another test has left open would move this one down a line
+    monkeypatch.setattr(tqdm, "_instances", WeakSet())
     fetch(MNIST, "data", mirror_url)
     for name in ("train-images", "train-labels", "t10k-images", "t10k-labels"):
         assert f"| {name}, " in terminal.getvalue()
