@@ -2,6 +2,7 @@
 
 import hashlib
 from collections.abc import Sequence
+from pathlib import Path
 from typing import Any
 
 import torch
@@ -51,6 +52,11 @@ class Teachers:
 
         self._networks, self._data, self._loaded = [], [], None
         for path in self.paths:
+            if not Path(path).expanduser().exists():
+                raise InputError(
+                    "Expected `teachers` to be checkpoints or folders of runs, but got "
+                    f"{path!r}, which does not exist: train it first"
+                )
             _, teacher, checkpoint = load_trained(path)
             if teacher.class_names != tuple(class_names):
                 raise InputError(

@@ -109,10 +109,10 @@ def test_teachers_on_the_command_line(
     with pytest.raises(SystemExit) as refused:
         main(["fit", "--ckpt_path", "run", "--trainer.max_epochs=3"])
     assert refused.value.code == 2
-    assert "Expected a checkpoint, but got" in capsys.readouterr().err
+    assert "teachers` to be checkpoints or folders of runs, but got" in capsys.readouterr().err
     with pytest.raises(SystemExit):
         main([*options[:-1], "new", "--model.teachers=[nowhere]"])
-    assert "Expected a checkpoint, but got 'nowhere'" in capsys.readouterr().err
+    assert "but got 'nowhere', which does not exist: train it first" in capsys.readouterr().err
     assert not Path("new").exists()
 
 
