@@ -380,7 +380,8 @@ def test_predict_leaves_the_module_as_it_was(make_model: MakeModel, single: bool
     model.network.layers[1].eval()  # frozen by its user
     before = {name: value.clone() for name, value in model.state_dict().items()}
     images = torch.arange(2 * 784).view(2, 28, 28).remainder(256)
-    logits = model.eval()(images)
+    # in a batch of two, an image can have other last bits: as on AMD's processors
+    logits = model.eval()(images[:1] if single else images)
     model.train()
     model.network.layers[1].eval()
     random = torch.get_rng_state()
