@@ -71,7 +71,10 @@ def _isolated(monkeypatch: pytest.MonkeyPatch, tmp_path: Path) -> None:
 
 @pytest.fixture(autouse=True)
 def _no_fsync(monkeypatch: pytest.MonkeyPatch) -> None:
-    """Do not wait for the disk, a tenth of a tiny run: no test cuts the power."""
+    """Do not wait for the disk, which takes a tenth of a tiny run: no test cuts the power.
+
+    Module fixtures, and processes that are not forks, still do.
+    """
     monkeypatch.setattr(os, "fsync", lambda _: None)
 
 

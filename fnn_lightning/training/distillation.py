@@ -2,7 +2,6 @@
 
 import hashlib
 from collections.abc import Sequence
-from pathlib import Path
 from typing import Any
 
 import torch
@@ -52,12 +51,10 @@ class Teachers:
 
         self._networks, self._data, self._loaded = [], [], None
         for path in self.paths:
-            if not Path(path).expanduser().exists():
-                raise InputError(
-                    "Expected `teachers` to be checkpoints or folders of runs, but got "
-                    f"{path!r}, which does not exist: train it first"
-                )
-            _, teacher, checkpoint = load_trained(path)
+            try:
+                _, teacher, checkpoint = load_trained(path)
+            except InputError as error:
+                raise InputError(f"The teacher {path} cannot be loaded: {error}") from error
             if teacher.class_names != tuple(class_names):
                 raise InputError(
                     f"Expected teachers of the classes of the data, {shown(class_names)}, but "

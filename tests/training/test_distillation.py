@@ -109,10 +109,10 @@ def test_teachers_on_the_command_line(
     with pytest.raises(SystemExit) as refused:
         main(["fit", "--ckpt_path", "run", "--trainer.max_epochs=3"])
     assert refused.value.code == 2
-    assert "teachers` to be checkpoints or folders of runs, but got" in capsys.readouterr().err
+    assert f"The teacher {teachers[0]} cannot be loaded: Expected" in capsys.readouterr().err
     with pytest.raises(SystemExit):
         main([*options[:-1], "new", "--model.teachers=[nowhere]"])
-    assert "but got 'nowhere', which does not exist: train it first" in capsys.readouterr().err
+    assert "The teacher nowhere cannot be loaded: Expected a checkpoint" in capsys.readouterr().err
     assert not Path("new").exists()
 
 
