@@ -380,7 +380,7 @@ def test_predict_leaves_the_module_as_it_was(make_model: MakeModel, single: bool
     model.network.layers[1].eval()  # frozen by its user
     before = {name: value.clone() for name, value in model.state_dict().items()}
     images = torch.arange(2 * 784).view(2, 28, 28).remainder(256)
-    # the same batch size: on AMD processors the last bits of an image's logits depend on it
+    # the same batch size: an AMD processor gives an image's logits other last bits otherwise
     logits = model.eval()(images[:1] if single else images)
     model.train()
     model.network.layers[1].eval()
