@@ -7,6 +7,7 @@ from typing import Literal, get_args
 import torch
 from torch import Tensor, nn
 
+from fnn_lightning.batch_norm import BatchNorm
 from fnn_lightning.dropout import Dropout, MaskSource
 from fnn_lightning.errors import InputError
 
@@ -137,7 +138,7 @@ class FNN(nn.Module):
         for width in hidden_dims:
             layers.append(nn.Linear(in_features, width))
             if batch_norm:
-                layers.append(nn.BatchNorm1d(width))
+                layers.append(BatchNorm(width))
             layers.append(ACTIVATIONS[activation]())
             if dropout:
                 layers.append(Dropout(dropout, self.mask_source))

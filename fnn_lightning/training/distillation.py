@@ -29,7 +29,8 @@ class Teachers:
 
     def __init__(self, paths: Sequence[str]) -> None:
         self.paths = tuple(paths)
-        self._networks: list[FNN] = []
+        self.networks: list[FNN] = []
+        """Those of the checkpoints, in evaluation mode; none before they are loaded."""
         self._data: list[dict[str, Any]] = []
         self._digests: list[str] = []
         self._loaded: list[str] | None = None
@@ -49,7 +50,7 @@ class Teachers:
         """
         from fnn_lightning.runs.load import load_trained  # it imports the module this is a part of
 
-        self._networks, self._data, self._loaded = [], [], None
+        self.networks, self._data, self._loaded = [], [], None
         for path in self.paths:
             try:
                 _, teacher, checkpoint = load_trained(path)
@@ -60,9 +61,9 @@ class Teachers:
                     f"Expected teachers of the classes of the data, {shown(class_names)}, but "
                     f"{path} tells {shown(teacher.class_names)} apart: train one on these data"
                 )
-            self._networks.append(teacher.network.requires_grad_(False))
+            self.networks.append(teacher.network.requires_grad_(False))
             self._data.append(checkpoint.get("datamodule_hyper_parameters", {}))
-        self._digests = [digest(network) for network in self._networks]
+        self._digests = [digest(network) for network in self.networks]
 
     def start(self, trainer: Trainer) -> None:
         """Move the networks to the device of a run, when its checkpoint has been loaded.
@@ -79,7 +80,7 @@ class Teachers:
                 f"in their order, but got others: {', '.join(self.paths) or 'none'}"
             )
         device = trainer.strategy.root_device
-        self._networks = [network.to(device) for network in self._networks]
+        self.networks = [network.to(device) for network in self.networks]
         own: Any = getattr(trainer.datamodule, "hparams", {})  # type: ignore[attr-defined]
         validates = trainer.enable_validation and own.get("val_size") != 0
         for path, data in zip(self.paths, self._data, strict=True):
@@ -105,7 +106,7 @@ class Teachers:
         Returns:
             `float32` of shape `(B, classes)`; each row sums to 1.
         """
-        probabilities = [network(images).float().softmax(dim=1) for network in self._networks]
+        probabilities = [network(images).float().softmax(dim=1) for network in self.networks]
         return torch.stack(probabilities).mean(dim=0)
 
     def state_dict(self) -> dict[str, Any]:

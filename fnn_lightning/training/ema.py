@@ -67,25 +67,25 @@ class EMA(callbacks.Callback):
             self._loaded = None
 
     def on_train_start(self, trainer: Trainer, pl_module: LightningModule) -> None:
-        average = get_ema_multi_avg_fn(self.decay)  # type: ignore[no-untyped-call]
         # listed once: to gather them at every step takes longer than to average them
-        pairs = list(self._pairs())
-        floats = [pair for pair in pairs if pair[0].is_floating_point()]
-        integers = [pair for pair in pairs if not pair[0].is_floating_point()]
-        groups = [list(zip(*each, strict=True)) for each in (floats, integers) if each]
-
-        @torch.no_grad()
-        def update(*_: Any) -> None:
-            if self._steps:
-                for ours, theirs in groups:
-                    average(ours, theirs, None)
-            else:
-                for kept, new in pairs:
-                    kept.copy_(new)
-            self._steps += 1
-
+        self._kept_and_new = list(self._pairs())
+        floats = [pair for pair in self._kept_and_new if pair[0].is_floating_point()]
+        integers = [pair for pair in self._kept_and_new if not pair[0].is_floating_point()]
+        self._groups = [list(zip(*each, strict=True)) for each in (floats, integers) if each]
+        self._lerp = get_ema_multi_avg_fn(self.decay)  # type: ignore[no-untyped-call]
         # the optimiser calls it, whoever takes the step
-        self._handle = trainer.optimizers[0].register_step_post_hook(update)
+        self._handle = trainer.optimizers[0].register_step_post_hook(self.update)
+
+    @torch.no_grad()
+    def update(self, *_: Any) -> None:
+        """Average the weights of another step; the optimiser calls it."""
+        if self._steps:
+            for ours, theirs in self._groups:
+                self._lerp(ours, theirs, None)
+        else:
+            for kept, new in self._kept_and_new:
+                kept.copy_(new)
+        self._steps += 1
 
     def on_validation_start(self, trainer: Trainer, pl_module: LightningModule) -> None:
         if not self._in_place:

@@ -32,6 +32,7 @@ from torch.optim.optimizer import _global_optimizer_post_hooks, _global_optimize
 
 from fnn_lightning.data.dataloader import InMemoryDataLoader
 from fnn_lightning.errors import InputError
+from fnn_lightning.training.ema import EMA
 from fnn_lightning.training.manual_backward import (
     ManualBackward,
     has_hooks,
@@ -40,6 +41,7 @@ from fnn_lightning.training.manual_backward import (
 from fnn_lightning.training.optim import RunLength
 from fnn_lightning.training.threads import Threads
 from fnn_lightning.training.train_log import TrainLog
+from fnn_lightning.training.varying_threads import steps_are_known
 
 MAX_SECONDS = 0.1  # in the loop, before the Trainer can check clocks, signals and the bar
 GATHERED = 5  # batches of a plain net are gathered and scaled at once; more do not fit into a cache
@@ -75,7 +77,7 @@ class MultiStep(callbacks.Callback):
 
     Args:
         train_log: What logs the training, and is told of every step.
-        threads: What sets the number of threads, and is told how long steps of a plain net took.
+        threads: What sets the number of threads, and is told how long steps took.
         base: The module class whose steps the plain loop takes. Its attribute `multi_step` says
             whether it does.
     """
@@ -97,9 +99,9 @@ class MultiStep(callbacks.Callback):
             else "MultiStep takes several optimiser steps for one of the Trainer's"
         )
         skip_gpu_check()
-        plain = self._is_plain(pl_module) and not has_step_hooks(trainer.optimizers[0])
         # with `multi_step` off as well: a run has the same checkpoints with it and without it
-        if plain and (reason is None or not pl_module.multi_step):
+        same = reason is None or not getattr(pl_module, "multi_step", True)
+        if same and self._is_known(pl_module, trainer.optimizers[0]):
             self.threads.vary(trainer, pl_module)
 
     def on_train_epoch_start(self, trainer: Trainer, pl_module: LightningModule) -> None:
@@ -119,7 +121,7 @@ class MultiStep(callbacks.Callback):
         schedulers = [config.scheduler for config in configs if config.interval == "step"]
         update = bare_step(optimizer)
         manual = ManualBackward(module.network) if self._is_plain(module) else None
-        varies = manual is not None and not has_step_hooks(optimizer)
+        varies = self._is_known(module, optimizer)
         batches = (
             loader.take(count, GATHERED, module.network.scale) if manual else loader.take(count)
         )
@@ -148,6 +150,15 @@ class MultiStep(callbacks.Callback):
             if varies:
                 self.threads.took(time.monotonic() - began, step - first)
             count_steps(trainer, step - first, (step - first) * len(schedulers))
+
+    def _is_known(self, module: Any, optimizer: Optimizer) -> bool:
+        """Tell whether nothing of a user's may compute in a step, so that its bits are known."""
+        return bool(
+            type(module) is self.base
+            and not has_hooks(module)
+            and steps_are_known(module.network)
+            and all(getattr(hook, "__func__", None) is EMA.update for hook in step_hooks(optimizer))
+        )
 
     def _is_plain(self, module: Any) -> bool:
         """Tell whether a step is the plain cross-entropy that `ManualBackward` differentiates."""
@@ -273,25 +284,24 @@ def bare_step(optimizer: Optimizer) -> Callable[[], Any]:
     The wrapping (a range for the profiler, the hooks, switching off gradients) costs more than the
     update of a small net's weights.
     """
-    if has_step_hooks(optimizer):
+    if step_hooks(optimizer):
         return optimizer.step
     step = torch.no_grad()(inspect.unwrap(type(optimizer).step))
     return partial(step, optimizer)
 
 
-def has_step_hooks(optimizer: Optimizer) -> bool:
-    """Tell whether something is called before or after the optimiser's step.
+def step_hooks(optimizer: Optimizer) -> list[Callable[..., Any]]:
+    """Return what is called before or after the optimiser's step.
 
     PyTorch has no public way to ask: `test_hooks_of_the_optimizer_are_called` sets each kind.
     """
-    return any(
-        (
-            optimizer._optimizer_step_pre_hooks,
-            optimizer._optimizer_step_post_hooks,
-            _global_optimizer_pre_hooks,
-            _global_optimizer_post_hooks,
-        )
+    kinds = (
+        optimizer._optimizer_step_pre_hooks,
+        optimizer._optimizer_step_post_hooks,
+        _global_optimizer_pre_hooks,
+        _global_optimizer_post_hooks,
     )
+    return [hook for kind in kinds for hook in kind.values()]
 
 
 def skip_gpu_check() -> None:

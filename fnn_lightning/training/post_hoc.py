@@ -1,12 +1,12 @@
 """Fits to trained weights what their checkpoints hold beside them: temperature and novelty."""
 
-from collections.abc import Iterator, Sequence
-from contextlib import contextmanager
+from collections.abc import Sequence
 from pathlib import Path
 from typing import Any
 
 import torch
 
+from fnn_lightning.batch_norm import one_thread
 from fnn_lightning.data.dataloader import InMemoryDataLoader
 from fnn_lightning.errors import InputError
 from fnn_lightning.evaluation.calibration import fit_temperature
@@ -79,14 +79,3 @@ def fit_post_hoc(
     detector = fit_detector(trained.module, training, held_out)
     fitted["novelty"] = detector and detector.state_dict()
     return {name: value for name, value in fitted.items() if value is not None}
-
-
-@contextmanager
-def one_thread() -> Iterator[None]:
-    """Compute on one thread, so that no bit depends on the cores."""
-    before = torch.get_num_threads()
-    torch.set_num_threads(1)
-    try:
-        yield
-    finally:
-        torch.set_num_threads(before)

@@ -11,10 +11,12 @@ from lightning.pytorch.utilities import rank_zero_warn
 from fnn_lightning.data.dataloader import InMemoryDataLoader
 from fnn_lightning.errors import InputError
 from fnn_lightning.runs.cores import available_cores
+from fnn_lightning.training.ema import EMA
 from fnn_lightning.training.varying_threads import (
+    GRAIN_SIZE,
     OPTIMIZERS,
+    counts_with_same_bits,
     fastest_counts,
-    most_with_same_bits,
 )
 
 # With less work for each, two threads gain little alone, and lose much beside another program.
@@ -29,9 +31,8 @@ class Threads(callbacks.Callback):
     whatever the cores there. On the same kind of processor a resumed run then ends with the same
     bits.
 
-    The steps of a plain net have the same bits on several numbers of threads. `MultiStep` then
-    takes them with the fastest of these, which is one thread beside a program that needs the other
-    cores.
+    Most steps have the same bits on several numbers of threads. `MultiStep` then takes them with
+    the fastest of these, which is one thread beside a program that needs the other cores.
 
     The attribute `num_threads` of the module, if it has one, is the number; None chooses one for
     every 100 million floating-point operations of a step, as far as there are cores for this rank.
@@ -69,14 +70,14 @@ class Threads(callbacks.Callback):
         self._use()
 
     def vary(self, trainer: Trainer, module: Any) -> None:
-        """From now on let the steps of a plain net take as many threads as are the fastest.
+        """From now on let steps take as many threads as are the fastest.
 
         Does nothing if the user has set the number, or the bits depend on it. A run that began with
         a fixed number keeps it when it is resumed.
 
         Args:
             trainer: Whose training has started.
-            module: An `FNNLitModule`, whose network `supports_manual_backward` accepts.
+            module: An `FNNLitModule`, of whose network the `steps_are_known`.
         """
         optimizer, loader = trainer.optimizers[0], trainer.train_dataloader
         if (
@@ -89,22 +90,35 @@ class Threads(callbacks.Callback):
         ):
             self.varies = False
             return
-        cores = max_threads(self._before)
-        stored = self.count if self._loaded else 1
         sizes = {loader.global_batch_size(0), loader.global_batch_size(len(loader) - 1)}
-        most = most_with_same_bits(module.network, sizes, max(cores, stored), stored)
-        self.varies = most >= stored and (self._loaded or most > 1 or cores == 1)
+        if module.hard_examples is not None:
+            sizes |= {module.hard_examples.count(size) for size in sizes}
+        if module.teachers and max(sizes) * len(module.class_names) > GRAIN_SIZE:
+            self.varies = False  # the mean of their losses is divided among threads
+            return
+        given = trainer.callbacks  # type: ignore[attr-defined]
+        cores = max_threads(self._before)
+        same = counts_with_same_bits(
+            [module.network, *module.teachers.networks],
+            sizes,
+            cores,
+            self.count if self._loaded else 1,
+            averaged=any(isinstance(each, EMA) for each in given),
+            augmentation=loader.augmentation if loader.augments else None,
+        )
+        counts = [count for count in same if count <= cores]
+        self.varies = bool(counts) and (self._loaded or len(counts) > 1 or cores == 1)
         if not self.varies:
             return
-        self.most = min(most, cores)
+        self.most = counts[-1]
         if not self._loaded:
-            self.count = most  # evaluations gain more by threads than steps do
+            self.count = self.most  # evaluations gain more by threads than steps do
             self._use()
-        self._search = fastest_counts(self.most, self.most)
+        self._search = fastest_counts(counts)
         self._fastest = next(self._search)
 
     def use_fastest(self) -> None:
-        """Set the number of threads for steps of a plain net, until `took` is told about them."""
+        """Set the number of threads for the next steps, until `took` is told about them."""
         if self._search is not None:
             torch.set_num_threads(self._fastest)
 

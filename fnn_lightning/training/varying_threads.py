@@ -1,18 +1,26 @@
-"""Steps of a plain net on as many CPU threads as are the fastest, where that changes no bit."""
+"""Steps on as many CPU threads as are the fastest, where that changes no bit."""
 
-from collections.abc import Generator
+from collections.abc import Generator, Iterator, Sequence
 from typing import Any
 
 import torch
 from torch import nn
 from torch.nn import functional as F
 
-from fnn_lightning.network import FNN
+from fnn_lightning.batch_norm import BatchNorm
+from fnn_lightning.data.augmentation import Augmentation, sampling_grid
+from fnn_lightning.dropout import Dropout
+from fnn_lightning.network import ACTIVATIONS, FNN
+from fnn_lightning.training.manual_backward import has_hooks, is_watched
 
 TRIAL_SECONDS = 0.1  # of steps with each number of threads, to find the fastest
 KEPT = 10  # times as long as the trials took, the fastest is then kept
 
 GRAIN_SIZE = 32768  # numbers that PyTorch does not divide among threads: at::internal::GRAIN_SIZE
+GELU_GRAIN_SIZE = 16384  # of GELU: GELU_MIN_ELEMENTS_FOR_MULTI_THREADING
+INSTRUCTION = 64  # numbers, or a divisor of them, that one pass of a vectorised loop computes
+
+LAYERS = (nn.Linear, BatchNorm, Dropout, *ACTIVATIONS.values())
 
 # those whose steps were compared on one thread and several, and had the same bits
 OPTIMIZERS = (
@@ -25,27 +33,28 @@ OPTIMIZERS = (
 )
 
 
-def fastest_counts(count: int, most: int) -> Generator[int, tuple[float, int], None]:
+def fastest_counts(counts: Sequence[int]) -> Generator[int, tuple[float, int], None]:
     """Find the number of threads with which steps are the fastest, again and again.
 
-    Tries the present number, half of it and twice as many, and then keeps the fastest for a while.
+    Tries the present number and its neighbours, and then keeps the fastest for a while.
 
     Args:
-        count: The number to begin with.
-        most: The greatest to try.
+        counts: Those to choose from, in ascending order. It begins with the last.
 
     Yields:
         The number for the next steps. Expects to be sent the seconds they took and how many they
         were.
     """
+    present = len(counts) - 1
     while True:
         seconds_per_step, tried = {}, 0.0
-        for each in dict.fromkeys((count, max(1, count // 2), min(most, 2 * count))):
-            seconds, steps = yield from use_for(each, TRIAL_SECONDS)
+        fewer, more = max(0, present - 1), min(present + 1, len(counts) - 1)
+        for each in dict.fromkeys((present, fewer, more)):
+            seconds, steps = yield from use_for(counts[each], TRIAL_SECONDS)
             seconds_per_step[each] = seconds / steps
             tried += seconds
-        count = min(seconds_per_step, key=lambda each: seconds_per_step[each])
-        yield from use_for(count, KEPT * tried)
+        present = min(seconds_per_step, key=lambda each: seconds_per_step[each])
+        yield from use_for(counts[present], KEPT * tried)
 
 
 def use_for(count: int, duration: float) -> Generator[int, tuple[float, int], tuple[float, int]]:
@@ -58,55 +67,125 @@ def use_for(count: int, duration: float) -> Generator[int, tuple[float, int], tu
     return total_seconds, total_steps
 
 
-def most_with_same_bits(network: FNN, batch_sizes: set[int], most: int, also: int = 1) -> int:
-    """Find how many threads may take the steps of a plain net without changing a bit.
+def steps_are_known(network: Any) -> bool:
+    """Tell whether a step of a network, on the CPU, computes nothing but what is named here."""
+    return (
+        type(network) is FNN
+        and type(network.layers) is nn.Sequential
+        and all(type(layer) in LAYERS for layer in network.layers)
+        and not any(has_hooks(module) for module in network.modules())
+        and not any(is_watched(parameter) for parameter in network.parameters())
+        and not torch.is_autocast_enabled("cpu")
+        and not torch.is_anomaly_enabled()
+    )
+
+
+def counts_with_same_bits(
+    networks: Sequence[FNN],
+    batch_sizes: set[int],
+    most: int,
+    reference: int = 1,
+    *,
+    averaged: bool = False,
+    augmentation: Augmentation | None = None,
+) -> list[int]:
+    """Find the numbers of threads that take a step with the same bits.
 
     MKL divides no sum of a product among threads, when it was told so in time
-    (`reproduce_products`), unless they are many for a small matrix. So products of the shapes of a
-    step are computed to see. Sums over the batch are not divided. Neither are activations of
-    `GRAIN_SIZE` numbers; of more, the last of each thread's share are computed by other
-    instructions, which may round otherwise, except for ReLU, which does not round.
+    (`reproduce_products`), unless they are many for a small matrix; other libraries may. So
+    products of the shapes of a step are computed to see. Sums over the batch are not divided.
+    Many activations are: the last of a thread's share are then computed by other instructions,
+    which may round otherwise, unless each share is a multiple of what an instruction takes.
 
     Args:
-        network: One that `supports_manual_backward` accepts, on the CPU.
-        batch_sizes: Images of a step: of most, and of an epoch's last.
-        most: Greatest number of threads to try. If it changes a bit, half of it is tried next.
-        also: Another number whose bits have to be the same.
+        networks: The one that is trained, of which `steps_are_known`, and those that teach it.
+        batch_sizes: Numbers of images that pass through them.
+        most: Greatest number of threads to try.
+        reference: The number whose bits the others have to have.
+        averaged: Whether there is an EMA of the weights.
+        augmentation: What is applied to the images, if anything.
 
     Returns:
-        The number; 1 if any other changes bits.
+        The reference and, of the others that have its bits, the powers of two and the greatest; in
+        ascending order.
     """
-    layers: list[Any] = list(network.layers)
-    for linear, activation in zip(layers[::2], layers[1::2], strict=False):
-        numbers = max(batch_sizes) * linear.out_features
-        if type(activation) is not nn.ReLU and numbers > GRAIN_SIZE:
-            return 1
+    if averaged and not averages_alike():
+        return [reference]
+    divided = list(divided_numbers(networks, batch_sizes))
+    counts = [
+        count
+        for count in range(1, most + 1)
+        if all(divides_alike(*each, (count, reference)) for each in divided)
+    ]
+    kept = {*(2**power for power in range(most.bit_length())), *counts[-1:]} - {reference}
+    tried = [count for count in counts if count in kept]
     before = torch.get_num_threads()
-    expected = products(layers[::2], batch_sizes, 1)
-    while most > 1:
-        counts = {also, most, *(2**power for power in range(1, most.bit_length()))}
-        if all(
-            all(map(torch.equal, expected, products(layers[::2], batch_sizes, count)))
-            for count in sorted(counts, reverse=True)
-        ):
-            break
-        most //= 2
+    expected = products(networks, batch_sizes, augmentation, reference)
+    same = [
+        count
+        for count in tried
+        if all(map(torch.equal, expected, products(networks, batch_sizes, augmentation, count)))
+    ]
     torch.set_num_threads(before)
-    return most
+    return sorted([reference, *same])
+
+
+def averages_alike() -> bool:
+    """Tell whether an EMA rounds the last numbers of a thread's share as it does the others."""
+    pairs = torch.randn(2, 10_000, 2, generator=torch.Generator().manual_seed(0))
+    # numbers that do not lie side by side are computed one at a time, as those are
+    one_by_one = pairs[0, :, 0].lerp(pairs[1, :, 0], 0.01)
+    return torch.equal(one_by_one, pairs[0].lerp(pairs[1], 0.01)[:, 0])
+
+
+def divided_numbers(networks: Sequence[FNN], batch_sizes: set[int]) -> Iterator[tuple[int, int]]:
+    """Yield of each activation that rounds how many it computes, and how many are not divided."""
+    for network in networks:
+        width = 0
+        for layer in network.layers:
+            if isinstance(layer, nn.Linear):
+                width = layer.out_features
+            elif type(layer) in ACTIVATIONS.values() and type(layer) is not nn.ReLU:
+                grain_size = GELU_GRAIN_SIZE if type(layer) is nn.GELU else GRAIN_SIZE
+                yield from ((size * width, grain_size) for size in batch_sizes)
+
+
+def divides_alike(numbers: int, grain_size: int, counts: Sequence[int]) -> bool:
+    """Tell whether each number is computed by the same instructions on so many threads.
+
+    >>> [divides_alike(100 * width, 32_768, (1, 2)) for width in (300, 400, 512)]
+    [True, False, True]
+    """
+    if numbers <= grain_size:
+        return True
+    # PyTorch gives a thread at least `GRAIN_SIZE`, but for GELU
+    shares = {min(count, -(-numbers // GRAIN_SIZE)) for count in counts}.union(counts) - {1}
+    return all(-(-numbers // share) % INSTRUCTION == 0 for share in shares)
 
 
 @torch.no_grad()
-def products(linear: list[Any], batch_sizes: set[int], threads: int) -> list[torch.Tensor]:
+def products(
+    networks: Sequence[FNN],
+    batch_sizes: set[int],
+    augmentation: Augmentation | None,
+    threads: int,
+) -> list[torch.Tensor]:
     """Compute the products of a step, of random numbers, with a number of threads."""
     torch.set_num_threads(threads)
     random = torch.Generator().manual_seed(0)
+    linear: list[Any] = [
+        each for network in networks for each in network.layers if isinstance(each, nn.Linear)
+    ]
     results = []
-    for layer in linear:
-        shape, dtype = layer.weight.shape, layer.weight.dtype
-        for size in sorted(batch_sizes):
-            for _ in range(1 + 200 // max(size, 1)):  # few numbers may be equal by luck
+    for size in sorted(batch_sizes):
+        for layer in linear:
+            shape, dtype = layer.weight.shape, layer.weight.dtype
+            # few numbers may be equal by luck
+            for _ in range(1 + 2000 // max(size * shape[0], 1)):
                 inputs = torch.randn(size, shape[1], generator=random, dtype=dtype)
                 gradient = torch.randn(size, shape[0], generator=random, dtype=dtype)
                 results += [F.linear(inputs, layer.weight, layer.bias), gradient.t().mm(inputs)]
                 results += [gradient.mm(layer.weight), gradient.sum(0)]
+        if augmentation:
+            results.append(sampling_grid(augmentation.draw(size, seed=(0,))))
     return results

@@ -1,5 +1,6 @@
+import itertools
 import os
-from collections.abc import Generator
+from collections.abc import Callable, Generator
 from pathlib import Path
 from typing import Any
 
@@ -9,10 +10,12 @@ from lightning.pytorch import Callback, Trainer, seed_everything
 from lightning.pytorch.callbacks import ModelCheckpoint
 
 from fnn_lightning import FNNLitModule, MNISTDataModule
+from fnn_lightning.data.augmentation import Augmentation
 from fnn_lightning.errors import InputError
 from fnn_lightning.training import multi_step, threads
-from fnn_lightning.training.manual_backward import ManualBackward
-from fnn_lightning.training.metrics import StepOutput
+from fnn_lightning.training.ema import EMA
+from fnn_lightning.training.metrics import TrainMetrics
+from fnn_lightning.training.multi_step import MultiStep
 from fnn_lightning.training.threads import Threads
 from tests.forks import StartFork
 from tests.support import assert_same, ended, fit, refused, trainer
@@ -115,13 +118,11 @@ def test_no_number_is_refused(data_dir: str, capsys: pytest.CaptureFixture[str])
     assert "`num_threads` to be 1 or more" in refused(words, capsys)
 
 
-def any_counts(count: int, most: int) -> Generator[int, tuple[float, int], None]:
+def any_counts(counts: list[int]) -> Generator[int, tuple[float, int], None]:
     """Yield in turn what `fastest_counts` may find."""
-    assert 1 <= count <= most <= 4
-    while True:
-        for each in (1, 2, 4):
-            if each <= most:
-                yield each
+    assert set(counts) <= {1, 2, 4}
+    for step in itertools.count():
+        yield counts[step % len(counts)]
 
 
 @pytest.fixture
@@ -130,13 +131,19 @@ def steps(monkeypatch: pytest.MonkeyPatch) -> list[int]:
     monkeypatch.setattr(threads, "fastest_counts", any_counts)
     monkeypatch.setattr(multi_step, "MAX_SECONDS", 0)
     seen: list[int] = []
-    backward = ManualBackward.__call__
+    take_steps = MultiStep._take_steps
+    update = TrainMetrics.update
 
-    def watch(self: ManualBackward, pixels: torch.Tensor, labels: torch.Tensor) -> StepOutput:
+    def watch(self: MultiStep, *args: Any) -> None:
+        with monkeypatch.context() as patch:
+            patch.setattr(TrainMetrics, "update", count)
+            take_steps(self, *args)
+
+    def count(self: TrainMetrics, *args: Any) -> None:
         seen.append(torch.get_num_threads())
-        return backward(self, pixels, labels)
+        update(self, *args)
 
-    monkeypatch.setattr(ManualBackward, "__call__", watch)
+    monkeypatch.setattr(MultiStep, "_take_steps", watch)
     return seen
 
 
@@ -155,32 +162,72 @@ class Elsewhere(Callback):
         self.seen.add(torch.get_num_threads())
 
 
-def test_steps_of_a_plain_net_vary_the_number_and_keep_the_bits(
+RECIPES: dict[str, dict[str, Any]] = {
+    "plain": {"hidden_dims": [300]},
+    "sigmoid": {"hidden_dims": [200, 70], "activation": "sigmoid"},
+    "mnist": {
+        "hidden_dims": [512],
+        "activation": "gelu",
+        "batch_norm": True,
+        "dropout": 0.1,
+        "input_dropout": 0.2,
+        "label_smoothing": 0.05,
+        "optimizer": {"class_path": "AdamW", "init_args": {"lr": 0.01, "fused": True}},
+    },
+    "record": {
+        "hidden_dims": [640, 64],
+        "activation": "gelu",
+        "keep_hardest": 0.5,
+        "adversarial_radius": 0.5,
+        "matmul_precision": "medium",
+    },
+}
+
+
+@pytest.fixture
+def weights(
     steps: list[int], data_dir: str, tmp_path: Path
-) -> None:
-    def weights(num_threads: int | None, **options: Any) -> tuple[dict[str, Any], set[int]]:
+) -> Callable[..., tuple[dict[str, Any], set[int]]]:
+    """Return what trains; it returns the weights, and the numbers of threads outside the steps."""
+
+    def train(
+        num_threads: int | None, *, batch_size: int = 64, **options: Any
+    ) -> tuple[dict[str, Any], set[int]]:
         steps.clear()
         seed_everything(0)
         module = FNNLitModule(num_threads=num_threads, **options)
-        data = MNISTDataModule(data_dir=data_dir, batch_size=60)
+        augmentation = Augmentation(rotation=10, elastic=1)
+        data = MNISTDataModule(data_dir=data_dir, batch_size=batch_size, augmentation=augmentation)
         elsewhere = Elsewhere()
-        run = trainer(tmp_path, max_epochs=6, num_sanity_val_steps=0, callbacks=[elsewhere])
+        given = [elsewhere, EMA(0.9)]
+        run = trainer(tmp_path, max_epochs=6, num_sanity_val_steps=0, callbacks=given)
         run.fit(module, datamodule=data)
+        assert torch.get_num_threads() == 4, "the process keeps its own"
         return module.state_dict(), elsewhere.seen
 
-    for options in ({"hidden_dims": [300]}, {"hidden_dims": [200, 70], "activation": "sigmoid"}):
-        varied, elsewhere = weights(None, **options)
-        assert set(steps) == {1, 2, 4}
-        assert elsewhere == {4}
-        fixed, elsewhere = weights(1, **options)
-        assert_same(varied, fixed)
-        assert set(steps) == elsewhere == {1}
+    return train
+
+
+@pytest.mark.parametrize("recipe", RECIPES)
+def test_steps_vary_the_number_and_keep_the_bits(
+    recipe: str, steps: list[int], weights: Callable[..., tuple[dict[str, Any], set[int]]]
+) -> None:
+    varied, elsewhere = weights(None, **RECIPES[recipe])
+    assert set(steps) == {1, 2, 4}
+    assert elsewhere == {4}
+    fixed, elsewhere = weights(1, **RECIPES[recipe])
+    assert_same(varied, fixed)
+    assert set(steps) == elsewhere == {1}
+
+
+def test_the_number_is_fixed_where_the_bits_depend_on_it(
+    steps: list[int], weights: Callable[..., tuple[dict[str, Any], set[int]]]
+) -> None:
     # an activation that is divided among threads, and rounds; an optimiser of which nobody knows
-    weights(None, hidden_dims=[800], activation="tanh")
+    weights(None, hidden_dims=[800], activation="tanh", batch_size=63)
     assert set(steps) == {2}
     weights(None, optimizer={"class_path": "RAdam", "init_args": {"lr": 0.01}})
     assert set(steps) == {1}
-    assert torch.get_num_threads() == 4, "the process keeps its own"
 
 
 def test_a_hook_on_the_optimizer_fixes_the_number(
@@ -277,8 +324,8 @@ def test_a_run_resumed_on_other_cores_ends_with_the_same_bits(
     monkeypatch: pytest.MonkeyPatch,
     capsys: pytest.CaptureFixture[str],
 ) -> None:
-    # the sums of batch normalisation are divided among threads
-    net = ["--model.hidden_dims=[400,300]", "--data.batch_size=140", "--model.batch_norm=true"]
+    # the activations of a layer are divided among threads, at a number that is not round
+    net = ["--model.hidden_dims=[400,300]", "--data.batch_size=133", "--model.activation=mish"]
     net += ["--model.dropout=0.1", "--tensorboard.enabled=false"]
     monkeypatch.delenv("OMP_NUM_THREADS")
     bound = os.sched_getaffinity(0)
@@ -310,8 +357,17 @@ def test_a_run_resumed_on_other_cores_ends_with_the_same_bits(
 
 
 @needs_two_cores
-def test_a_plain_net_has_the_same_bits_on_any_cores(data_dir: str, fork: StartFork) -> None:
-    net = ["--model.hidden_dims=[400,300]", "--data.batch_size=137", "--trainer.max_epochs=4"]
+@pytest.mark.parametrize(
+    "net",
+    [
+        ["--model.hidden_dims=[400,300]", "--data.batch_size=137"],
+        ["--config=mnist", "--data.batch_size=64"],
+    ],
+)
+def test_a_run_has_the_same_bits_on_any_cores(
+    net: list[str], data_dir: str, fork: StartFork
+) -> None:
+    net = [*net, "--trainer.max_epochs=4"]
     one, printed = run_on(1, fork, "one", data_dir, *net)
     assert "cpu, 1 thread," in printed
     two, printed = run_on(2, fork, "two", data_dir, *net)

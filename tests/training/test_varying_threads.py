@@ -7,14 +7,20 @@ import pytest
 import torch
 
 from fnn_lightning import FNN
+from fnn_lightning.data.augmentation import Augmentation, sampling_grid
 from fnn_lightning.training import varying_threads
-from fnn_lightning.training.manual_backward import ManualBackward
-from fnn_lightning.training.varying_threads import fastest_counts, most_with_same_bits
+from fnn_lightning.training.varying_threads import (
+    averages_alike,
+    counts_with_same_bits,
+    divides_alike,
+    fastest_counts,
+    steps_are_known,
+)
 
 
 def test_the_fastest_number_is_found_and_found_again() -> None:
-    seconds = {1: 3.0, 2: 2.0, 3: 1.5, 4: 1.0, 6: 0.5}  # a step, with so many threads
-    search = fastest_counts(1, 6)
+    seconds = {1: 3.0, 2: 2.0, 4: 1.0, 6: 0.5}  # a step, with so many threads
+    search = fastest_counts([1, 2, 4, 6])
     count = next(search)
 
     def use(steps: int) -> list[int]:
@@ -25,46 +31,105 @@ def test_the_fastest_number_is_found_and_found_again() -> None:
             count = search.send((seconds[count], 1))
         return used
 
-    assert use(4) == [1, 2, 2, 2], "tries both, and keeps the faster"
-    use(500)
-    assert use(500).count(6) > 400
-    seconds = {1: 3.0, 2: 4.0, 3: 8.0, 4: 8.5, 6: 9.0}  # another program has come
+    assert use(4) == [6, 4, 6, 6], "tries its neighbour, and keeps the faster"
+    seconds = {1: 3.0, 2: 4.0, 4: 8.5, 6: 9.0}  # another program has come
     use(500)
     assert use(500).count(1) > 350
+    seconds = {1: 3.0, 2: 2.0, 4: 1.0, 6: 0.5}  # and gone
+    use(500)
+    assert use(500).count(6) > 400
 
 
-@pytest.mark.parametrize("hidden_dims", [[], [33], [100], [300, 64]])
+NETWORKS: list[dict[str, Any]] = [
+    {"hidden_dims": []},
+    {"hidden_dims": [33]},
+    {"hidden_dims": [300, 64]},
+    {"hidden_dims": [512, 512], "activation": "gelu", "batch_norm": True, "dropout": 0.1},
+    {"hidden_dims": [320], "activation": "mish", "input_dropout": 0.2},
+]
+
+
+@pytest.mark.parametrize("options", NETWORKS)
 @pytest.mark.parametrize("batch_sizes", [{100}, {112, 8}, {64, 2}, {500}])
 def test_no_number_of_threads_that_is_found_changes_a_bit(
-    hidden_dims: list[int], batch_sizes: set[int]
+    options: dict[str, Any], batch_sizes: set[int]
 ) -> None:
     torch.manual_seed(0)
-    network = FNN(hidden_dims=hidden_dims)
-    most = most_with_same_bits(network, batch_sizes, 16)
-    manual = ManualBackward(network)
+    network = FNN(**options)
+    assert steps_are_known(network)
     batches = [
-        (network.scale(torch.randint(256, (size, 784)).byte()), torch.randint(10, (size,)))
+        (torch.randint(256, (size, 784)).byte(), torch.randint(10, (size,)))
         for size in sorted(batch_sizes)
         for _ in range(5)
     ]
 
-    def step(threads: int) -> list[torch.Tensor | None]:
+    def step(threads: int) -> list[torch.Tensor]:
         torch.set_num_threads(threads)
-        seen: list[torch.Tensor | None] = []
-        for batch in batches:
-            seen += [manual(*batch).logits, *(each.grad for each in network.parameters())]
+        torch.manual_seed(0)  # of dropout
+        seen: list[torch.Tensor] = []
+        for images, labels in batches:
+            logits = network(images)
+            loss = torch.nn.functional.cross_entropy(logits, labels, label_smoothing=0.1)
+            seen += [logits, *torch.autograd.grad(loss, list(network.parameters()))]
         return seen
 
     before = torch.get_num_threads()
     try:
-        for count in (2, 4, 8, 16):
-            if count <= most:
-                for ours, theirs in zip(step(count), step(1), strict=True):
-                    assert ours is not None
-                    assert theirs is not None
-                    assert torch.equal(ours, theirs), f"{count} of {most} threads"
+        expected = step(1)
+        for count in counts_with_same_bits([network], batch_sizes, 16):
+            for ours, theirs in zip(step(count), expected, strict=True):
+                assert torch.equal(ours, theirs), f"{count} threads"
     finally:
         torch.set_num_threads(before)
+
+
+def test_shares_of_many_numbers_have_to_be_whole() -> None:
+    gelu = FNN(hidden_dims=[512, 512], activation="gelu", batch_norm=True)
+    assert counts_with_same_bits([gelu], {200}, 6)[-1] == 5  # not 102,400 / 6
+    assert not divides_alike(200 * 512, 32_768, (1, 3))
+    mish = FNN(hidden_dims=[300], activation="mish")
+    assert counts_with_same_bits([mish], {133}, 2) == [1]  # not 39,900 / 2
+    relu = FNN(hidden_dims=[300])
+    assert counts_with_same_bits([relu], {133}, 2) == [1, 2]
+    # the networks that teach it as well
+    assert counts_with_same_bits([relu, mish], {133}, 2) == [1]
+    # and where a run began with the number of threads that differs
+    assert counts_with_same_bits([mish], {133}, 2, reference=4) == [4]
+
+
+def test_steps_of_which_something_is_not_known_are_told_apart() -> None:
+    assert steps_are_known(FNN())
+    hooked, watched, other = FNN(), FNN(), FNN()
+    hooked.layers[0].register_forward_hook(lambda *_: None)
+    next(watched.parameters()).register_hook(lambda _: None)
+    other.layers[1] = torch.nn.LayerNorm(100)
+    with torch.autocast("cpu", torch.bfloat16):
+        assert not steps_are_known(FNN())
+    for network in (hooked, watched, other, torch.nn.Linear(2, 2)):
+        assert not steps_are_known(network)
+
+
+def test_an_average_that_rounds_by_place_fixes_the_number(monkeypatch: pytest.MonkeyPatch) -> None:
+    assert averages_alike(), "no longer so on this processor: EMAs keep to one number of threads"
+    assert counts_with_same_bits([FNN()], {100}, 2, averaged=True) == [1, 2]
+    lerp = torch.Tensor.lerp
+    monkeypatch.setattr(
+        torch.Tensor, "lerp", lambda x, *a: lerp(x, *a) * (1 if x.is_contiguous() else 1.0001)
+    )
+    assert not averages_alike()
+    assert counts_with_same_bits([FNN()], {100}, 2, averaged=True) == [1]
+    assert counts_with_same_bits([FNN()], {100}, 2) == [1, 2]
+
+
+def test_grids_that_differ_on_more_threads_are_found_out(monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setattr(
+        varying_threads,
+        "sampling_grid",
+        lambda x: sampling_grid(x) + (torch.get_num_threads() > 1),
+    )
+    augmentation = Augmentation(rotation=5, elastic=1)
+    assert counts_with_same_bits([FNN()], {100}, 2, augmentation=augmentation) == [1]
+    assert counts_with_same_bits([FNN()], {100}, 2) == [1, 2]
 
 
 @pytest.mark.parametrize("limit", [1, 4])
@@ -73,12 +138,14 @@ def test_products_that_differ_on_more_threads_are_found_out(
 ) -> None:
     products = varying_threads.products
 
-    def differ_beyond(linear: list[Any], sizes: set[int], threads: int) -> list[torch.Tensor]:
-        *others, last = products(linear, sizes, 1)
+    def differ_beyond(
+        networks: list[FNN], sizes: set[int], augmentation: None, threads: int
+    ) -> list[torch.Tensor]:
+        *others, last = products(networks, sizes, augmentation, 1)
         return [*others, last + (threads > limit)]
 
     monkeypatch.setattr(varying_threads, "products", differ_beyond)
-    assert most_with_same_bits(FNN(hidden_dims=[8]), {100, 7}, 16) == limit
+    assert counts_with_same_bits([FNN(hidden_dims=[8])], {100, 7}, 16)[-1] == limit
 
 
 def test_products_of_mkl_that_depend_on_threads_are_found_out() -> None:
@@ -91,8 +158,8 @@ def test_products_of_mkl_that_depend_on_threads_are_found_out() -> None:
         "    torch.set_num_threads(count)\n"
         "    products.append(gradient.t().mm(inputs))\n"
         "from fnn_lightning import FNN\n"
-        "from fnn_lightning.training.varying_threads import most_with_same_bits\n"
-        "print(torch.equal(*products), most_with_same_bits(FNN(), {100}, 2) == 2)\n"
+        "from fnn_lightning.training.varying_threads import counts_with_same_bits\n"
+        "print(torch.equal(*products), 2 in counts_with_same_bits([FNN()], {100}, 2))\n"
     )
     env = {name: value for name, value in os.environ.items() if name != "MKL_CBWR"}
     printed = subprocess.run(
@@ -101,5 +168,4 @@ def test_products_of_mkl_that_depend_on_threads_are_found_out() -> None:
     assert printed.stdout, printed.stderr
     same, found_same = printed.stdout.split()
     assert same == "True" or found_same == "False"  # it compares more products than this one
-    assert most_with_same_bits(FNN(), {100}, 2) == 2, "here the variable came in time"
-    assert most_with_same_bits(FNN(hidden_dims=[400], activation="sigmoid"), {100}, 2) == 1
+    assert counts_with_same_bits([FNN()], {100}, 2) == [1, 2], "here the variable came in time"
