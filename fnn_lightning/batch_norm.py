@@ -10,11 +10,12 @@ from torch.autograd.graph import Node
 
 
 class BatchNorm(nn.BatchNorm1d):
-    """`torch.nn.BatchNorm1d`, computed on one thread while it is trained on the CPU.
+    """`torch.nn.BatchNorm1d`, computed on one CPU thread wherever gradients are.
 
     PyTorch divides the sums over the images among its threads, so that their number decides the
     last bits of a step. A layer of 512 units and 200 images takes 0.03 ms longer on one thread than
-    on two, forward and backward.
+    on two, forward and backward. A backward pass that fails in it leaves PyTorch with one thread;
+    `Trainer.fit` then restores the number.
 
     Takes floating-point batches of shape `(B, num_features)`.
 
@@ -26,7 +27,8 @@ class BatchNorm(nn.BatchNorm1d):
 
     def forward(self, x: Tensor) -> Tensor:
         """Normalise by the batch in training, and otherwise by the running mean and variance."""
-        if not self.training or x.device.type != "cpu" or torch.compiler.is_compiling():
+        sums = self.training or torch.is_grad_enabled()  # of the gradients, also in evaluation mode
+        if not sums or x.device.type != "cpu" or torch.compiler.is_compiling():
             return super().forward(x)
         with one_thread():
             output = super().forward(x)

@@ -21,6 +21,7 @@ def step(layer: nn.Module, threads: int, images: int = 200) -> list[torch.Tensor
     finally:
         torch.set_num_threads(before)
     gradients = [each.grad for each in (x, *layer.parameters())]
+    layer.zero_grad()
     return [output.detach(), *gradients, *layer.buffers()]
 
 
@@ -29,6 +30,13 @@ def equal(ours: list[torch.Tensor | None], theirs: list[torch.Tensor | None]) ->
         a is not None and b is not None and torch.equal(a, b)
         for a, b in zip(ours, theirs, strict=True)
     )
+
+
+def test_gradients_in_evaluation_mode_have_the_same_bits_as_well() -> None:
+    ours, theirs = BatchNorm(512).eval(), nn.BatchNorm1d(512).eval()
+    expected = step(theirs, 1)
+    assert not equal(step(theirs, 3), expected)
+    assert equal(step(ours, 3), expected)
 
 
 @pytest.mark.parametrize("threads", [2, 3, 8])

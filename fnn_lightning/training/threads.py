@@ -90,12 +90,13 @@ class Threads(callbacks.Callback):
         ):
             self.varies = False
             return
-        sizes = {loader.global_batch_size(0), loader.global_batch_size(len(loader) - 1)}
+        sizes = {loader.global_batch_size(i) for i in range(len(loader))}
+        summed = max(sizes) * (len(module.class_names) if module.teachers else 1)
+        if summed > GRAIN_SIZE:  # the mean loss is divided among threads
+            self.varies = False
+            return
         if module.hard_examples is not None:
             sizes |= {module.hard_examples.count(size) for size in sizes}
-        if module.teachers and max(sizes) * len(module.class_names) > GRAIN_SIZE:
-            self.varies = False  # the mean of their losses is divided among threads
-            return
         given = trainer.callbacks  # type: ignore[attr-defined]
         cores = max_threads(self._before)
         same = counts_with_same_bits(

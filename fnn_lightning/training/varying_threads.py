@@ -1,10 +1,12 @@
 """Steps on as many CPU threads as are the fastest, where that changes no bit."""
 
-from collections.abc import Generator, Iterator, Sequence
+from collections.abc import Callable, Generator, Iterator, Sequence
+from functools import partial
+from itertools import repeat
 from typing import Any
 
 import torch
-from torch import nn
+from torch import Tensor, nn
 from torch.nn import functional as F
 
 from fnn_lightning.batch_norm import BatchNorm
@@ -18,7 +20,8 @@ KEPT = 10  # times as long as the trials took, the fastest is then kept
 
 GRAIN_SIZE = 32768  # numbers that PyTorch does not divide among threads: at::internal::GRAIN_SIZE
 GELU_GRAIN_SIZE = 16384  # of GELU: GELU_MIN_ELEMENTS_FOR_MULTI_THREADING
-INSTRUCTION = 64  # numbers, or a divisor of them, that one pass of a vectorised loop computes
+VECTORISED = 64  # numbers, or a divisor of them, that one pass of a vectorised loop computes
+FEW = 3  # numbers, too few for a vectorised loop; of a single one GELU is computed otherwise
 
 LAYERS = (nn.Linear, BatchNorm, Dropout, *ACTIVATIONS.values())
 
@@ -68,9 +71,10 @@ def use_for(count: int, duration: float) -> Generator[int, tuple[float, int], tu
 
 
 def steps_are_known(network: Any) -> bool:
-    """Tell whether a step of a network, on the CPU, computes nothing but what is named here."""
+    """Tell whether a network computes nothing on the CPU but what `counts_with_same_bits` knows."""
     return (
         type(network) is FNN
+        and network.dtype in (torch.float32, torch.float64)  # in others optimisers round otherwise
         and type(network.layers) is nn.Sequential
         and all(type(layer) in LAYERS for layer in network.layers)
         and not any(has_hooks(module) for module in network.modules())
@@ -94,8 +98,9 @@ def counts_with_same_bits(
     MKL divides no sum of a product among threads, when it was told so in time
     (`reproduce_products`), unless they are many for a small matrix; other libraries may. So
     products of the shapes of a step are computed to see. Sums over the batch are not divided.
-    Many activations are: the last of a thread's share are then computed by other instructions,
-    which may round otherwise, unless each share is a multiple of what an instruction takes.
+    Functions of single numbers are, if those are many: the last of a thread's share are then
+    computed by other instructions, which may round otherwise, unless each share is a multiple of
+    `VECTORISED`.
 
     Args:
         networks: The one that is trained, of which `steps_are_known`, and those that teach it.
@@ -118,34 +123,56 @@ def counts_with_same_bits(
         if all(divides_alike(*each, (count, reference)) for each in divided)
     ]
     kept = {*(2**power for power in range(most.bit_length())), *counts[-1:]} - {reference}
-    tried = [count for count in counts if count in kept]
+    same = [count for count in counts if count in kept]
     before = torch.get_num_threads()
-    expected = products(networks, batch_sizes, augmentation, reference)
-    same = [
-        count
-        for count in tried
-        if all(map(torch.equal, expected, products(networks, batch_sizes, augmentation, count)))
-    ]
+    for compute in products(networks, batch_sizes, augmentation):
+        torch.set_num_threads(reference)
+        expected = compute()
+        for count in tuple(same):
+            torch.set_num_threads(count)
+            if not all(map(torch.equal, expected, compute())):
+                same.remove(count)
     torch.set_num_threads(before)
     return sorted([reference, *same])
 
 
 def averages_alike() -> bool:
-    """Tell whether an EMA rounds the last numbers of a thread's share as it does the others."""
-    pairs = torch.randn(2, 10_000, 2, generator=torch.Generator().manual_seed(0))
-    # numbers that do not lie side by side are computed one at a time, as those are
-    one_by_one = pairs[0, :, 0].lerp(pairs[1, :, 0], 0.01)
-    return torch.equal(one_by_one, pairs[0].lerp(pairs[1], 0.01)[:, 0])
+    """Tell whether an EMA rounds few numbers at once as it does many."""
+    kept, new = random_numbers()
+    few_at_once = map(torch.lerp, kept.split(FEW), new.split(FEW), repeat(0.01))
+    return torch.equal(torch.cat(list(few_at_once)), kept.lerp(new, 0.01))
+
+
+def activates_alike(activation: type[nn.Module], dtype: torch.dtype) -> bool:
+    """Tell whether an activation rounds few numbers at once as it does many."""
+
+    def outputs_and_gradients(x: Tensor, gradient: Tensor) -> Tensor:
+        output = activation()(x.requires_grad_())
+        return torch.stack([output, *torch.autograd.grad(output, x, gradient)])
+
+    x, gradient = random_numbers().to(dtype)
+    few_at_once = map(outputs_and_gradients, x.split(FEW), gradient.split(FEW))
+    return torch.equal(torch.cat(list(few_at_once), dim=1), outputs_and_gradients(x, gradient))
+
+
+def random_numbers() -> Tensor:
+    """Return two rows of numbers, enough that any other rounding shows in some."""
+    return 3 * torch.randn(2, 341 * FEW, generator=torch.Generator().manual_seed(0))
 
 
 def divided_numbers(networks: Sequence[FNN], batch_sizes: set[int]) -> Iterator[tuple[int, int]]:
-    """Yield of each activation that rounds how many it computes, and how many are not divided."""
+    """Yield of each layer of activations how many they are, and how many are not divided.
+
+    Those that do not care how they are divided are left out.
+    """
     for network in networks:
         width = 0
         for layer in network.layers:
             if isinstance(layer, nn.Linear):
                 width = layer.out_features
-            elif type(layer) in ACTIVATIONS.values() and type(layer) is not nn.ReLU:
+                continue
+            activates = type(layer) in ACTIVATIONS.values()
+            if activates and not activates_alike(type(layer), network.dtype):
                 grain_size = GELU_GRAIN_SIZE if type(layer) is nn.GELU else GRAIN_SIZE
                 yield from ((size * width, grain_size) for size in batch_sizes)
 
@@ -160,23 +187,17 @@ def divides_alike(numbers: int, grain_size: int, counts: Sequence[int]) -> bool:
         return True
     # PyTorch gives a thread at least `GRAIN_SIZE`, but for GELU
     shares = {min(count, -(-numbers // GRAIN_SIZE)) for count in counts}.union(counts) - {1}
-    return all(-(-numbers // share) % INSTRUCTION == 0 for share in shares)
+    return all(-(-numbers // share) % VECTORISED == 0 for share in shares)
 
 
-@torch.no_grad()
 def products(
-    networks: Sequence[FNN],
-    batch_sizes: set[int],
-    augmentation: Augmentation | None,
-    threads: int,
-) -> list[torch.Tensor]:
-    """Compute the products of a step, of random numbers, with a number of threads."""
-    torch.set_num_threads(threads)
+    networks: Sequence[FNN], batch_sizes: set[int], augmentation: Augmentation | None
+) -> Iterator[Callable[[], list[Tensor]]]:
+    """Yield functions that compute the products of a step, of random numbers."""
     random = torch.Generator().manual_seed(0)
     linear: list[Any] = [
         each for network in networks for each in network.layers if isinstance(each, nn.Linear)
     ]
-    results = []
     for size in sorted(batch_sizes):
         for layer in linear:
             shape, dtype = layer.weight.shape, layer.weight.dtype
@@ -184,8 +205,19 @@ def products(
             for _ in range(1 + 2000 // max(size * shape[0], 1)):
                 inputs = torch.randn(size, shape[1], generator=random, dtype=dtype)
                 gradient = torch.randn(size, shape[0], generator=random, dtype=dtype)
-                results += [F.linear(inputs, layer.weight, layer.bias), gradient.t().mm(inputs)]
-                results += [gradient.mm(layer.weight), gradient.sum(0)]
+                yield partial(products_of_layer, layer, inputs, gradient)
         if augmentation:
-            results.append(sampling_grid(augmentation.draw(size, seed=(0,))))
-    return results
+            coefficients = augmentation.draw(size, seed=(0,))
+            yield partial(products_of_augmentation, coefficients)
+
+
+@torch.no_grad()
+def products_of_layer(layer: Any, inputs: Tensor, gradient: Tensor) -> list[Tensor]:
+    """Compute the output of a linear layer, and the gradients of its parameters and its input."""
+    output = F.linear(inputs, layer.weight, layer.bias)
+    return [output, gradient.t().mm(inputs), gradient.sum(0), gradient.mm(layer.weight)]
+
+
+def products_of_augmentation(coefficients: Tensor) -> list[Tensor]:
+    """Compute the sampling grids of a batch."""
+    return [sampling_grid(coefficients)]

@@ -163,24 +163,38 @@ class Elsewhere(Callback):
 
 
 RECIPES: dict[str, dict[str, Any]] = {
-    "plain": {"hidden_dims": [300]},
-    "sigmoid": {"hidden_dims": [200, 70], "activation": "sigmoid"},
+    "relu": {"model": {"hidden_dims": [300]}},
+    "sigmoid": {"model": {"hidden_dims": [640, 70], "activation": "sigmoid"}},
+    "mish": {
+        "model": {"hidden_dims": [640], "activation": "mish"},
+        "data": {"class_weights": "balanced"},
+    },
     "mnist": {
-        "hidden_dims": [512],
-        "activation": "gelu",
-        "batch_norm": True,
-        "dropout": 0.1,
-        "input_dropout": 0.2,
-        "label_smoothing": 0.05,
-        "optimizer": {"class_path": "AdamW", "init_args": {"lr": 0.01, "fused": True}},
+        "model": {
+            "hidden_dims": [512],
+            "activation": "gelu",
+            "batch_norm": True,
+            "dropout": 0.1,
+            "input_dropout": 0.2,
+            "label_smoothing": 0.05,
+            "optimizer": {"class_path": "AdamW", "init_args": {"lr": 0.01, "fused": True}},
+        },
+        "callbacks": [EMA],
     },
     "record": {
-        "hidden_dims": [640, 64],
-        "activation": "gelu",
-        "keep_hardest": 0.5,
-        "adversarial_radius": 0.5,
-        "matmul_precision": "medium",
+        "model": {
+            "hidden_dims": [640, 64],
+            "activation": "gelu",
+            "keep_hardest": 0.5,
+            "adversarial_radius": 0.5,
+            "matmul_precision": "medium",
+        },
+        "data": {"augmentation": Augmentation(rotation=10, elastic=1, end=0.9)},
+        "callbacks": [EMA],
     },
+    "frozen": {"model": {"hidden_dims": [640, 512], "batch_norm": True, "freeze": 1}},
+    "in evaluation mode": {"model": {"hidden_dims": [512], "batch_norm": True}},
+    "taught": {"model": {"hidden_dims": [300], "teachers": ["teacher.ckpt"]}},
 }
 
 
@@ -188,45 +202,65 @@ RECIPES: dict[str, dict[str, Any]] = {
 def weights(
     steps: list[int], data_dir: str, tmp_path: Path
 ) -> Callable[..., tuple[dict[str, Any], set[int]]]:
-    """Return what trains; it returns the weights, and the numbers of threads outside the steps."""
+    """Return what trains a recipe.
 
-    def train(
-        num_threads: int | None, *, batch_size: int = 64, **options: Any
-    ) -> tuple[dict[str, Any], set[int]]:
+    It returns weights and losses, and the numbers of threads outside the steps of the plain loop.
+    """
+
+    def train(num_threads: int | None, recipe: dict[str, Any]) -> tuple[dict[str, Any], set[int]]:
         steps.clear()
         seed_everything(0)
-        module = FNNLitModule(num_threads=num_threads, **options)
-        augmentation = Augmentation(rotation=10, elastic=1)
-        data = MNISTDataModule(data_dir=data_dir, batch_size=batch_size, augmentation=augmentation)
+        module = FNNLitModule(num_threads=num_threads, **recipe.get("model", {}))
+        if recipe is RECIPES["in evaluation mode"]:
+            module.network.eval()
+        data = MNISTDataModule(data_dir=data_dir, **{"batch_size": 64, **recipe.get("data", {})})
         elsewhere = Elsewhere()
-        given = [elsewhere, EMA(0.9)]
+        given = [elsewhere, *(average(0.9) for average in recipe.get("callbacks", []))]
         run = trainer(tmp_path, max_epochs=6, num_sanity_val_steps=0, callbacks=given)
         run.fit(module, datamodule=data)
         assert torch.get_num_threads() == 4, "the process keeps its own"
-        return module.state_dict(), elsewhere.seen
+        return {"losses": module.train_metrics.losses(), **module.state_dict()}, elsewhere.seen
 
     return train
 
 
-@pytest.mark.parametrize("recipe", RECIPES)
+@pytest.mark.filterwarnings(r"ignore:Found \d+ module\(s\) in eval mode")
+@pytest.mark.parametrize("name", RECIPES)
 def test_steps_vary_the_number_and_keep_the_bits(
-    recipe: str, steps: list[int], weights: Callable[..., tuple[dict[str, Any], set[int]]]
+    name: str,
+    steps: list[int],
+    weights: Callable[..., tuple[dict[str, Any], set[int]]],
+    data_dir: str,
+    tmp_path: Path,
 ) -> None:
-    varied, elsewhere = weights(None, **RECIPES[recipe])
+    if name == "taught":
+        teaching = trainer(tmp_path, max_epochs=1)
+        data = MNISTDataModule(data_dir=data_dir)
+        teaching.fit(FNNLitModule(hidden_dims=[640], activation="mish"), datamodule=data)
+        teaching.save_checkpoint("teacher.ckpt")
+    varied, elsewhere = weights(None, RECIPES[name])
     assert set(steps) == {1, 2, 4}
     assert elsewhere == {4}
-    fixed, elsewhere = weights(1, **RECIPES[recipe])
+    fixed, elsewhere = weights(1, RECIPES[name])
     assert_same(varied, fixed)
     assert set(steps) == elsewhere == {1}
 
 
 def test_the_number_is_fixed_where_the_bits_depend_on_it(
-    steps: list[int], weights: Callable[..., tuple[dict[str, Any], set[int]]]
+    steps: list[int],
+    weights: Callable[..., tuple[dict[str, Any], set[int]]],
+    monkeypatch: pytest.MonkeyPatch,
 ) -> None:
-    # an activation that is divided among threads, and rounds; an optimiser of which nobody knows
-    weights(None, hidden_dims=[800], activation="tanh", batch_size=63)
+    # an activation that is divided among threads, and rounds by place
+    mish = {"hidden_dims": [800], "activation": "mish"}
+    weights(None, {"model": mish, "data": {"batch_size": 63}})
     assert set(steps) == {2}
-    weights(None, optimizer={"class_path": "RAdam", "init_args": {"lr": 0.01}})
+    # an optimiser of which nobody knows
+    weights(None, {"model": {"optimizer": {"class_path": "RAdam", "init_args": {"lr": 0.01}}}})
+    assert set(steps) == {1}
+    # a loss of so many images that their sum is divided
+    monkeypatch.setattr(threads, "GRAIN_SIZE", 63)
+    weights(None, {"model": {"hidden_dims": [300]}})
     assert set(steps) == {1}
 
 

@@ -7,9 +7,12 @@ import pytest
 import torch
 
 from fnn_lightning import FNN
+from fnn_lightning.batch_norm import one_thread
 from fnn_lightning.data.augmentation import Augmentation, sampling_grid
+from fnn_lightning.network import ACTIVATIONS, Activation
 from fnn_lightning.training import varying_threads
 from fnn_lightning.training.varying_threads import (
+    activates_alike,
     averages_alike,
     counts_with_same_bits,
     divides_alike,
@@ -46,6 +49,7 @@ NETWORKS: list[dict[str, Any]] = [
     {"hidden_dims": [300, 64]},
     {"hidden_dims": [512, 512], "activation": "gelu", "batch_norm": True, "dropout": 0.1},
     {"hidden_dims": [320], "activation": "mish", "input_dropout": 0.2},
+    {"hidden_dims": [331], "activation": "gelu"},
 ]
 
 
@@ -83,9 +87,9 @@ def test_no_number_of_threads_that_is_found_changes_a_bit(
         torch.set_num_threads(before)
 
 
-def test_shares_of_many_numbers_have_to_be_whole() -> None:
-    gelu = FNN(hidden_dims=[512, 512], activation="gelu", batch_norm=True)
-    assert counts_with_same_bits([gelu], {200}, 6)[-1] == 5  # not 102,400 / 6
+def test_shares_of_many_numbers_that_round_by_place_have_to_be_whole() -> None:
+    mish = FNN(hidden_dims=[512], activation="mish", batch_norm=True)
+    assert counts_with_same_bits([mish], {200}, 6)[-1] == 5  # not 102,400 / 6
     assert not divides_alike(200 * 512, 32_768, (1, 3))
     mish = FNN(hidden_dims=[300], activation="mish")
     assert counts_with_same_bits([mish], {133}, 2) == [1]  # not 39,900 / 2
@@ -97,6 +101,27 @@ def test_shares_of_many_numbers_have_to_be_whole() -> None:
     assert counts_with_same_bits([mish], {133}, 2, reference=4) == [4]
 
 
+@pytest.mark.parametrize("activation", ACTIVATIONS)
+def test_an_activation_that_is_divided_anywhere_keeps_its_bits(activation: Activation) -> None:
+    function: Any = ACTIVATIONS[activation]
+    x, gradient = 3 * torch.randn(2, 50_021, generator=torch.Generator().manual_seed(1))
+
+    def step(threads: int) -> list[torch.Tensor]:
+        torch.set_num_threads(threads)
+        output = function()(x.requires_grad_())
+        return [output, *torch.autograd.grad(output, x, gradient)]
+
+    before = torch.get_num_threads()
+    try:
+        same = all(all(map(torch.equal, step(1), step(count))) for count in (2, 3, 4, 5, 7))
+    finally:
+        torch.set_num_threads(before)
+    assert same or not activates_alike(function, torch.float32)
+    assert not activates_alike(ACTIVATIONS["mish"], torch.float32), (
+        "shares of any size have the same bits: `divides_alike` is no longer needed"
+    )
+
+
 def test_steps_of_which_something_is_not_known_are_told_apart() -> None:
     assert steps_are_known(FNN())
     hooked, watched, other = FNN(), FNN(), FNN()
@@ -105,17 +130,14 @@ def test_steps_of_which_something_is_not_known_are_told_apart() -> None:
     other.layers[1] = torch.nn.LayerNorm(100)
     with torch.autocast("cpu", torch.bfloat16):
         assert not steps_are_known(FNN())
-    for network in (hooked, watched, other, torch.nn.Linear(2, 2)):
+    for network in (hooked, watched, other, FNN().to(torch.bfloat16), torch.nn.Linear(2, 2)):
         assert not steps_are_known(network)
 
 
 def test_an_average_that_rounds_by_place_fixes_the_number(monkeypatch: pytest.MonkeyPatch) -> None:
     assert averages_alike(), "no longer so on this processor: EMAs keep to one number of threads"
     assert counts_with_same_bits([FNN()], {100}, 2, averaged=True) == [1, 2]
-    lerp = torch.Tensor.lerp
-    monkeypatch.setattr(
-        torch.Tensor, "lerp", lambda x, *a: lerp(x, *a) * (1 if x.is_contiguous() else 1.0001)
-    )
+    monkeypatch.setattr(torch, "lerp", lambda x, *a: torch.Tensor.lerp(x, *a).nextafter(x))
     assert not averages_alike()
     assert counts_with_same_bits([FNN()], {100}, 2, averaged=True) == [1]
     assert counts_with_same_bits([FNN()], {100}, 2) == [1, 2]
@@ -136,15 +158,15 @@ def test_grids_that_differ_on_more_threads_are_found_out(monkeypatch: pytest.Mon
 def test_products_that_differ_on_more_threads_are_found_out(
     limit: int, monkeypatch: pytest.MonkeyPatch
 ) -> None:
-    products = varying_threads.products
+    compute = varying_threads.products_of_layer
 
-    def differ_beyond(
-        networks: list[FNN], sizes: set[int], augmentation: None, threads: int
-    ) -> list[torch.Tensor]:
-        *others, last = products(networks, sizes, augmentation, 1)
+    def differ_beyond(*arguments: Any) -> list[torch.Tensor]:
+        threads = torch.get_num_threads()
+        with one_thread():
+            *others, last = compute(*arguments)
         return [*others, last + (threads > limit)]
 
-    monkeypatch.setattr(varying_threads, "products", differ_beyond)
+    monkeypatch.setattr(varying_threads, "products_of_layer", differ_beyond)
     assert counts_with_same_bits([FNN(hidden_dims=[8])], {100, 7}, 16)[-1] == limit
 
 
