@@ -95,11 +95,12 @@ class FNNLitModule(LightningModule):
         multi_step: Whether several optimiser steps are taken for one of the Trainer's where it
             has nothing else to do. For a small net that is faster. The result is bit for bit the
             same. See `MultiStep`.
-        num_threads: Number of CPU threads that compute a step. Chosen by the work of a step and
-            the cores by default, and kept when the run is resumed. See `Threads`.
-        matmul_precision: How exactly training steps multiply matrices of `float32`: `medium` rounds
-            what is multiplied to `bfloat16`, `high` less coarsely, each where the hardware is
-            faster at it. None leaves what the process has set, by default `highest`. See
+        num_threads: Number of CPU threads that compute a step. By default as many as are the
+            fastest, where that changes no bit, and otherwise chosen by the work of a step and the
+            cores, and kept when the run is resumed. See `Threads`.
+        matmul_precision: How exactly training steps multiply matrices of `float32`: `medium` allows
+            to round what is multiplied to `bfloat16`, `high` less coarsely, each where the hardware
+            is faster at it. None leaves what the process has set, by default `highest`. See
             `MatmulPrecision`.
         compile: Whether the network is compiled by `torch.compile`, when it is first used. That
             takes half a minute, needs a C++ compiler, and pays off only for a large network. The
