@@ -48,6 +48,8 @@ class Console(callbacks.Callback):
         self._has_header = self._has_head = False
         self._began = 0.0
 
+    acts_every_n_steps = 0  # the first it sees is enough
+
     def on_fit_start(self, trainer: Trainer, pl_module: LightningModule) -> None:
         self._has_header = self._has_head = False
         self._began = time.monotonic()
@@ -55,6 +57,11 @@ class Console(callbacks.Callback):
     def on_train_epoch_start(self, trainer: Trainer, pl_module: LightningModule) -> None:
         # not when training starts: the module's callbacks, which come after this one, choose then
         self._print_header(trainer, pl_module)
+
+    def on_train_batch_start(self, trainer: Trainer, pl_module: LightningModule, *_: Any) -> None:
+        self._print_header(
+            trainer, pl_module
+        )  # an epoch that is resumed in its middle has no start
 
     def on_validation_start(self, trainer: Trainer, pl_module: LightningModule) -> None:
         # a run that resumes at the end of an epoch may validate first

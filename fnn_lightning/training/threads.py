@@ -49,6 +49,7 @@ class Threads(callbacks.Callback):
         """The greatest number of threads in this fit."""
         self._search: Generator[int, tuple[float, int], None] | None = None
         self._before: int | None = None
+        self._began: int | None = None
         self._loaded = False
 
     def setup(self, trainer: Trainer, pl_module: LightningModule, stage: str) -> None:
@@ -60,11 +61,9 @@ class Threads(callbacks.Callback):
         if pl_module.device.type != "cpu":
             return
         given = getattr(pl_module, "num_threads", None)
-        if None not in (given, self.count) and given != self.count:
-            rank_zero_warn(
-                f"The run began with {self.count} threads and is resumed with {given}: its last "
-                "bits may be others"
-            )
+        self._began = self.count
+        if not self.varies:
+            self._warn_of_other_bits(given)
         count = given or self.count or choose_threads(trainer, pl_module)
         self.count = trainer.strategy.broadcast(count)
         self._use()
@@ -73,7 +72,8 @@ class Threads(callbacks.Callback):
         """From now on let steps take as many threads as are the fastest.
 
         Does nothing if the user has set the number, or the bits depend on it. A run that began with
-        a fixed number keeps it when it is resumed.
+        a fixed number keeps it when it is resumed. Warns of a number that changes the bits of one
+        that varied it.
 
         Args:
             trainer: Whose training has started.
@@ -82,7 +82,7 @@ class Threads(callbacks.Callback):
         optimizer, loader = trainer.optimizers[0], trainer.train_dataloader
         if (
             self.count is None
-            or module.num_threads
+            or (module.num_threads and not self._loaded)
             or (self._loaded and not self.varies)
             or trainer.world_size > 1
             or type(optimizer) not in OPTIMIZERS
@@ -102,11 +102,16 @@ class Threads(callbacks.Callback):
         same = counts_with_same_bits(
             [module.network, *module.teachers.networks],
             sizes,
-            cores,
-            self.count if self._loaded else 1,
+            module.num_threads or cores,
+            (self._began or self.count) if self._loaded else 1,
             averaged=any(isinstance(each, EMA) for each in given),
             augmentation=loader.augmentation if loader.augments else None,
         )
+        if module.num_threads:
+            self.varies = False
+            if module.num_threads not in same:
+                self._warn_of_other_bits(module.num_threads)
+            return
         counts = [count for count in same if count <= cores]
         self.varies = bool(counts) and (self._loaded or len(counts) > 1 or cores == 1)
         if not self.varies:
@@ -117,6 +122,14 @@ class Threads(callbacks.Callback):
             self._use()
         self._search = fastest_counts(counts)
         self._fastest = next(self._search)
+
+    def _warn_of_other_bits(self, given: int | None) -> None:
+        if None not in (given, self._began) and given != self._began:
+            began = f"{self._began} thread{'s' * (self._began != 1)}"
+            rank_zero_warn(
+                f"The run began with {began} and is resumed with {given}: its last bits may be "
+                "others"
+            )
 
     def use_fastest(self) -> None:
         """Set the number of threads for the next steps, until `took` is told about them."""

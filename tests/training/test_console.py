@@ -153,6 +153,9 @@ def test_the_header_says_what_was_configured_and_where_a_run_resumes(
     assert lines["optimizer"].startswith("Adam, learning rate 0.02,")
     assert lines["length"] == "8 steps, 2.67 epochs of 3"
     assert lines["resumed"] == "after step 6"
+    # in the middle of an epoch
+    main(["fit", "--ckpt_path", LAST, "--trainer.max_steps", "9"])
+    assert header(capsys.readouterr().out)["resumed"] == "after step 8"
 
 
 def test_a_row_has_the_means_since_the_last_one_and_a_star_if_it_is_the_best(

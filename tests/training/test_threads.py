@@ -323,8 +323,12 @@ def test_a_resumed_run_varies_the_number_as_far_as_it_may(
     fit(5, resume=varied)
     assert set(steps) == {1}
     assert 4 in elsewhere.seen
+    # no warning, which would be an error here: no bit changes
+    fit(6, resume=varied, num_threads=2)
+    assert set(steps) == {2}
+    monkeypatch.setattr(threads, "counts_with_same_bits", lambda *_, **__: [1, 4])
     with pytest.warns(UserWarning, match="began with 4 threads and is resumed with 2"):
-        fit(6, resume=varied, num_threads=2)
+        fit(7, resume=varied, num_threads=2)
     assert set(steps) == {2}
 
 
