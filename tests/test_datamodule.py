@@ -164,6 +164,7 @@ def test_digits_have_the_shapes_of_mnist() -> None:
             {"dataset": "minst"},
             "`dataset` to be one of mnist, .* but got minst; did you mean mnist",
         ),
+        ({"dataset": "cats"}, "but got cats, and there is no folder or file of that name"),
         ({"batch_size": 0}, "`batch_size` to be 1 or more, but got 0"),
         ({"val_size": -1}, "`val_size` to be from 0 to 59,999, .* but got -1"),
         ({"val_size": 60_000}, "`val_size` to be from 0 to 59,999, .* but got 60000"),

@@ -232,7 +232,7 @@ def find_dataset(
     near = beginning or get_close_matches(dataset.lower(), NAMES, n=1)
     raise InputError(
         f"Expected `dataset` to be one of {', '.join(NAMES)} or a path, but got {dataset}"
-        + (f"; did you mean {near[0]}?" if near else "")
+        + (f"; did you mean {near[0]}?" if near else ", and there is no folder or file of that name")
     )
 
 
