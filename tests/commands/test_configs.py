@@ -22,14 +22,21 @@ RECIPES = sorted(CONFIGS.glob("*.yaml"))
 def test_every_config_trains(config: Path, data_dir: str, capsys: pytest.CaptureFixture) -> None:  # type: ignore[type-arg]
     shutil.copytree(Path(data_dir, "MNIST"), Path(data_dir, "FashionMNIST"))
     limits = ["--trainer.max_steps", "3", "--trainer.limit_val_batches", "1"]
-    main(["fit", "--config", str(config), "--data.data_dir", data_dir, *limits])
+    limits += ["--data.data_dir", data_dir]
+    for teacher in yaml.safe_load(config.read_text()).get("model", {}).get("teachers", []):
+        options = ["--config", "record", "--run_folder", teacher, "--tensorboard.enabled=false"]
+        main(["fit", *options, *limits])
+    main(["fit", "--config", str(config), *limits])
     assert "3 steps in all" in capsys.readouterr().out
     assert Path("lightning_logs/version_0/checkpoints/last.ckpt").is_file()
 
 
 @pytest.mark.parametrize("config", RECIPES, ids=lambda config: config.stem)
 def test_every_config_says_how_to_run_it_and_what_to_expect(config: Path) -> None:
-    assert config.read_text().splitlines()[0] == f"# fnn fit --config {config.stem}"
+    lines = config.read_text().splitlines()
+    commands = [line for line in lines if line.startswith("# fnn ")]
+    assert commands == lines[: len(commands)]
+    assert commands[-1] == f"# fnn fit --config {config.stem}"
     network, accuracy, time = describe(config)
     assert network.startswith("784–")
     if config.stem in NOT_RUN:
