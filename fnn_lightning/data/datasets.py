@@ -230,9 +230,9 @@ def find_dataset(
         return OwnData(dataset, framing, bad_files)
     beginning = [name for name in NAMES if name.startswith(f"{dataset.lower()}_")]
     near = beginning or get_close_matches(dataset.lower(), NAMES, n=1)
+    hint = f"; did you mean {near[0]}?" if near else ", and there is no folder or file of that name"
     raise InputError(
-        f"Expected `dataset` to be one of {', '.join(NAMES)} or a path, but got {dataset}"
-        + (f"; did you mean {near[0]}?" if near else ", and there is no folder or file of that name")
+        f"Expected `dataset` to be one of {', '.join(NAMES)} or a path, but got {dataset}{hint}"
     )
 
 
