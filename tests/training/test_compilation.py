@@ -44,6 +44,7 @@ COMPILE = [compile_around, compile_in_place, compile_a_layer]
 def train(
     folder: Path, module: FNNLitModule, data: MNISTDataModule, epochs: int = 3, **fit: Any
 ) -> tuple[Trainer, dict[str, Any]]:
+    module.num_threads = 1  # which varies unless the network is compiled
     callbacks = [EMA(0.9), RunCheckpoint(monitor="val/acc")]
     run = trainer(folder, callbacks=callbacks, max_epochs=epochs)
     run.fit(module, datamodule=data, **fit)
