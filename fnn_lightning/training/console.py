@@ -59,9 +59,8 @@ class Console(callbacks.Callback):
         self._print_header(trainer, pl_module)
 
     def on_train_batch_start(self, trainer: Trainer, pl_module: LightningModule, *_: Any) -> None:
-        self._print_header(
-            trainer, pl_module
-        )  # an epoch that is resumed in its middle has no start
+        # an epoch that is resumed in its middle has no start
+        self._print_header(trainer, pl_module)
 
     def on_validation_start(self, trainer: Trainer, pl_module: LightningModule) -> None:
         # a run that resumes at the end of an epoch may validate first
