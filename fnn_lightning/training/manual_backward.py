@@ -72,7 +72,7 @@ class ManualBackward:
         return StepOutput(loss, logits, labels)
 
 
-def supports_manual_backward(network: nn.Module) -> bool:
+def supports_manual_backward(network: Any) -> bool:
     """Tell whether `ManualBackward` does everything autograd would do in a step of a network.
 
     >>> supports_manual_backward(FNN(hidden_dims=[8], activation="tanh"))
@@ -80,8 +80,7 @@ def supports_manual_backward(network: nn.Module) -> bool:
     >>> supports_manual_backward(FNN(hidden_dims=[8], activation="gelu"))
     False
     """
-    # exactly these classes: a derived one, such as that of a parametrised layer, may do more
-    if type(network) is not FNN or type(network.layers) is not nn.Sequential:
+    if not computes_its_layers_alone(network):
         return False
     layers = list(network.layers)
     parameters = list(network.parameters())
@@ -91,10 +90,20 @@ def supports_manual_backward(network: nn.Module) -> bool:
         and all(type(layer) is nn.Linear for layer in layers[::2])
         and all(type(layer) in DERIVATIVES for layer in layers[1::2])
         and len(parameters) == len(layers) + 1  # weights and biases: none missing, none shared
-        and all(each.requires_grad and not is_watched(each) for each in parameters)
+        and all(each.requires_grad for each in parameters)
         and all((each.dtype, each.device) == (network.dtype, device) for each in parameters)
+    )
+
+
+def computes_its_layers_alone(network: Any) -> bool:
+    """Tell whether a step of an `FNN` computes its layers and their gradients, and nothing else."""
+    # exactly these classes: a derived one, such as that of a parametrised layer, may do more
+    return (
+        type(network) is FNN
+        and type(network.layers) is nn.Sequential
         and not any(has_hooks(module) for module in network.modules())
-        and not torch.is_autocast_enabled(device.type)
+        and not any(is_watched(parameter) for parameter in network.parameters())
+        and not torch.is_autocast_enabled(next(network.parameters()).device.type)
         and not torch.is_anomaly_enabled()
     )
 

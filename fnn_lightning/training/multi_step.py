@@ -100,8 +100,8 @@ class MultiStep(callbacks.Callback):
         )
         skip_gpu_check()
         # with `multi_step` off as well: a run has the same checkpoints with it and without it
-        same = reason is None or not getattr(pl_module, "multi_step", True)
-        if same and self._is_known(pl_module, trainer.optimizers[0]):
+        known = self._is_known(pl_module, trainer.optimizers[0])
+        if known and (reason is None or not pl_module.multi_step):
             self.threads.vary(trainer, pl_module)
 
     def on_train_epoch_start(self, trainer: Trainer, pl_module: LightningModule) -> None:

@@ -103,7 +103,7 @@ class Threads(callbacks.Callback):
             [module.network, *module.teachers.networks],
             sizes,
             module.num_threads or cores,
-            (self._began or self.count) if self._loaded else 1,
+            self._began or 1,
             averaged=any(isinstance(each, EMA) for each in given),
             augmentation=loader.augmentation if loader.augments else None,
         )

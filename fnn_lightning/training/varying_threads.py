@@ -13,7 +13,7 @@ from fnn_lightning.batch_norm import BatchNorm
 from fnn_lightning.data.augmentation import Augmentation, sampling_grid
 from fnn_lightning.dropout import Dropout
 from fnn_lightning.network import ACTIVATIONS, FNN
-from fnn_lightning.training.manual_backward import has_hooks, is_watched
+from fnn_lightning.training.manual_backward import computes_its_layers_alone
 
 TRIAL_SECONDS = 0.1  # of steps with each number of threads, to find the fastest
 KEPT = 10  # times as long as the trials took, the fastest is then kept
@@ -73,14 +73,9 @@ def use_for(count: int, duration: float) -> Generator[int, tuple[float, int], tu
 def steps_are_known(network: Any) -> bool:
     """Tell whether a network computes nothing on the CPU but what `counts_with_same_bits` knows."""
     return (
-        type(network) is FNN
+        computes_its_layers_alone(network)
         and network.dtype in (torch.float32, torch.float64)  # in others optimisers round otherwise
-        and type(network.layers) is nn.Sequential
         and all(type(layer) in LAYERS for layer in network.layers)
-        and not any(has_hooks(module) for module in network.modules())
-        and not any(is_watched(parameter) for parameter in network.parameters())
-        and not torch.is_autocast_enabled("cpu")
-        and not torch.is_anomaly_enabled()
     )
 
 
