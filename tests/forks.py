@@ -19,6 +19,7 @@ from lightning.pytorch.utilities import rank_zero_only
 
 from fnn_lightning.commands.main import main
 from fnn_lightning.evaluation.tensorboard import TensorBoardPlots
+from fnn_lightning.training.checkpointing import RunCheckpoint
 
 if TYPE_CHECKING:
     from multiprocessing.context import ForkServerContext
@@ -61,6 +62,26 @@ def run(
     patch.object(os, "fsync", lambda _: None).start()  # no test cuts the power
     exec(before, {})
     main(list(words))
+
+
+def held(epochs: int) -> str:
+    """Return code that lets training wait after so many epochs, so that a test stops it in time."""
+    return f"from tests.forks import hold; hold({epochs})"
+
+
+def hold(epochs: int) -> None:
+    """Let the first rank wait after so many epochs for a signal or for a file `go`."""
+
+    def wait(self: RunCheckpoint, trainer: Any, module: Any) -> None:
+        end = time.monotonic() + MAX_SILENCE
+        while trainer.current_epoch == epochs and trainer.is_global_zero:
+            if self._signals.received or Path("go").exists():
+                return
+            if time.monotonic() > end:
+                raise TimeoutError("nothing stopped the run")
+            time.sleep(0.01)
+
+    patch.object(RunCheckpoint, "on_train_epoch_start", wait).start()
 
 
 SECOND_RANK = "from tests.forks import fork_second_rank; fork_second_rank()"

@@ -131,10 +131,10 @@ def lost_a_rank(error: Exception) -> bool:
     """Tell whether an error means that another rank could not be reached."""
     from torch import distributed
 
-    backends = ("gloo", "NCCL", "Connection closed", "Connection reset", "Broken pipe")
+    signs = ("gloo", "NCCL", "Connection closed", "Connection reset", "Broken pipe", "pair closure")
     return (
         isinstance(error, RuntimeError)
         and distributed.is_available()
         and (distributed.is_initialized() or isinstance(error, distributed.DistError))
-        and any(sign in str(error) for sign in backends)
+        and any(sign in str(error) for sign in signs)
     )

@@ -228,7 +228,8 @@ class RunCheckpoint(callbacks.Checkpoint):
         """Look for a signal to stop, and tell whether `every_n_minutes` are over, on any rank.
 
         Communication can take as long as the step of a small net, so the ranks communicate about
-        once a second, all at the same step.
+        once a second, all at the same step. The few steps since the last time tell little about
+        the next ones, so at most twice as many are waited for.
         """
         now = time.monotonic()
         late = now - self._saved_at > 60 * (self.every_n_minutes or math.inf)
@@ -237,13 +238,15 @@ class RunCheckpoint(callbacks.Checkpoint):
         elif step < self._next_look:
             return False
         else:
-            steps_a_second = int((step - self._looked[0]) / (now - self._looked[1]))
+            steps = step - self._looked[0]
+            steps_a_second = int(steps / (now - self._looked[1]))
             news = torch.tensor(
                 [self._signals.received, late, steps_a_second], device=trainer.strategy.root_device
             )
             torch.distributed.all_reduce(news, torch.distributed.ReduceOp.MAX)
             self._stop, late, steps_a_second = news.tolist()
-            self._looked, self._next_look = (step, now), step + max(1, steps_a_second)
+            self._looked = (step, now)
+            self._next_look = step + max(1, min(steps_a_second, 2 * steps))
         return bool(late)
 
     def _obey(self) -> None:

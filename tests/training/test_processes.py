@@ -16,7 +16,7 @@ import torch
 from torchvision.datasets import MNIST
 
 from fnn_lightning.runs.signals import LOST
-from tests.forks import SECOND_RANK, Fork, StartFork
+from tests.forks import SECOND_RANK, Fork, StartFork, held
 from tests.support import ROOT, SECONDS, Program, Start, assert_same, ended, scalars
 
 FIT = ["-m", "fnn_lightning", "fit", "--trainer.accelerator", "cpu"]
@@ -220,17 +220,17 @@ STEPS = 9  # in an epoch
 @pytest.mark.soak
 @pytest.mark.parametrize("processes", [1, 2])
 def test_a_killed_run_resumes_bit_for_bit(data_dir: str, fork: StartFork, processes: int) -> None:
-    # long enough to be stopped in time: steps of two processes are slower
-    epochs = 16 if processes > 1 else 60
+    epochs = 16 if processes > 1 else 60  # steps of two processes are slower
     options = ["--data.data_dir", data_dir, *LONG, f"--trainer.max_epochs={epochs}"]
     fit(fork, *options, "--run_folder", "straight", processes=processes)
-    launch = ddp(processes) if processes == 2 else []
-    before = SECOND_RANK if processes == 2 else ""
-    run = fork("fit", "--trainer.accelerator=cpu", *options, *launch, before=before)
+    words = ["--trainer.accelerator=cpu", *options, *(ddp(processes) if processes > 1 else [])]
+    second = SECOND_RANK if processes > 1 else ""
     again = "lightning_logs/version_0/checkpoints/last.ckpt"
-    signals = [signal.SIGTERM, signal.SIGKILL, signal.SIGINT]
-    for step, signum in enumerate(signals[: 3 if processes == 1 else 1], start=1):
-        wait_for(run, epochs * STEPS * step // 6)
+    stops = {signal.SIGTERM: 10, signal.SIGKILL: 20, signal.SIGINT: 30}
+    for signum, epoch in stops.items() if processes == 1 else [(signal.SIGTERM, 3)]:
+        run = fork("fit", *words, before=f"{held(epoch)}; {second}")
+        words = ["--ckpt_path", again]
+        wait_for(run, epoch * STEPS)
         sent = time.monotonic()
         run.send_signal(signum)
         status, _, err = ended(run, seconds=60)
@@ -243,20 +243,17 @@ def test_a_killed_run_resumes_bit_for_bit(data_dir: str, fork: StartFork, proces
             assert found, err
             assert found[1] == signal.Signals(signum).name
             assert found[2] == f"-m fnn_lightning fit --ckpt_path {again}"
-        if processes == 1:
-            run = fork("fit", "--ckpt_path", again)
     if processes > 1:
-        run = fork("fit", "--ckpt_path", again, before=before)
-        wait_for(run, epochs * STEPS // 2)
+        run = fork("fit", *words, before=f"{held(8)}; {second}")
+        wait_for(run, 8 * STEPS)
         child = Path(f"/proc/{run.pid}/task/{run.pid}/children").read_text().split()[0]
         os.kill(int(child), signal.SIGKILL)
+        Path("go").touch()
         status, _, err = ended(run, seconds=60)
         assert status == 1
         assert "error: another rank died" in err
         assert f"the last good checkpoint is {again}" in err
-        fit(fork, "--ckpt_path", again, processes=2)
-    else:
-        done(run)
+    fit(fork, *words, processes=processes)
     assert [path.name for path in Path("lightning_logs").iterdir()] == ["version_0"]
     assert_same_run("lightning_logs/version_0", "straight")
 
@@ -311,7 +308,10 @@ def test_a_requeued_slurm_job_resumes(
         command = Path("command").read_text().splitlines()
         assert command[:4] == ["--kill-on-bad-exit=1", "python", "-m", "fnn_lightning"]
         env = {**job, "MASTER_PORT": free_port()}
-        return [fork(*command[4:], SLURM_PROCID=task, SLURM_LOCALID=task, **env) for task in "01"]
+        return [
+            fork(*command[4:], before=held(4), SLURM_PROCID=task, SLURM_LOCALID=task, **env)
+            for task in "01"
+        ]
 
     tasks = run_job()
     wait_for(tasks[0], 4 * STEPS)
@@ -400,13 +400,14 @@ def test_a_cut_network_ends_the_run_which_resumes_bit_for_bit(
     env = {"MASTER_ADDR": "10.201.0.1", "MASTER_PORT": "29500", "LOCAL_RANK": "0"}
     cut = [
         fork("fit", "--trainer.accelerator=cpu", *options, "--run_folder", "cut",
-             before=f"from tests.forks import enter; enter({machine!r})", **env,
+             before=f"{held(8)}; from tests.forks import enter; enter({machine!r})", **env,
              GLOO_SOCKET_IFNAME=f"cable{node}", RANK=str(node), NODE_RANK=str(node))
         for node, machine in enumerate(machines)
     ]  # fmt: skip
     wait_for(cut[0], 8 * STEPS)
     cable = ["ip", "-n", machines[0], "link", "set", "cable0"]
     subprocess.run([*cable, "down"], check=True)
+    Path("go").touch()
     for node, error in zip(cut, ("error", "error on rank 1"), strict=True):
         status, _, err = ended(node, seconds=60)
         assert status == 1
