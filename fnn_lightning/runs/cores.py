@@ -7,7 +7,7 @@ from contextlib import suppress
 from pathlib import Path
 
 # turns of a loop; 300,000 by default
-SPIN_COUNT = "1300"
+SPIN_COUNT = "5000"
 WAITING = ("OMP_WAIT_POLICY", "GOMP_SPINCOUNT", "KMP_BLOCKTIME", "KMP_LIBRARY")
 
 
