@@ -32,6 +32,7 @@ PRELOADED = [  # all that a run imports, which is what a fork saves
     "torch.utils.tensorboard",
 ]
 
+MAX_HELD = 50  # seconds in which a test has to stop a fork that waits for it
 MAX_SILENCE = 120  # seconds in which a fork has to print a line that a test waits for
 
 
@@ -64,24 +65,29 @@ def run(
     main(list(words))
 
 
-def held(epochs: int) -> str:
-    """Return code that lets training wait after so many epochs, so that a test stops it in time."""
-    return f"from tests.forks import hold; hold({epochs})"
+def held(step: int) -> str:
+    """Return code that lets training wait at a step, so that a test stops it there."""
+    return f"from tests.forks import hold; hold({step})"
 
 
-def hold(epochs: int) -> None:
-    """Let the first rank wait after so many epochs for a signal or for a file `go`."""
+def hold(step: int) -> None:
+    """Let the first rank wait at a step, before it is saved, for a signal or for a file `go`.
 
-    def wait(self: RunCheckpoint, trainer: Any, module: Any) -> None:
-        end = time.monotonic() + MAX_SILENCE
-        while trainer.current_epoch == epochs and trainer.is_global_zero:
-            if self._signals.received or Path("go").exists():
-                return
-            if time.monotonic() > end:
-                raise TimeoutError("nothing stopped the run")
-            time.sleep(0.01)
+    That is the first one from `step` on that `RunCheckpoint` sees. The file `held_{step}` says that
+    it has come.
+    """
+    on_train_batch_end = RunCheckpoint.on_train_batch_end
 
-    patch.object(RunCheckpoint, "on_train_epoch_start", wait).start()
+    def wait(self: RunCheckpoint, trainer: Any, *args: Any) -> None:
+        if trainer.global_step >= step and trainer.is_global_zero:
+            Path(f"held_{step}").touch()
+            end = time.monotonic() + MAX_HELD
+            while not (self._signals.received or Path("go").exists()):
+                assert time.monotonic() < end, "nothing has stopped the run"
+                time.sleep(0.01)
+        on_train_batch_end(self, trainer, *args)
+
+    patch.object(RunCheckpoint, "on_train_batch_end", wait).start()
 
 
 SECOND_RANK = "from tests.forks import fork_second_rank; fork_second_rank()"

@@ -140,11 +140,13 @@ def progress_bar(
 
     disable = None if shown else True  # None: unless stderr is a terminal
     bar = tqdm(items, description, bar_format=BAR, dynamic_ncols=True, disable=disable, **kwargs)
-    return bar if bar.disable else leave_room(bar)
+    return leave_room(bar)
 
 
 def leave_room(bar: Bar) -> Bar:
     """Make a tqdm bar go when it is closed, and narrow enough for `^C^C` after it in its line."""
+    if bar.disable:  # as on all ranks but the first; it has no shape then
+        return bar
     bar.leave = False
     shape = bar.dynamic_ncols
 

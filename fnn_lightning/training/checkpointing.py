@@ -239,7 +239,8 @@ class RunCheckpoint(callbacks.Checkpoint):
             return False
         else:
             steps = step - self._looked[0]
-            steps_a_second = int(steps / (now - self._looked[1]))
+            seconds = max(now - self._looked[1], 1e-3)  # a coarse clock may show none
+            steps_a_second = int(steps / seconds)
             news = torch.tensor(
                 [self._signals.received, late, steps_a_second], device=trainer.strategy.root_device
             )

@@ -1,5 +1,7 @@
+import time
 from collections.abc import Callable
 from pathlib import Path
+from types import SimpleNamespace
 from typing import Any
 
 import pytest
@@ -167,3 +169,34 @@ def test_the_best_of_a_module_is_not_that_of_one_fitted_before(
     assert torch.equal(
         stored["network.layers.0.bias"], second.state_dict()["network.layers.0.bias"]
     )
+
+
+def steps_looked_at(monkeypatch: pytest.MonkeyPatch, seconds: float, count: int) -> list[int]:
+    """Return the steps at which one of two ranks looks for signals, if each takes so long."""
+    looks: list[int] = []
+    two: Any = SimpleNamespace(
+        world_size=2,
+        strategy=SimpleNamespace(root_device="cpu"),
+        fast_dev_run=True,
+        global_step=0,
+    )
+    checkpoint = RunCheckpoint()
+    monkeypatch.setattr(
+        torch.distributed, "all_reduce", lambda *_: looks.append(two.global_step), raising=False
+    )
+    monkeypatch.setattr(time, "monotonic", lambda: two.global_step * seconds)
+    checkpoint.on_train_start(two, None)  # type: ignore[arg-type]
+    for step in range(1, count + 1):
+        two.global_step = step
+        checkpoint._poll_signals(two, step)
+    return looks
+
+
+def test_ranks_look_for_signals_once_a_second_and_more_often_at_first(
+    monkeypatch: pytest.MonkeyPatch,
+) -> None:
+    looks = steps_looked_at(monkeypatch, 1 / 64, 300)
+    assert looks == [1, 3, 7, 15, 31, 63, 127, 191, 255]
+    assert steps_looked_at(monkeypatch, 2.0, 5) == [1, 2, 3, 4, 5]
+    # a clock that has not moved yet
+    assert steps_looked_at(monkeypatch, 0.0, 20) == [1, 3, 7, 15]
