@@ -32,6 +32,11 @@ from fnn_lightning.training.train_log import TrainLog
 
 Kind = TypeVar("Kind", bound=Callback)
 
+NO_STEP = (
+    "without a step, so nothing is saved: --trainer.max_epochs, --trainer.max_steps or "
+    "--trainer.limit_train_batches is 0"
+)
+
 
 class Fit:
     """One call of `fit`.
@@ -184,8 +189,10 @@ class Fit:
                 checkpoint_callback.best_score,
                 checkpoint_callback.best_model_path,
             )
-        if not path or not self.trainer.is_global_zero:  # no path: fast_dev_run
-            return
+        if not path or not self.trainer.is_global_zero:
+            if self.trainer.is_global_zero and self.trainer.global_step == 0:
+                print(wrapped("done", NO_STEP))
+            return  # `fast_dev_run` saves nothing either
         run = Path(path).absolute().parents[1]  # RUN/checkpoints/FILE
         checkpoint = Path(path).absolute().relative_to(run)
         is_new = trained or "fit" not in read_metrics(run)

@@ -20,7 +20,7 @@ from fnn_lightning.runs.signals import terminate_on_sigterm
 from fnn_lightning.training.checkpointing import RunCheckpoint
 from fnn_lightning.training.ema import EMA
 from fnn_lightning.training.multi_step import why_single_steps
-from fnn_lightning.training.progress_bar import count_steps, epoch_of, steps_per_epoch
+from fnn_lightning.training.progress_bar import count_steps, epoch_of, loss_text, steps_per_epoch
 from fnn_lightning.training.threads import Threads
 
 COLUMNS, KEY_WIDTH = 80, 11
@@ -280,7 +280,7 @@ def loss_and_acc_cells(loss_and_acc: tuple[float, float]) -> tuple[str, str]:
     ('0.2500', '50.00 %')
     """
     loss, acc = loss_and_acc
-    return f"{loss:.4f}", f"{100 * acc:.2f} %"
+    return loss_text(loss), f"{100 * acc:.2f} %"
 
 
 def why_stopped(trainer: Trainer) -> str | None:

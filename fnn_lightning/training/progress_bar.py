@@ -86,11 +86,20 @@ class RunProgressBar(callbacks.TQDMProgressBar):
         bar.n = trainer.global_step
         bar.set_description_str(description, refresh=False)
         metrics = trainer.progress_bar_metrics
-        shown = [f"loss {metrics['train/loss']:.4f}"] if "train/loss" in metrics else []
+        shown = [f"loss {loss_text(metrics['train/loss'])}"] if "train/loss" in metrics else []
         if "train/acc" in metrics:
             shown.append(f"acc {100 * metrics['train/acc']:.2f} %")
         bar.set_postfix_str(", ".join(shown))  # and draws
         self._drawn = time.monotonic()
+
+
+def loss_text(loss: Any) -> str:
+    """Write a loss in at most eight characters.
+
+    >>> loss_text(0.25), loss_text(22048195745856178094080)
+    ('0.2500', '2.2e+22')
+    """
+    return f"{loss:.4f}" if loss < 1000 else f"{loss:.3g}"
 
 
 def epoch_of(trainer: Trainer) -> str:

@@ -191,6 +191,17 @@ def test_without_validation_every_epoch_has_a_row(data_dir: str, capsys: Capture
     assert len(table[1]) == 5  # no cells of a validation
 
 
+@pytest.mark.parametrize("limit", ["max_epochs", "max_steps", "limit_train_batches"])
+def test_a_run_without_a_step_says_so(data_dir: str, capsys: Capture, limit: str) -> None:
+    main(["fit", "--data.data_dir", data_dir, f"--trainer.{limit}", "0"])
+    done = " ".join(capsys.readouterr().out.split())
+    assert done.endswith(
+        "done without a step, so nothing is saved: --trainer.max_epochs, --trainer.max_steps or "
+        "--trainer.limit_train_batches is 0"
+    )
+    assert not Path(LAST).exists()
+
+
 def test_early_stopping_says_so(data_dir: str, capsys: Capture) -> None:
     fit(data_dir, "--optimizer.lr", "1e-9", "--early_stopping.patience", "1",
         "--trainer.max_epochs", "9")  # fmt: skip
