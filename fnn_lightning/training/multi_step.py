@@ -286,8 +286,26 @@ def bare_step(optimizer: Optimizer) -> Callable[[], Any]:
     """
     if step_hooks(optimizer):
         return optimizer.step
-    step = torch.no_grad()(inspect.unwrap(type(optimizer).step))
-    return partial(step, optimizer)
+    step = descend if is_plain_sgd(optimizer) else inspect.unwrap(type(optimizer).step)
+    return partial(torch.no_grad()(step), optimizer)
+
+
+def is_plain_sgd(optimizer: Optimizer) -> bool:
+    """Tell whether `descend` does all that an optimiser does in a step."""
+    others = ("momentum", "weight_decay", "maximize", "differentiable", "fused")
+    return type(optimizer) is torch.optim.SGD and all(
+        type(group["lr"]) is float and not any(group[name] for name in others)
+        for group in optimizer.param_groups
+    )
+
+
+def descend(optimizer: Optimizer) -> None:
+    """Take a step of plain SGD, in one call instead of one for each parameter."""
+    for group in optimizer.param_groups:
+        parameters = [each for each in group["params"] if each.grad is not None]
+        if parameters:  # the whole group may be frozen
+            gradients = [each.grad for each in parameters]
+            torch._foreach_add_(parameters, gradients, alpha=-group["lr"])
 
 
 def step_hooks(optimizer: Optimizer) -> list[Callable[..., Any]]:

@@ -405,6 +405,39 @@ def test_hooks_of_the_optimizer_are_called(
 
 
 @pytest.mark.skipif(torch.cuda.is_available(), reason="needs a machine without an NVIDIA GPU")
+@pytest.mark.parametrize(
+    "settings",
+    [
+        {},
+        {"foreach": True},
+        {"fused": True},
+        {"lr": torch.tensor(0.1)},
+        {"maximize": True},
+        {"weight_decay": 0.1},
+        {"momentum": 0.9, "dampening": 0.5},
+    ],
+    ids=str,
+)
+def test_a_bare_step_is_that_of_the_optimizer(settings: dict[str, Any]) -> None:
+    def weights_after(take_steps: Callable[[torch.optim.Optimizer], Callable[[], Any]]) -> Any:
+        numbers = torch.Generator().manual_seed(0)
+        weights = [torch.randn(4, 5, generator=numbers, requires_grad=True) for _ in range(4)]
+        first, second, *frozen = weights
+        groups: list[dict[str, Any]] = [{"params": [first, frozen[0]]}]
+        groups += [{"params": [second], "lr": 0.3}, {"params": frozen[1:]}]
+        optimizer = torch.optim.SGD(groups, **{"lr": 0.1, **settings})
+        step = take_steps(optimizer)
+        for _ in range(3):
+            for each in (first, second):
+                each.grad = torch.randn(4, 5, generator=numbers)
+            step()
+            optimizer.param_groups[1]["lr"] *= 0.5  # as a schedule does
+        return weights
+
+    bare = weights_after(multi_step_file.bare_step)
+    assert_same(bare, weights_after(lambda optimizer: optimizer.step))
+
+
 def test_adam_does_not_look_for_a_gpu_at_every_step(
     make_data: MakeData, make_model: MakeModel, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
 ) -> None:
