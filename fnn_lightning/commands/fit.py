@@ -33,8 +33,8 @@ from fnn_lightning.training.train_log import TrainLog
 Kind = TypeVar("Kind", bound=Callback)
 
 NO_STEP = (
-    "without a step, so nothing is saved: --trainer.max_epochs, --trainer.max_steps or "
-    "--trainer.limit_train_batches is 0"
+    "without a step, so nothing is saved: --trainer.max_epochs, --trainer.max_steps, "
+    "--trainer.max_time or --trainer.limit_train_batches allows none"
 )
 
 
@@ -189,10 +189,12 @@ class Fit:
                 checkpoint_callback.best_score,
                 checkpoint_callback.best_model_path,
             )
-        if not path or not self.trainer.is_global_zero:
-            if self.trainer.is_global_zero and self.trainer.global_step == 0:
+        if not self.trainer.is_global_zero:
+            return
+        if not path:  # as of a `fast_dev_run`, which saves nothing
+            if self.trainer.global_step == 0:
                 print(wrapped("done", NO_STEP))
-            return  # `fast_dev_run` saves nothing either
+            return
         run = Path(path).absolute().parents[1]  # RUN/checkpoints/FILE
         checkpoint = Path(path).absolute().relative_to(run)
         is_new = trained or "fit" not in read_metrics(run)

@@ -99,7 +99,8 @@ def loss_text(loss: Any) -> str:
     >>> loss_text(0.25), loss_text(22048195745856178094080)
     ('0.2500', '2.2e+22')
     """
-    return f"{loss:.4f}" if loss < 1000 else f"{loss:.3g}"
+    text = f"{loss:.4f}"
+    return text if len(text) <= 8 else f"{loss:.3g}"
 
 
 def epoch_of(trainer: Trainer) -> str:

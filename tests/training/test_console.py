@@ -191,13 +191,16 @@ def test_without_validation_every_epoch_has_a_row(data_dir: str, capsys: Capture
     assert len(table[1]) == 5  # no cells of a validation
 
 
-@pytest.mark.parametrize("limit", ["max_epochs", "max_steps", "limit_train_batches"])
+@pytest.mark.parametrize(
+    "limit",
+    ["max_epochs=0", "max_steps=0", "max_time=00:00:00:00", "limit_train_batches=0"],
+)
 def test_a_run_without_a_step_says_so(data_dir: str, capsys: Capture, limit: str) -> None:
-    main(["fit", "--data.data_dir", data_dir, f"--trainer.{limit}", "0"])
+    main(["fit", "--data.data_dir", data_dir, f"--trainer.{limit}"])
     done = " ".join(capsys.readouterr().out.split())
     assert done.endswith(
-        "done without a step, so nothing is saved: --trainer.max_epochs, --trainer.max_steps or "
-        "--trainer.limit_train_batches is 0"
+        "done without a step, so nothing is saved: --trainer.max_epochs, --trainer.max_steps, "
+        "--trainer.max_time or --trainer.limit_train_batches allows none"
     )
     assert not Path(LAST).exists()
 

@@ -404,7 +404,6 @@ def test_hooks_of_the_optimizer_are_called(
     assert calls.count("pre") == calls.count("post") == calls.count("global") == 14
 
 
-@pytest.mark.skipif(torch.cuda.is_available(), reason="needs a machine without an NVIDIA GPU")
 @pytest.mark.parametrize(
     "settings",
     [
@@ -438,6 +437,7 @@ def test_a_bare_step_is_that_of_the_optimizer(settings: dict[str, Any]) -> None:
     assert_same(bare, weights_after(lambda optimizer: optimizer.step))
 
 
+@pytest.mark.skipif(torch.cuda.is_available(), reason="needs a machine without an NVIDIA GPU")
 def test_adam_does_not_look_for_a_gpu_at_every_step(
     make_data: MakeData, make_model: MakeModel, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
 ) -> None:

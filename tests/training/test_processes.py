@@ -181,7 +181,7 @@ def test_augmentation_dropout_and_ema_are_the_same_on_two_ranks(
 
 @pytest.mark.soak
 def test_each_rank_draws_random_numbers_of_its_own(data_dir: str, fork: StartFork) -> None:
-    # in a terminal, where the first rank alone has a bar
+    # with a bar, as in a terminal, which the first rank alone shows
     options = ["--data.data_dir", data_dir, "--model.hidden_dims=[16]"]
     options += ["--trainer.enable_progress_bar=true"]
     # two processes with as many images each, from the start and after one process
