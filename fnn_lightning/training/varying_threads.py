@@ -115,7 +115,7 @@ def counts_with_same_bits(
     counts = [
         count
         for count in range(1, most + 1)
-        if all(divides_alike(*each, (count, reference)) for each in divided)
+        if all(divides_alike(each, (count, reference)) for each in divided)
     ]
     kept = {*(2**power for power in range(most.bit_length())), *counts[-1:]} - {reference}
     same = [count for count in counts if count in kept]
@@ -155,8 +155,8 @@ def random_numbers() -> Tensor:
     return 3 * torch.randn(2, 341 * FEW, generator=torch.Generator().manual_seed(0))
 
 
-def divided_numbers(networks: Sequence[FNN], batch_sizes: set[int]) -> Iterator[tuple[int, int]]:
-    """Yield of each layer of activations how many they are, and how many are not divided.
+def divided_numbers(networks: Sequence[FNN], batch_sizes: set[int]) -> Iterator[int]:
+    """Yield how many numbers each layer of activations computes, if threads divide them.
 
     Those that do not care how they are divided are left out.
     """
@@ -166,20 +166,21 @@ def divided_numbers(networks: Sequence[FNN], batch_sizes: set[int]) -> Iterator[
             if isinstance(layer, nn.Linear):
                 width = layer.out_features
                 continue
-            activates = type(layer) in ACTIVATIONS.values()
-            if activates and not activates_alike(type(layer), network.dtype):
-                grain_size = GELU_GRAIN_SIZE if type(layer) is nn.GELU else GRAIN_SIZE
-                yield from ((size * width, grain_size) for size in batch_sizes)
+            if type(layer) not in ACTIVATIONS.values():
+                continue
+            grain_size = GELU_GRAIN_SIZE if type(layer) is nn.GELU else GRAIN_SIZE
+            divided = [size * width for size in batch_sizes if size * width > grain_size]
+            # asked last, as the answer takes longer than some twenty steps of a small net
+            if divided and not activates_alike(type(layer), network.dtype):
+                yield from divided
 
 
-def divides_alike(numbers: int, grain_size: int, counts: Sequence[int]) -> bool:
+def divides_alike(numbers: int, counts: Sequence[int]) -> bool:
     """Tell whether each number is computed by the same instructions on so many threads.
 
-    >>> [divides_alike(100 * width, 32_768, (1, 2)) for width in (300, 400, 512)]
-    [True, False, True]
+    >>> [divides_alike(100 * width, (1, 2)) for width in (400, 512)]
+    [False, True]
     """
-    if numbers <= grain_size:
-        return True
     # PyTorch gives a thread at least `GRAIN_SIZE`, but for GELU
     shares = {min(count, -(-numbers // GRAIN_SIZE)) for count in counts}.union(counts) - {1}
     return all(-(-numbers // share) % VECTORISED == 0 for share in shares)

@@ -90,7 +90,7 @@ def test_no_number_of_threads_that_is_found_changes_a_bit(
 def test_shares_of_many_numbers_that_round_by_place_have_to_be_whole() -> None:
     mish = FNN(hidden_dims=[512], activation="mish", batch_norm=True)
     assert counts_with_same_bits([mish], {200}, 6)[-1] == 5  # not 102,400 / 6
-    assert not divides_alike(200 * 512, 32_768, (1, 3))
+    assert not divides_alike(200 * 512, (1, 3))
     mish = FNN(hidden_dims=[300], activation="mish")
     assert counts_with_same_bits([mish], {133}, 2) == [1]  # not 39,900 / 2
     relu = FNN(hidden_dims=[300])
