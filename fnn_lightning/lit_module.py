@@ -83,6 +83,8 @@ class FNNLitModule(LightningModule):
         adversarial_radius: Euclidean distance, on the [0, 1] scale of the pixels, of an adversarial
             example from its image. A step then lowers the mean of the losses of both; `train/loss`
             and `train/acc` are those of the images. 0 is none. See `AdversarialExamples`.
+        adversarial_steps: How often the direction of an adversarial example is found anew on the
+            way to it.
         teachers: Checkpoints or folders of runs, of the same classes. The network learns the mean
             of the probabilities that they give an image, instead of its label. See `Teachers`.
         optimizer: Class of `torch.optim` and its arguments, `{"class_path": "torch.optim.Adam",
@@ -126,6 +128,7 @@ class FNNLitModule(LightningModule):
         label_smoothing: float = 0.0,
         keep_hardest: float = 1.0,
         adversarial_radius: float = 0.0,
+        adversarial_steps: int = 1,
         teachers: Sequence[str] = (),
         optimizer: ClassConfig | None = None,
         lr_scheduler: ClassConfig | None = None,
@@ -150,7 +153,7 @@ class FNNLitModule(LightningModule):
         self.training_loss = TrainingLoss(label_smoothing)
         hard_examples = HardExamples(keep_hardest, self.training_loss)
         self.hard_examples = hard_examples if keep_hardest < 1 else None
-        self.adversarial_examples = AdversarialExamples(adversarial_radius)
+        self.adversarial_examples = AdversarialExamples(adversarial_radius, adversarial_steps)
         if compile and self.adversarial_examples:  # it frees what the second gradient needs
             raise InputError(
                 "Expected a network that is not compiled to train on adversarial examples, but got "
@@ -281,10 +284,14 @@ class FNNLitModule(LightningModule):
         images, labels = batch
         images = images.to(self.network.dtype).detach().requires_grad_()
         output = self._step((images, labels), self.training_loss, targets)
-        examples = self.adversarial_examples.of(images, output.loss)
+
+        def loss_at(images: Tensor) -> Tensor:
+            return self._step((images, labels), self.training_loss, targets).loss
+
         with batch_statistics_only(self.network):
-            adversarial = self._step((examples, labels), self.training_loss, targets)
-        return output, (output.loss + adversarial.loss) / 2
+            examples = self.adversarial_examples.of(images, output.loss, loss_at)
+            adversarial_loss = loss_at(examples)
+        return output, (output.loss + adversarial_loss) / 2
 
     def _evaluate(self, batch: Batch, metrics: SplitMetrics) -> dict[str, Tensor]:
         with self._without_autocast():

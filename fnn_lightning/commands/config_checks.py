@@ -155,7 +155,8 @@ def check_resumes(
     if data:  # of an earlier version too, which had no such settings
         later = ("folds", "fold", "train_size", "class_weights", "framing")
         data = {**dict.fromkeys(later), **data}
-    model = {"freeze": 0, "adversarial_radius": 0.0, "matmul_precision": None, **model}
+    adversarial = {"adversarial_radius": 0.0, "adversarial_steps": 1}
+    model = {"freeze": 0, **adversarial, "matmul_precision": None, **model}
     if "augmentation" in data:  # which had no `end` then
         data["augmentation"] = {"end": 1.0, **dict(data["augmentation"])}
     if is_path(str(data.get("dataset"))) and is_path(config.data.dataset):

@@ -37,7 +37,12 @@ NOTHING = (DEFAULT, "", "0", "false", "[]", "{}")  # the default of what has no 
 # of arguments that the packaged configs leave out, and of settings that `fit --help` does not list
 DEFAULTS = {
     **{name: default for group in OPTIONS["fit"].values() for name, (default, _) in group.items()},
-    **{"model.pixel_std": "1", "trainer.max_steps": "-1", "trainer.accumulate_grad_batches": "1"},
+    **{
+        "model.pixel_std": "1",
+        "model.adversarial_steps": "1",
+        "trainer.max_steps": "-1",
+        "trainer.accumulate_grad_batches": "1",
+    },
     **{"optimizer.betas": "[0.9, 0.999]", "optimizer.eps": "1e-08"},
     **{"lr_scheduler.last_epoch": "-1", "lr_scheduler.pct_start": "0.3"},
     **{"lr_scheduler.anneal_strategy": "cos", "lr_scheduler.cycle_momentum": "true"},

@@ -29,6 +29,7 @@ TECHNIQUES = {
     "label_smoothing": "label smoothing {}",
     "keep_hardest": "steps on the hardest {} of each batch",
     "adversarial_radius": "adversarial examples at a distance of {}",
+    "adversarial_steps": "found in {} steps",
 }
 
 

@@ -70,6 +70,7 @@ def test_a_run_of_an_earlier_version_resumes_as_it_began(
         del data[name]
     del data["augmentation"]["end"], checkpoint["hyper_parameters"]["freeze"]
     del checkpoint["hyper_parameters"]["adversarial_radius"]
+    del checkpoint["hyper_parameters"]["adversarial_steps"]
     del checkpoint["hyper_parameters"]["matmul_precision"]
     for state in checkpoint["callbacks"]["TrainLog"]["ranks"]:
         del state["offset"]
@@ -83,6 +84,7 @@ def test_a_run_of_an_earlier_version_resumes_as_it_began(
         ("data.augmentation.end", "0.5", "1.0"),
         ("model.freeze", "1", "0"),
         ("model.adversarial_radius", "1", "0.0"),
+        ("model.adversarial_steps", "2", "1"),
         ("model.matmul_precision", "medium", "null"),
     ):
         error = refused([*resume, f"--{option}", value], capsys)

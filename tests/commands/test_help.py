@@ -18,7 +18,8 @@ LEFT_OUT = {
     *("model.multi_step", "checkpoint.mode", "early_stopping.mode"),  # rarely of use
     *("checkpoint.every_n_minutes", "early_stopping.min_delta", "early_stopping.monitor"),
     *("model.compile", "model.matmul_precision", "tensorboard.histograms"),  # likewise
-    *("model.adversarial_radius", "model.teachers"),  # of recipes for accuracy
+    # of recipes for accuracy
+    *("model.adversarial_radius", "model.adversarial_steps", "model.teachers"),
     *("model.pixel_std", "data.fold"),  # beside the one that they belong to
     "tensorboard.projector",  # in the help of `test`, which it is for
 }

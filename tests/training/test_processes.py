@@ -153,7 +153,8 @@ def test_augmentation_dropout_and_ema_are_the_same_on_two_ranks(
     # the hardest of the whole batch, however many of them a process has
     hardest = [*options, "--model.keep_hardest=0.3", "--model.dropout=0.2"]
     hardest += ["--data.augmentation.end=0.7"]
-    hardest += ["--model.adversarial_radius=1", "--model.teachers=[one]"]
+    hardest += ["--model.adversarial_radius=1", "--model.adversarial_steps=2"]
+    hardest += ["--model.teachers=[one]"]
     fit(fork, *hardest, "--run_folder", "hard")
     fit(fork, *hardest, "--run_folder", "hard2", processes=2)
     alone, shared = scalars("hard"), scalars("hard2")

@@ -123,7 +123,15 @@ def fit(
             {"max_epochs": -1, "max_steps": 15},
         ),
         ({"batch_norm": True, "input_dropout": 0.2, "label_smoothing": 0.1}, {}),
-        ({"batch_norm": True, "keep_hardest": 0.3, "adversarial_radius": 1.0}, {}),
+        (
+            {
+                "batch_norm": True,
+                "keep_hardest": 0.3,
+                "adversarial_radius": 1.0,
+                "adversarial_steps": 2,
+            },
+            {},
+        ),
         ({}, {"patience": 1, "max_epochs": 9}),
         ({}, {"patience": 1, "max_epochs": 9, "min_epochs": 4, "val_check_interval": 2}),
     ],

@@ -187,6 +187,7 @@ RECIPES: dict[str, dict[str, Any]] = {
             "activation": "gelu",
             "keep_hardest": 0.5,
             "adversarial_radius": 0.5,
+            "adversarial_steps": 2,
             "matmul_precision": "medium",
         },
         "data": {"augmentation": Augmentation(rotation=10, elastic=1, end=0.9)},
