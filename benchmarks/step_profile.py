@@ -40,7 +40,12 @@ MATRIX_PRODUCTS = {
 
 
 class SecondEpoch(LoopTimer):
-    """Times the second epoch, without the start of a run and the checkpoint at its end."""
+    """Times the steps of the second epoch, without the start of a run, validation and checkpoints.
+
+    They are all augmented, if any are.
+    """
+
+    acts_every_n_steps = 0
 
     def on_train_start(self, *_: Any) -> None:
         pass
@@ -49,8 +54,9 @@ class SecondEpoch(LoopTimer):
         if trainer.current_epoch == 1:
             super().on_train_start(trainer, *args)
 
-    def on_train_epoch_end(self, trainer: Any, *args: Any) -> None:
-        if trainer.current_epoch == 1:
+    def on_train_batch_end(self, trainer: Any, *args: Any) -> None:
+        # the Trainer takes the last step of an epoch itself
+        if trainer.current_epoch == 1 and trainer.is_last_batch:
             super().on_train_end(trainer, *args)
 
     def on_train_end(self, *_: Any) -> None:
@@ -58,7 +64,7 @@ class SecondEpoch(LoopTimer):
 
 
 class MatrixProducts(SecondEpoch):
-    """Adds up the seconds of the matrix products of that epoch, by PyTorch's profiler."""
+    """Adds up the seconds of the matrix products of these steps, by PyTorch's profiler."""
 
     def on_train_epoch_start(self, trainer: Any, *args: Any) -> None:
         if trainer.current_epoch == 1:
@@ -66,8 +72,7 @@ class MatrixProducts(SecondEpoch):
             self.profiler.start()
         super().on_train_epoch_start(trainer, *args)
 
-    def on_train_epoch_end(self, trainer: Any, *args: Any) -> None:
-        super().on_train_epoch_end(trainer, *args)
+    def on_train_epoch_end(self, trainer: Any, *_: Any) -> None:
         if trainer.current_epoch == 1:
             self.profiler.stop()
             self.products = sum(
@@ -117,6 +122,7 @@ def train(config: Path, data_dir: str, epochs: int, timer: type[LoopTimer]) -> t
     command = ["fit", "--config", str(config), "--data.data_dir", data_dir]
     command += ["--trainer.max_epochs", str(epochs), "--trainer.enable_progress_bar", "true"]
     command += ["--trainer.callbacks", f"{timer.__module__}.{timer.__name__}"]
+    command += ["--data.augmentation.end", "1"]  # as in most epochs of a longer run
     with (
         tempfile.TemporaryDirectory() as folder,
         contextlib.redirect_stdout(io.StringIO()),

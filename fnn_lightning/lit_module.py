@@ -80,11 +80,11 @@ class FNNLitModule(LightningModule):
         keep_hardest: Fraction of each batch that a step is taken on: the images with the greatest
             loss, found by a first pass. `train/loss` and `train/acc` are those of the first pass,
             so of the whole batch. See `HardExamples`.
-        adversarial_radius: Euclidean distance, on the [0, 1] scale of the pixels, of an adversarial
-            example from its image. A step then lowers the mean of the losses of both; `train/loss`
+        adversarial_radius: Length, on the [0, 1] scale of the pixels, of the way from an image to
+            its adversarial example. A step then lowers the mean of the losses of both; `train/loss`
             and `train/acc` are those of the images. 0 is none. See `AdversarialExamples`.
-        adversarial_steps: How often the direction of an adversarial example is found anew on the
-            way to it.
+        adversarial_steps: Number of equal parts of that way, at the start of each of which the
+            direction is found anew.
         teachers: Checkpoints or folders of runs, of the same classes. The network learns the mean
             of the probabilities that they give an image, instead of its label. See `Teachers`.
         optimizer: Class of `torch.optim` and its arguments, `{"class_path": "torch.optim.Adam",

@@ -100,6 +100,8 @@ def recipe(module: FNNLitModule, checkpoint: dict[str, Any]) -> str:
     parts = [f"batches of {data['batch_size']}"] if "batch_size" in data else []
     for name, words in TECHNIQUES.items():
         value = module.hparams.get(name, defaults[name])
+        if name == "adversarial_steps" and not module.adversarial_examples:
+            continue
         if value != defaults[name]:
             parts.append(words.format(to_text(value)))
     augmentation = data.get("augmentation") or {}

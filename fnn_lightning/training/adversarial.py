@@ -22,13 +22,13 @@ class AdversarialExamples:
     several steps of Kurakin et al. 2017, arXiv:1607.02533.
 
     Args:
-        radius: Euclidean distance between an image and its adversarial example, on the [0, 1] scale
-            of the pixels; 0 makes none. With several steps it is the length of the way.
-        steps: How often the direction is found anew, each time for an equal part of the way. Each
-            after the first takes another pass through the network, forward and backward.
+        radius: Length of the way from an image to its adversarial example, on the [0, 1] scale of
+            the pixels: with one step, the Euclidean distance between them. 0 makes none.
+        steps: Number of equal parts of that way, at the start of each of which the direction is
+            found anew. Each after the first takes another pass, forward and backward.
 
     Raises:
-        InputError: If the radius is negative or not finite, or there is not one step or more.
+        InputError: If the radius is negative or not finite, or `steps` is no positive integer.
     """
 
     def __init__(self, radius: float, steps: int = 1) -> None:
@@ -37,7 +37,9 @@ class AdversarialExamples:
                 f"Expected `adversarial_radius` to be a finite number from 0, but got {radius}"
             )
         if type(steps) is not int or steps < 1:
-            raise InputError(f"Expected `adversarial_steps` to be 1 or more, but got {steps!r}")
+            raise InputError(
+                f"Expected `adversarial_steps` to be an integer of 1 or more, but got {steps!r}"
+            )
         self.radius = radius
         self.steps = steps
 

@@ -156,9 +156,9 @@ def random_numbers() -> Tensor:
 
 
 def divided_numbers(networks: Sequence[FNN], batch_sizes: set[int]) -> Iterator[int]:
-    """Yield how many numbers each layer of activations computes, if threads divide them.
+    """Yield the size of each activation's output that threads divide.
 
-    Those that do not care how they are divided are left out.
+    An activation that rounds alike however it is divided is left out.
     """
     for network in networks:
         width = 0
@@ -170,7 +170,7 @@ def divided_numbers(networks: Sequence[FNN], batch_sizes: set[int]) -> Iterator[
                 continue
             grain_size = GELU_GRAIN_SIZE if type(layer) is nn.GELU else GRAIN_SIZE
             divided = [size * width for size in batch_sizes if size * width > grain_size]
-            # asked last, as the answer takes longer than some twenty steps of a small net
+            # last, as the check takes as long as some forty steps of a small net
             if divided and not activates_alike(type(layer), network.dtype):
                 yield from divided
 

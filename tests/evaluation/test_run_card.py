@@ -58,6 +58,12 @@ def test_the_card_says_what_the_run_was() -> None:
     }
 
 
+def test_steps_to_adversarial_examples_are_named_where_there_are_some() -> None:
+    card = run_card(FNNLitModule(adversarial_radius=2.5, adversarial_steps=3), {}, {})
+    assert card["recipe"] == "adversarial examples at a distance of 2.5, found in 3 steps"
+    assert "steps" not in run_card(FNNLitModule(adversarial_steps=3), {}, {})["recipe"]
+
+
 def test_a_schedule_with_a_rate_of_its_own_leaves_one_rate_on_the_card() -> None:
     schedule = {"class_path": "OneCycleLR", "init_args": {"max_lr": 0.02, "total_steps": 9}}
     card = run_card(FNNLitModule(lr_scheduler=schedule), {}, {})

@@ -59,6 +59,26 @@ def test_a_step_learns_the_mean_of_the_teachers_probabilities(
     assert model.train_metrics.compute_and_reset()["train/acc"] == accuracy
 
 
+def test_adversarial_examples_are_those_of_the_teachers_probabilities(
+    teachers: list[str], make_model: MakeModel, make_data: MakeData, tmp_path: Path
+) -> None:
+    model = make_model(teachers=teachers, adversarial_radius=0.7, adversarial_steps=2)
+    trainer(tmp_path, max_steps=0).fit(model, datamodule=make_data())
+    images = torch.randint(256, (20, 28, 28)).float()
+    first, second = (load(path)(images).softmax(1).detach() for path in teachers)
+
+    def loss_at(images: torch.Tensor) -> torch.Tensor:
+        return F.cross_entropy(model(images), (first + second) / 2)
+
+    moved = images
+    for _ in range(2):
+        moved = moved.detach().requires_grad_()
+        (gradient,) = torch.autograd.grad(loss_at(moved), moved)
+        moved = moved + 255 * 0.35 * F.normalize(gradient.flatten(1)).view_as(images)
+    loss = model.training_step((images, torch.randint(10, (20,))), 0)
+    torch.testing.assert_close(loss, (loss_at(images) + loss_at(moved)) / 2)
+
+
 def test_a_run_with_teachers_resumes_exactly_with_the_same_ones_alone(
     teachers: list[str], make_model: MakeModel, make_data: MakeData, tmp_path: Path
 ) -> None:

@@ -101,6 +101,14 @@ def test_shares_of_many_numbers_that_round_by_place_have_to_be_whole() -> None:
     assert counts_with_same_bits([mish], {133}, 2, reference=4) == [4]
 
 
+def test_a_net_too_small_to_be_divided_is_not_asked_how_it_rounds(
+    monkeypatch: pytest.MonkeyPatch,
+) -> None:
+    monkeypatch.delattr(varying_threads, "activates_alike")
+    mish = FNN(hidden_dims=[300], activation="mish")  # 100 × 300 is below `GRAIN_SIZE`
+    assert counts_with_same_bits([mish], {100}, 2) == [1, 2]
+
+
 @pytest.mark.parametrize("activation", ACTIVATIONS)
 def test_an_activation_that_is_divided_anywhere_keeps_its_bits(activation: Activation) -> None:
     function: Any = ACTIVATIONS[activation]
