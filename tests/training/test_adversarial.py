@@ -113,7 +113,8 @@ def test_a_step_lowers_the_mean_of_both_losses(
     torch.testing.assert_close(loss, expected)
     loss.backward()
     gradients = [parameter.grad for parameter in model.network.parameters()]
-    torch.testing.assert_close(gradients, list(wanted), rtol=1e-4, atol=1e-6)
+    atol = 1e-7 if steps == 1 else 1e-6  # a second step magnifies the rounding of the first
+    torch.testing.assert_close(gradients, list(wanted), rtol=1e-4, atol=atol)
     # normalisation has counted the images alone, and so has what is logged
     for name, buffer in model.named_buffers():
         if "layers" in name:
